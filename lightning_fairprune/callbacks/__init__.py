@@ -1,0 +1,1 @@
+"""Trainer callbacks: they decide *when*; the functions they call know *what*."""
