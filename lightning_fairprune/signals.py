@@ -1,0 +1,256 @@
+"""Per-sample values of one batch: what a network thought of each sample at one moment of training.
+
+Every signal maps `logits` [B, C] and `target` [B] to one value per sample [B]. It is computed in float32 at
+least (float64 stays), carries no gradient, and never makes the host wait for the device.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from torch import Tensor
+
+__all__ = ["correct", "el2n", "entropy", "loss", "margin", "p_true"]
+
+
+def loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the cross entropy `-ln p_y` of each sample, in nats.
+
+    Args:
+        logits: Class scores before the softmax, floating, [B, C].
+        target: True classes in [0, C), int64, [B].
+
+    Returns:
+        Values in [0, inf), float32 (float64 for float64 logits), [B].
+
+    Raises:
+        ValueError: If the shapes do not agree.
+        TypeError: If `logits` is not floating or `target` is not integer.
+
+    Example:
+        >>> loss(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))  # ln 2
+        tensor([0.6931])
+    """
+    return compute(("loss",), logits, target)["loss"]
+
+
+def el2n(logits: Tensor, target: Tensor) -> Tensor:
+    r"""Return the length of the error vector `||softmax(z) - onehot(y)||_2` of each sample.
+
+    `sqrt((1 - p_y)^2 + \sum_{j != y} p_j^2)`: Paul et al., "Deep Learning on a Data Diet" (NeurIPS 2021,
+    arXiv 2107.07075), the EL2N score of one network at one moment. `1 - p_y` is the sum of the other
+    probabilities, so that values close to 0 keep their digits.
+
+    Args:
+        logits: Class scores before the softmax, floating, [B, C].
+        target: True classes in [0, C), int64, [B].
+
+    Returns:
+        Values in [0, sqrt(2)], float32 (float64 for float64 logits), [B].
+
+    Raises:
+        ValueError: If the shapes do not agree.
+        TypeError: If `logits` is not floating or `target` is not integer.
+
+    Example:
+        >>> el2n(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))  # (.5, .5) is (.5, -.5) off (0, 1)
+        tensor([0.7071])
+    """
+    return compute(("el2n",), logits, target)["el2n"]
+
+
+def p_true(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the probability `p_y` that the softmax gives to the true class of each sample.
+
+    Args:
+        logits: Class scores before the softmax, floating, [B, C].
+        target: True classes in [0, C), int64, [B].
+
+    Returns:
+        Values in [0, 1], float32 (float64 for float64 logits), [B].
+
+    Raises:
+        ValueError: If the shapes do not agree.
+        TypeError: If `logits` is not floating or `target` is not integer.
+
+    Example:
+        >>> p_true(torch.tensor([[0.0, 3.0]]).log(), torch.tensor([1]))  # 3 / (0 + 3)
+        tensor([1.])
+    """
+    return compute(("p_true",), logits, target)["p_true"]
+
+
+def margin(logits: Tensor, target: Tensor) -> Tensor:
+    r"""Return how far the true class's logit stands above the best other one, for each sample.
+
+    `z_y - \max_{j != y} z_j`: Pleiss et al., "Identifying Mislabeled Data using the Area Under the Margin
+    Ranking" (NeurIPS 2020, arXiv 2001.10528), Eq. 1. With a single class there is no other: the margin is inf.
+
+    Args:
+        logits: Class scores before the softmax, floating, [B, C].
+        target: True classes in [0, C), int64, [B].
+
+    Returns:
+        Values in logit units, negative where another class wins, float32 (float64 for float64 logits), [B].
+
+    Raises:
+        ValueError: If the shapes do not agree.
+        TypeError: If `logits` is not floating or `target` is not integer.
+
+    Example:
+        >>> margin(torch.tensor([[1.0, 4.0, 2.0], [1.0, 4.0, 2.0]]), torch.tensor([1, 0]))
+        tensor([ 2., -3.])
+    """
+    return compute(("margin",), logits, target)["margin"]
+
+
+def entropy(logits: Tensor, target: Tensor) -> Tensor:
+    r"""Return the entropy `-\sum_j p_j \ln p_j` of each sample's softmax, in nats, with `0 \ln 0 = 0`.
+
+    Args:
+        logits: Class scores before the softmax, floating, [B, C].
+        target: True classes, int64, [B]; the values do not matter.
+
+    Returns:
+        Values in [0, ln C], float32 (float64 for float64 logits), [B].
+
+    Raises:
+        ValueError: If the shapes do not agree.
+        TypeError: If `logits` is not floating or `target` is not integer.
+
+    Example:
+        >>> entropy(torch.tensor([[0.0, 0.0]]), torch.tensor([0]))  # ln 2
+        tensor([0.6931])
+    """
+    return compute(("entropy",), logits, target)["entropy"]
+
+
+def correct(logits: Tensor, target: Tensor) -> Tensor:
+    """Return whether the class with the highest logit is the true one; of equal logits the first counts.
+
+    Args:
+        logits: Class scores before the softmax, floating, [B, C].
+        target: True classes in [0, C), int64, [B].
+
+    Returns:
+        True where the prediction is right, bool, [B].
+
+    Raises:
+        ValueError: If the shapes do not agree.
+        TypeError: If `logits` is not floating or `target` is not integer.
+
+    Example:
+        >>> correct(torch.tensor([[1.0, 4.0], [1.0, 4.0]]), torch.tensor([1, 0]))
+        tensor([ True, False])
+    """
+    return compute(("correct",), logits, target)["correct"]
+
+
+def compute(names: Iterable[str], logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Return several signals of one batch, with one softmax for all of them.
+
+    Args:
+        names: Signals to compute, out of `signals.__all__`.
+        logits: Class scores before the softmax, floating, [B, C].
+        target: True classes in [0, C), int64, [B].
+
+    Returns:
+        One tensor [B] per name, in the order of `names`; equal to what the function of that name returns.
+
+    Raises:
+        ValueError: If a name is unknown or the shapes do not agree.
+        TypeError: If `logits` is not floating or `target` is not integer.
+
+    Example:
+        >>> compute(["p_true", "correct"], torch.tensor([[0.0, 0.0]]), torch.tensor([0]))
+        {'p_true': tensor([0.5000]), 'correct': tensor([True])}
+    """
+    batch = _Batch(logits, target)
+    return {name: _formula(name)(batch) for name in names}
+
+
+class _Batch:
+    """The logits and targets of one batch, and their softmax once somebody asks for it."""
+
+    __slots__ = ("_log_p", "_p", "y", "z")
+
+    def __init__(self, logits: Tensor, target: Tensor) -> None:
+        if logits.ndim != 2 or target.shape != logits.shape[:1]:
+            raise ValueError(
+                "`logits` must be [B, C] and `target` [B], "
+                f"got shapes {list(logits.shape)} and {list(target.shape)}."
+            )
+        if not logits.is_floating_point():
+            raise TypeError(f"`logits` must be floating, got {logits.dtype}.")
+        if target.is_floating_point() or target.dtype == torch.bool:
+            raise TypeError(f"`target` must be integer class indices, got {target.dtype}.")
+        z = logits.detach()
+        self.z = z if z.dtype == torch.float64 else z.float()
+        self.y = target.long().unsqueeze(1)
+        self._log_p: Tensor | None = None
+        self._p: Tensor | None = None
+
+    @property
+    def log_p(self) -> Tensor:
+        if self._log_p is None:
+            self._log_p = self.z.log_softmax(1)
+        return self._log_p
+
+    @property
+    def p(self) -> Tensor:
+        if self._p is None:
+            self._p = self.log_p.exp()
+        return self._p
+
+
+def _loss(batch: _Batch) -> Tensor:
+    return -batch.log_p.gather(1, batch.y).squeeze(1)
+
+
+def _el2n(batch: _Batch) -> Tensor:
+    others = batch.p.scatter(1, batch.y, 0.0)
+    # hypot: the squares of probabilities below 1e-23 are 0 in float32, the larger of the two terms is not.
+    return torch.hypot(others.sum(1), torch.linalg.vector_norm(others, dim=1))
+
+
+def _p_true(batch: _Batch) -> Tensor:
+    return batch.log_p.gather(1, batch.y).squeeze(1).exp()
+
+
+def _margin(batch: _Batch) -> Tensor:
+    true = batch.z.gather(1, batch.y).squeeze(1)
+    return true - batch.z.scatter(1, batch.y, -torch.inf).amax(1)
+
+
+def _entropy(batch: _Batch) -> Tensor:
+    # A logit of -inf has ln p = -inf; made finite, it meets p = 0 and gives 0 instead of NaN.
+    log_p = batch.log_p.clamp_min(torch.finfo(batch.z.dtype).min)
+    return -(batch.p * log_p).sum(1)
+
+
+def _correct(batch: _Batch) -> Tensor:
+    return batch.z.argmax(1) == batch.y.squeeze(1)
+
+
+_FORMULAS: dict[str, Callable[[_Batch], Tensor]] = {
+    "correct": _correct,
+    "el2n": _el2n,
+    "entropy": _entropy,
+    "loss": _loss,
+    "margin": _margin,
+    "p_true": _p_true,
+}
+
+
+def _formula(name: str) -> Callable[[_Batch], Tensor]:
+    try:
+        return _FORMULAS[name]
+    except KeyError:
+        raise ValueError(
+            f"`names` must be out of {', '.join(map(repr, _FORMULAS))}, got {name!r}."
+        ) from None
