@@ -1,0 +1,229 @@
+"""What must hold before pruning can work, said before any work is done."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+
+from lightning_fairprune.datamodule import FairPruneDataModule
+from lightning_fairprune.source import TrainSource
+
+if TYPE_CHECKING:
+    from lightning_fairprune.callbacks.data_pruning import DataPruning
+
+KEEP = ("random", "hard", "easy", "stratified")
+AFTER = ("continue", "restart")
+
+
+def arguments(
+    *,
+    density: float,
+    warmup_epochs: float,
+    score: object,
+    keep: str,
+    after: str,
+    resample_every: int | None,
+    update_every: int | None,
+    recall_window: int,
+    shrinkage: float,
+) -> None:
+    """Checks the arguments of DataPruning on their own."""
+    if isinstance(density, bool) or not 0 < density <= 1:
+        raise ValueError(f"`density` must be in (0, 1], got {density}.")
+    if isinstance(warmup_epochs, float) and not 0 < warmup_epochs < 1:
+        raise ValueError(
+            "`warmup_epochs` must be a whole number of epochs or a fraction of training in (0, 1), "
+            f"got {warmup_epochs}."
+        )
+    if warmup_epochs <= 0:
+        raise ValueError(
+            f"`warmup_epochs` must be at least 1, got {warmup_epochs}: labels, scores and recalls "
+            "come from the warm-up. To train on a selection from the start use "
+            "FairPruneDataModule(datamodule, selection=...)."
+        )
+    for name, value, allowed in (("keep", keep, KEEP), ("after", after, AFTER)):
+        if value not in allowed:
+            raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}.")
+    if (score is None) != (keep == "random"):
+        raise ValueError(
+            "`score` decides who stays only with keep='hard', 'easy' or 'stratified', and those "
+            f"need a score, got score={'None' if score is None else 'a function'} and "
+            f"keep={keep!r}."
+        )
+    for name, every in (("resample_every", resample_every), ("update_every", update_every)):
+        if every is not None and every < 1:
+            raise ValueError(f"`{name}` must be None or at least 1 epoch, got {every}.")
+    if recall_window < 1:
+        raise ValueError(f"`recall_window` must be at least 1 validation, got {recall_window}.")
+    if not shrinkage >= 0:
+        raise ValueError(f"`shrinkage` must be 0 or more samples, got {shrinkage}.")
+
+
+def resolve_warmup(warmup_epochs: float, trainer: pl.Trainer) -> int:
+    """Returns the warm-up in epochs, which must end before training does."""
+    max_epochs = trainer.max_epochs
+    unlimited = max_epochs is None or max_epochs < 0
+    if isinstance(warmup_epochs, float):
+        if unlimited:
+            raise ValueError(
+                f"`warmup_epochs`={warmup_epochs} is a fraction of max_epochs, which is not set: "
+                "give Trainer(max_epochs=...) or a whole number of warm-up epochs."
+            )
+        assert max_epochs is not None
+        warmup_epochs = max(1, round(warmup_epochs * max_epochs))
+    warmup = int(warmup_epochs)
+    if getattr(trainer, "fast_dev_run", False):
+        rank_zero_info(
+            "DataPruning: a fast_dev_run ends before the warm-up does; nothing is pruned."
+        )
+    elif not unlimited and warmup >= (max_epochs or 0):
+        raise ValueError(
+            f"`warmup_epochs` must end before training does, got {warmup} of max_epochs="
+            f"{max_epochs}."
+        )
+    return warmup
+
+
+def trainer(callback: DataPruning, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    """Checks the Trainer, the module and where the data come from."""
+    same = [c for c in trainer.callbacks if type(c) is type(callback)]  # type: ignore[attr-defined]
+    if len(same) > 1:
+        raise ValueError(f"a Trainer takes one DataPruning callback, got {len(same)}.")
+    if "dataloader_iter" in inspect.signature(module.training_step).parameters:
+        raise TypeError(
+            "`training_step(dataloader_iter)` fetches its batches itself, so nobody can tell which "
+            "samples it saw: take `batch` instead."
+        )
+    overfit = trainer.overfit_batches  # type: ignore[attr-defined]
+    if overfit > 0:
+        raise ValueError(
+            f"Trainer(overfit_batches={overfit}) trains on a fixed handful of "
+            "samples, so there is nothing to prune: leave it out or leave out DataPruning."
+        )
+    _data_source(trainer, module)
+    if callback.needs_recall and not trainer.enable_validation:
+        raise ValueError(
+            f"`quota` {_name(callback.quota_fn)} needs the recall of each class, but there is no "
+            "validation: give a val_dataloader and a validation_step (and limit_val_batches > 0), "
+            "or use quotas.proportional or quotas.balanced."
+        )
+    every = trainer.check_val_every_n_epoch
+    warmup = resolve_warmup(callback.warmup_epochs, trainer)
+    if callback.needs_recall and every is not None and every > warmup:
+        raise ValueError(
+            f"validation runs every {every} epochs, later than the warm-up of {warmup} ends: set "
+            "check_val_every_n_epoch or warmup_epochs so that recalls are there in time."
+        )
+    if callback.after == "restart" and not isinstance(
+        trainer.strategy, (SingleDeviceStrategy, DDPStrategy)
+    ):
+        raise ValueError(
+            "after='restart' works on one device and with DDP, got "
+            f"{type(trainer.strategy).__name__}: run two fits instead, the second with "
+            "FairPruneDataModule(datamodule, selection=...)."
+        )
+
+
+def _data_source(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    if isinstance(data, FairPruneDataModule):
+        if data.selection is not None:
+            raise ValueError(
+                "FairPruneDataModule(selection=...) and DataPruning both decide which samples to "
+                "train on: use one of them."
+            )
+        return
+    if not is_overridden("train_dataloader", module if data is None else data):
+        raise TypeError(
+            "loaders passed to trainer.fit() cannot be pruned: return them from the "
+            "train_dataloader() of a LightningDataModule or of the module."
+        )
+
+
+def loader(callback: DataPruning, trainer: pl.Trainer, source: TrainSource) -> None:
+    """Checks that an epoch over the kept samples will work, before the first one over all."""
+    batch_size, budget = source.loader.batch_size, callback.budget(source.num_samples)
+    batches = limited(source.num_batches(budget), trainer)
+    if batches == 0:
+        raise ValueError(
+            f"`density`={callback.density} keeps {budget} samples, which is less than one batch of "
+            f"{batch_size} on each of {source.sampler.num_replicas} ranks, and drop_last=True would "
+            "drop it: raise the density, lower the batch size or set drop_last=False."
+        )
+    every = trainer.val_check_interval
+    if (
+        isinstance(every, int)
+        and every > batches
+        and trainer.check_val_every_n_epoch is not None
+        and trainer.limit_val_batches > 0
+    ):
+        raise ValueError(
+            f"Trainer(val_check_interval={every}) asks for a validation after more batches than the "
+            f"{batches} of a pruned epoch: use a fraction such as val_check_interval=1.0, or "
+            "check_val_every_n_epoch=None to count across epochs."
+        )
+    full = limited(source.num_batches(source.num_samples), trainer)
+    steps = math.ceil(full / trainer.accumulate_grad_batches) * callback.warmup
+    if 0 < trainer.max_steps <= steps and not getattr(trainer, "fast_dev_run", False):
+        raise ValueError(
+            f"`warmup_epochs` must end before training does, got {callback.warmup} epochs of "
+            f"{full} batches ({steps} steps) with max_steps={trainer.max_steps}."
+        )
+
+
+def limited(batches: int, trainer: pl.Trainer) -> int:
+    """Returns how many batches of an epoch the Trainer runs."""
+    limit = trainer.limit_train_batches
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+
+def stepping(callback: DataPruning, trainer: pl.Trainer) -> None:
+    """Warns if a step-wise schedule was planned for epochs that will not be."""
+    stepwise = any(config.interval == "step" for config in trainer.lr_scheduler_configs)
+    if stepwise and callback.density < 1 and not callback.stepping_batches_planned:
+        rank_zero_warn(
+            "a learning-rate schedule steps with every batch, and epochs get shorter after the "
+            "warm-up: plan it with lightning_fairprune.planned_stepping_batches(trainer) in place "
+            "of trainer.estimated_stepping_batches, or it will not reach its end."
+        )
+
+
+def unobserved(target: Tensor, budget: int) -> None:
+    """Says how many samples cannot be chosen, and refuses where too few remain."""
+    missing = int((target < 0).sum())
+    if missing == 0:
+        return
+    total = len(target)
+    cause = "check drop_last, limit_train_batches and weighted samplers"
+    if total - missing < budget:
+        raise ValueError(
+            f"{missing} of {total} training samples were never observed in the warm-up, so only "
+            f"{total - missing} can be kept where {budget} are wanted: warm up longer, or {cause}."
+        )
+    rank_zero_warn(
+        f"{missing} of {total} training samples were never observed in the warm-up and will not be "
+        f"trained on: warm up longer, or {cause}."
+    )
+
+
+def quota(quota: object, sizes: Tensor, budget: int) -> None:
+    """Checks what a quota function returned."""
+    if not isinstance(quota, Tensor) or quota.shape != sizes.shape or quota.dtype != torch.int64:
+        raise ValueError(
+            f"`quota` must return int64 [{len(sizes)}], got "
+            f"{getattr(quota, 'dtype', type(quota).__name__)} {list(getattr(quota, 'shape', []))}."
+        )
+    if int(quota.sum()) != budget:
+        raise ValueError(f"`quota` must sum to the budget {budget}, got {int(quota.sum())}.")
+
+
+def _name(function: object) -> str:
+    return getattr(function, "__name__", repr(function))

@@ -1,0 +1,109 @@
+"""What callbacks share to look into steps: one capture a Trainer, sums over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from lightning_fairprune.capture import LossCapture
+
+LogitsFn = Callable[[pl.LightningModule, Any], tuple[Tensor, Tensor]]
+
+# Callbacks open and close their captures in the same order, not in reverse. A stack of modes would
+# close the wrong one, so there is a single mode for all of them.
+_captures: WeakKeyDictionary[pl.Trainer, LossCapture] = WeakKeyDictionary()
+
+
+def capture_of(trainer: pl.Trainer) -> LossCapture:
+    """Returns the capture that all callbacks of a Trainer share."""
+    if trainer not in _captures:
+        _captures[trainer] = LossCapture()
+    return _captures[trainer]
+
+
+class StepObserver:
+    """Reads logits and targets of the steps that it is told of.
+
+    Args:
+        trainer: whose steps.
+        logits_fn: computes ``(logits, target)`` from module and batch; None to read them from the
+            step's own outputs or its loss.
+    """
+
+    def __init__(self, trainer: pl.Trainer, logits_fn: LogitsFn | None = None) -> None:
+        self._capture = capture_of(trainer)
+        self._logits_fn = logits_fn
+        self._open = False
+        self._own: tuple[Tensor, Tensor] | None = None
+
+    def open(self, module: pl.LightningModule, batch: Any) -> None:
+        """Before the step."""
+        if self._logits_fn is not None:
+            # Before the step, so that the logits are those of the weights that the step sees.
+            with torch.no_grad(), evaluating(module):
+                self._own = self._logits_fn(module, batch)
+            return
+        self._capture.enter()
+        self._open = True
+
+    def close(self) -> None:
+        """After the forward pass; safe to call more than once."""
+        if self._open:
+            self._open = False
+            self._capture.leave()
+
+    def read(self, outputs: Any, batch_size: int | None, where: str) -> tuple[Tensor, Tensor]:
+        """Returns logits [B, C] and target [B] of the step that was just closed."""
+        self.close()
+        if self._own is not None:
+            (logits, target), self._own = self._own, None
+        elif isinstance(outputs, Mapping) and {"logits", "target"} <= outputs.keys():
+            logits, target = outputs["logits"].detach(), outputs["target"].detach()
+        else:
+            try:
+                return self._capture.pick(batch_size)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+        if logits.ndim != 2 or target.ndim != 1 or target.is_floating_point():
+            raise ValueError(
+                f"{where}: logits must be [B, C] and targets one class index per sample, got "
+                f"{list(logits.shape)} and {target.dtype} {list(target.shape)}; soft and "
+                "multi-label targets have no class to balance."
+            )
+        return logits, target
+
+
+@contextmanager
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """Puts a module in eval mode and each of its parts back as it was."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def sum_over_ranks(trainer: pl.Trainer) -> Callable[[Tensor], Tensor]:
+    """Returns the function that sums a tensor over all ranks without touching the original."""
+    return lambda tensor: _reduced(trainer, tensor, "sum")
+
+
+def max_over_ranks(trainer: pl.Trainer) -> Callable[[Tensor], Tensor]:
+    """Returns the function that takes the maximum over all ranks."""
+    return lambda tensor: _reduced(trainer, tensor, "max")
+
+
+def _reduced(trainer: pl.Trainer, tensor: Tensor, how: str) -> Tensor:
+    if trainer.world_size == 1:
+        return tensor.clone()
+    reduced = trainer.strategy.reduce(tensor.clone(), reduce_op=how)
+    assert isinstance(reduced, Tensor)
+    return reduced

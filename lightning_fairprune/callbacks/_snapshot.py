@@ -1,0 +1,63 @@
+"""Model, optimisers and schedules as they were when the fit began."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+__all__ = ["Snapshot"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """Copies, on the host, of everything that training changes in the model and its optimisers.
+
+    Buffers that are not saved in checkpoints count as well. Random states do not: a restarted
+    model draws new dropout masks and new augmentations.
+    """
+
+    tensors: dict[str, Tensor]
+    optimizers: list[dict[str, Any]]
+    schedulers: list[dict[str, Any]]
+
+    @classmethod
+    def take(cls, trainer: pl.Trainer, module: pl.LightningModule) -> Snapshot:
+        """Copies the present state."""
+        return cls(
+            {name: tensor.detach().cpu().clone() for name, tensor in _tensors(module).items()},
+            [copy.deepcopy(optimizer.state_dict()) for optimizer in trainer.optimizers],
+            [copy.deepcopy(c.scheduler.state_dict()) for c in trainer.lr_scheduler_configs],
+        )
+
+    def restore(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Puts it back, in place, so that optimisers and wrappers keep their references."""
+        with torch.no_grad():
+            for name, tensor in _tensors(module).items():
+                tensor.copy_(self.tensors[name])
+        for optimizer, state in zip(trainer.optimizers, self.optimizers, strict=True):
+            optimizer.load_state_dict(copy.deepcopy(state))
+        for config, state in zip(trainer.lr_scheduler_configs, self.schedulers, strict=True):
+            config.scheduler.load_state_dict(copy.deepcopy(state))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns tensors and primitives."""
+        return {
+            "tensors": self.tensors,
+            "optimizers": self.optimizers,
+            "schedulers": self.schedulers,
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Snapshot:
+        """Returns the snapshot that `state_dict` came from."""
+        return cls(state["tensors"], state["optimizers"], state["schedulers"])
+
+
+def _tensors(module: torch.nn.Module) -> dict[str, Tensor]:
+    return dict(module.named_parameters()) | dict(module.named_buffers())

@@ -1,0 +1,610 @@
+"""The callback that prunes the training data inside one fit."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_fairprune import quotas
+from lightning_fairprune._labels import labels_of
+from lightning_fairprune._probe import required_signals
+from lightning_fairprune.callbacks import _checks
+from lightning_fairprune.callbacks._dry_run import dry_run as run_dry
+from lightning_fairprune.callbacks._observe import (
+    LogitsFn,
+    StepObserver,
+    capture_of,
+    max_over_ranks,
+    sum_over_ranks,
+)
+from lightning_fairprune.callbacks._snapshot import Snapshot
+from lightning_fairprune.counts import ClassCounts, Tally
+from lightning_fairprune.datamodule import FairPruneDataModule
+from lightning_fairprune.dynamics import Dynamics
+from lightning_fairprune.loader import sampled_dataset
+from lightning_fairprune.recorder import EpochRecorder
+from lightning_fairprune.selection import Selection, select
+from lightning_fairprune.source import TrainSource
+
+__all__ = ["DataPruning", "Estimate"]
+
+GroupBy = str | int | Callable[[Any], Tensor]
+
+
+class Estimate(NamedTuple):
+    """One estimate of the quotas: after which epoch, from which recalls."""
+
+    epoch: int
+    recall: Tensor | None
+    quota: Tensor | None
+
+
+class DataPruning(pl.Callback):
+    """Warms up on all training data, then trains on a class-aware part of it.
+
+    During the warm-up epochs the callback learns the label of every training sample and, where a
+    score needs them, its training dynamics; from validation it learns the recall of every class.
+    After the last warm-up epoch it decides how many samples each class keeps (`quota`) and which
+    (`keep`, `score`), and the Trainer goes on with a loader over those. Model, data module and loss
+    stay as they are. Works with :class:`~lightning_fairprune.FairPruneDataModule` and, without it,
+    with any DataModule or LightningModule that has a ``train_dataloader``.
+
+    The recalls that set the quotas come from the validation data. Report final numbers on other
+    data: a test set, or a second validation loader (see `recall_dataloader`).
+
+    Args:
+        density: fraction of the training samples to keep, in (0, 1].
+        warmup_epochs: epochs on all the data, at least 1; a float in (0, 1) is a fraction of
+            ``max_epochs``, rounded.
+        score: how hard each sample is, ``Dynamics -> [N]``: a function of
+            :mod:`lightning_fairprune.scores` or your own. Only the signals that it reads are recorded.
+        quota: ``(sizes, recall, budget) -> int64 [K]`` or ``(sizes, budget) -> int64 [K]``, for
+            example `quotas.drop` or `quotas.Minimax()`; None for no quotas, classes then fall as the
+            score has it.
+        keep: which samples of a class stay: ``"random"``, or by score the ``"hard"``, the ``"easy"``
+            or ``"stratified"`` ones.
+        after: ``"continue"`` trains on; ``"restart"`` first puts weights, buffers, optimisers and
+            schedules back to where the fit began, so that the final model is trained on the kept
+            samples alone, as in the papers.
+        resample_every: draw a fresh subset under the same quotas every so many epochs; None keeps
+            the first one.
+        update_every: estimate the quotas anew every so many epochs (and draw under them); None keeps
+            the first ones.
+        recall_window: average the class counts of so many latest validations. Between epochs the
+            recall of a class swings by tens of points while the learning rate is high.
+        shrinkage: pseudo-samples at the mean recall that are added to every class, so that a class
+            with few validation samples does not get its quota from noise.
+        recall_dataloader: which validation loader the recalls come from.
+        group_by: groups instead of classes in quotas and recalls: the key or position of the group
+            ids in a batch, or a function from the batch to them, int [B] in [0, G).
+        logits_fn: ``(module, batch) -> (logits, target)`` for steps that neither return ``"logits"``
+            and ``"target"`` nor call ``cross_entropy``; costs one forward pass a recorded batch.
+        seed: of every draw and of the order of samples.
+        dry_run: print what would be kept and what it would cost, then stop before training: True
+            for equal recalls, or the recalls to assume.
+
+    Attributes:
+        selection: the samples in use, a :class:`~lightning_fairprune.Selection`; None in warm-up.
+        quota: samples kept per class, int64 [K]; None in warm-up or without quotas.
+        dynamics: what the warm-up recorded.
+        history: one :class:`Estimate` for each time that quotas were estimated.
+
+    Raises:
+        ValueError: If an argument is out of range; at fit start, if model, data or Trainer settings
+            cannot work with pruning.
+        TypeError: At fit start, if the training data has no samples that can be picked by index.
+
+    Example:
+        >>> DataPruning(density=0.3, warmup_epochs=10).keep
+        'random'
+    """
+
+    def __init__(
+        self,
+        density: float,
+        warmup_epochs: int | float,
+        score: Callable[[Dynamics], Tensor] | None = None,
+        quota: Callable[..., Tensor] | None = quotas.drop,
+        keep: Literal["random", "hard", "easy", "stratified"] = "random",
+        after: Literal["continue", "restart"] = "continue",
+        resample_every: int | None = 1,
+        update_every: int | None = 1,
+        recall_window: int = 3,
+        shrinkage: float = 0.0,
+        recall_dataloader: int = 0,
+        group_by: GroupBy | None = None,
+        logits_fn: LogitsFn | None = None,
+        seed: int = 0,
+        dry_run: bool | list[float] = False,
+    ) -> None:
+        _checks.arguments(
+            density=density,
+            warmup_epochs=warmup_epochs,
+            score=score,
+            keep=keep,
+            after=after,
+            resample_every=resample_every,
+            update_every=update_every,
+            recall_window=recall_window,
+            shrinkage=shrinkage,
+        )
+        self.density = density
+        self.warmup_epochs = warmup_epochs
+        self.score = score
+        self.quota_fn = quota
+        self.keep = keep
+        self.after = after
+        self.resample_every = resample_every
+        self.update_every = update_every
+        self.recall_window = recall_window
+        self.shrinkage = shrinkage
+        self.recall_dataloader = recall_dataloader
+        self.group_by = group_by
+        self.logits_fn = logits_fn
+        self.seed = seed
+        self.dry_run = dry_run
+        self.needs_recall = quota is not None and "recall" in inspect.signature(quota).parameters
+        self._undo: list[Callable[[], Any]] = []
+        self._forget()
+
+    def _forget(self) -> None:
+        self.selection: Selection | None = None
+        self.quota: Tensor | None = None
+        self.history: list[Estimate] = []
+        self.warmup = 0
+        self.stepping_batches_planned = False
+        self._source: TrainSource | None = None
+        self._recorder: EpochRecorder | None = None
+        self._observer: StepObserver | None = None
+        self._tally = Tally()
+        self._counts: list[ClassCounts] = []
+        self._target: Tensor | None = None
+        self._scores: Tensor | None = None
+        self._snapshot: Snapshot | None = None
+        self._restart_due = False
+        self._restored: Mapping[str, Any] | None = None
+        self._draws = 0
+        self._epochs_done = 0
+
+    # ---------------------------------------------------------------------------------- set up
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Checks what can be checked before any work, and takes over the training loader."""
+        if stage != "fit":
+            return
+        self._unpatch()
+        self._forget()
+        _checks.trainer(self, trainer, pl_module)
+        self.warmup = _checks.resolve_warmup(self.warmup_epochs, trainer)
+        if hasattr(self.quota_fn, "reset"):
+            self.quota_fn.reset()  # type: ignore[union-attr]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, FairPruneDataModule):
+            source = data.source
+            source.reset()
+        else:
+            owner = pl_module if data is None else data
+            source = TrainSource(owner.train_dataloader)
+            self._undo.append(source.patch(owner))
+        source.trainer, source.seed = trainer, self.seed
+        source.on_load = lambda loader: self._on_load(trainer, loader)
+        source.carry_index = True
+        self._source = source
+        self._undo.append(source.strip_indices(trainer))
+        self._observer = StepObserver(trainer, self.logits_fn)
+        if self._restored is not None:  # a wrapper of late strategies; see load_state_dict
+            self._restore(self._restored)
+
+    def _on_load(self, trainer: pl.Trainer, loader: DataLoader[Any]) -> None:
+        """Looks at every training loader before the Trainer does."""
+        _checks.loader(self, trainer, self.source)
+
+    @property
+    def source(self) -> TrainSource:
+        """Where training samples come from during a fit."""
+        if self._source is None:
+            raise RuntimeError("DataPruning has no data before trainer.fit() sets it up.")
+        return self._source
+
+    @property
+    def pruned(self) -> bool:
+        """Whether the decision has been taken."""
+        return self.selection is not None
+
+    def budget(self, num_samples: int) -> int:
+        """Samples to keep of `num_samples`."""
+        return max(1, round(self.density * num_samples))
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Prints the dry run and stops there, if asked to."""
+        if self.dry_run:
+            self.source.train_dataloader()
+            run_dry(self, trainer)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Makes room for what will be observed, and decides now what a checkpoint left undecided."""
+        _checks.stepping(self, trainer)
+        if not self.pruned:
+            self._make_room(pl_module.device)
+            if self.after == "restart" and self._snapshot is None:
+                self._snapshot = Snapshot.take(trainer, pl_module)
+        self._catch_up(trainer)
+
+    def _catch_up(self, trainer: pl.Trainer) -> None:
+        """Does what the end of an epoch would have done that a checkpoint cut off.
+
+        A checkpoint of an epoch's very last batch is resumed with the next epoch: the Trainer runs
+        neither the validation nor the end of the old one.
+        """
+        epoch = trainer.current_epoch - 1
+        if epoch < self._epochs_done:
+            return
+        if self._counting(trainer, self.recall_dataloader):
+            rank_zero_warn(
+                f"the checkpoint was taken on the last batch of epoch {epoch}, before its "
+                "validation, so its recalls are missing: quotas use the recalls before it. "
+                "Checkpoints at the end of an epoch resume exactly."
+            )
+        self._finish_epoch(trainer, epoch)
+        if self.pruned:
+            self.source.request_reload(at_once=True)
+
+    def _make_room(self, device: torch.device) -> None:
+        if self._recorder is None:
+            names: tuple[str, ...] = ()
+            if self.score is not None:
+                names = required_signals(self.score, num_epochs=self.warmup)
+            self._recorder = EpochRecorder(
+                self.source.num_samples, names, grouped=self.group_by is not None, device=device
+            )
+            if self._restored is not None and self._restored["recorder"] is not None:
+                self._recorder.load_state_dict(self._restored["recorder"])
+        self._recorder.to(device)
+
+    # --------------------------------------------------------------------------- warm-up epochs
+
+    @property
+    def recording(self) -> bool:
+        """Whether training steps are looked into."""
+        return not self.pruned and self._recorder is not None and self._recorder.needed
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Restarts the model where the swap asked for it."""
+        if self._restart_due:
+            # Not at the swap itself: the Trainer steps epoch-wise schedules after that.
+            assert self._snapshot is not None
+            self._snapshot.restore(trainer, pl_module)
+            self._snapshot, self._restart_due = None, False
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Starts looking."""
+        if self.recording:
+            assert self._observer is not None
+            self._observer.open(pl_module, batch)
+
+    def on_before_backward(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
+    ) -> None:
+        """Stops looking as soon as the loss is known."""
+        if self._observer is not None and pl_module.automatic_optimization:
+            self._observer.close()
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Notes what the step saw of each sample."""
+        if not self.recording:
+            return
+        assert self._observer is not None
+        assert self._recorder is not None
+        indices = self.source.indices
+        if indices is None:
+            raise RuntimeError(
+                "batches arrive without their indices: something replaced "
+                "`on_before_batch_transfer` after DataPruning was set up."
+            )
+        logits, target = self._observer.read(outputs, len(indices), "training_step")
+        group = None if self.group_by is None else self._groups(batch)
+        self._recorder.update(indices, logits, target, group)
+
+    def _groups(self, batch: Any) -> Tensor:
+        if callable(self.group_by):
+            group = self.group_by(batch)
+        elif isinstance(self.group_by, int) or isinstance(batch, Mapping):
+            group = batch[self.group_by]
+        else:
+            group = getattr(batch, str(self.group_by))
+        if not isinstance(group, Tensor) or group.ndim != 1 or group.is_floating_point():
+            raise ValueError(
+                "`group_by` must give one integer group id per sample, got "
+                f"{getattr(group, 'dtype', type(group).__name__)} "
+                f"{list(getattr(group, 'shape', []))}."
+            )
+        return group
+
+    # ------------------------------------------------------------------------------- validation
+
+    def _counting(self, trainer: pl.Trainer, dataloader_idx: int) -> bool:
+        wanted = self.needs_recall and dataloader_idx == self.recall_dataloader
+        undecided = not self.pruned or self.update_every is not None
+        return wanted and undecided
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begins a new count."""
+        self._tally = Tally()
+
+    def on_validation_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Starts looking."""
+        if self._observer is not None and self._counting(trainer, dataloader_idx):
+            self._observer.open(pl_module, batch)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Counts which predictions were right."""
+        if self._observer is not None and self._counting(trainer, dataloader_idx):
+            logits, target = self._observer.read(outputs, None, "validation_step")
+            group = None if self.group_by is None else self._groups(batch)
+            self._tally.update(logits, target, group)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Adds the count to the window, unless it was the sanity check."""
+        if trainer.sanity_checking or self._observer is None:
+            return
+        if not self._counting(trainer, self.recall_dataloader):
+            return
+        counts = self._tally.compute(
+            grouped=self.group_by is not None,
+            reduce_sum=sum_over_ranks(trainer),
+            reduce_max=max_over_ranks(trainer),
+            device=pl_module.device,
+        )
+        self._counts = [*self._counts, counts][-self.recall_window :]
+
+    def recall(self) -> Tensor:
+        """Returns the recalls that quotas are made from, float64 [K]."""
+        most = max(counts.num_classes for counts in self._counts)
+        return ClassCounts.pooled([_padded(c, most) for c in self._counts]).shrunk_recall(
+            self.shrinkage
+        )
+
+    # ------------------------------------------------------------------------------ the decision
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Closes the epoch's record; decides, draws or estimates anew where that is due."""
+        self._finish_epoch(trainer, trainer.current_epoch)
+
+    def _finish_epoch(self, trainer: pl.Trainer, epoch: int) -> None:
+        done = self._epochs_done = epoch + 1
+        if not self.pruned:
+            if self.recording:
+                assert self._recorder is not None
+                self._recorder.finish_epoch(epoch, sum_over_ranks(trainer))
+            if done < self.warmup or self._recalls_are_late(trainer):
+                return
+            self._prepare()
+            self._decide(trainer, epoch, estimate=True)
+            self._restart_due = self._snapshot is not None
+            return
+        since = done - self.warmup
+        estimate = self.update_every is not None and since % self.update_every == 0
+        draw = self.resample_every is not None and since % self.resample_every == 0
+        if estimate or draw:
+            self._decide(trainer, epoch, estimate=estimate)
+
+    def _recalls_are_late(self, trainer: pl.Trainer) -> bool:
+        late = self.needs_recall and not self._counts
+        if late:
+            rank_zero_warn(
+                f"no validation has finished in {self._epochs_done} epochs, so there are no recalls "
+                "to set quotas by: the warm-up goes on for one more epoch."
+            )
+        return late
+
+    def _prepare(self) -> None:
+        """Turns the record into labels and scores, and lets go of the device memory."""
+        assert self._recorder is not None
+        grouped = self._recorder.group
+        target = self._recorder.target if grouped is None else grouped
+        unseen = target < 0
+        if self.score is not None:
+            self._scores = self.score(self._recorder.dynamics()).detach().cpu()
+            target = target.masked_fill(self._scores.isnan(), -1)
+        elif grouped is None and unseen.any():
+            # The data set may know the labels of the few that drop_last or a limit kept away.
+            labels = labels_of(sampled_dataset(self.source.loader))
+            if labels is not None and torch.equal(labels[~unseen], target[~unseen]):
+                target = labels
+        _checks.unobserved(target, self.budget(len(target)))
+        self._target = target
+        self._recorder.release()
+        self.source.carry_index = False
+
+    def _decide(self, trainer: pl.Trainer, epoch: int, *, estimate: bool) -> None:
+        target = self._target
+        assert target is not None
+        budget = self.budget(len(target))
+        if estimate or self.quota is None:
+            self.quota = self._estimate(epoch, budget)
+        selection = select(
+            target,
+            budget if self.quota is None else self.quota,
+            score=self._scores,
+            keep=self.keep,
+            seed=self.seed + self._draws,
+        )
+        self._draws += 1
+        # Every rank computes the same; rank 0's word makes it certain.
+        kept = trainer.strategy.broadcast(selection.indices)
+        if not torch.equal(kept, selection.indices):
+            raise RuntimeError(
+                f"rank {trainer.global_rank} would keep other samples than rank 0: `score` and "
+                "`quota` must depend on their arguments alone."
+            )
+        before = self.selection
+        self.selection = selection
+        if before is None or not torch.equal(before.indices, kept):
+            self.source.keep(kept)
+        if before is None:
+            self._report(epoch, selection)
+
+    def _estimate(self, epoch: int, budget: int) -> Tensor | None:
+        if self.quota_fn is None:
+            return None
+        recall = self.recall() if self.needs_recall else None
+        assert self._target is not None
+        known = self._target[self._target >= 0]
+        num_classes = max(int(known.max()) + 1, 0 if recall is None else len(recall))
+        if self._recorder is not None and self.group_by is None:
+            num_classes = max(num_classes, self._recorder.num_classes)
+        sizes = torch.bincount(known, minlength=num_classes)
+        if recall is None:
+            quota = self.quota_fn(sizes, budget=budget)
+        else:
+            missing = recall.new_full((num_classes - len(recall),), torch.nan)
+            recall = torch.cat([recall, missing])
+            quota = self.quota_fn(sizes, recall, budget)
+        _checks.quota(quota, sizes, budget)
+        self.history.append(Estimate(epoch, recall, quota))
+        return quota
+
+    def _report(self, epoch: int, selection: Selection) -> None:
+        kept = selection.quota
+        few, many = int(kept.argmin()), int(kept.argmax())
+        rank_zero_info(
+            f"DataPruning: after epoch {epoch} training goes on with {len(selection)} of "
+            f"{selection.num_samples} samples; class {few} keeps fewest ({int(kept[few])} of "
+            f"{int(selection.sizes[few])}), class {many} most ({int(kept[many])} of "
+            f"{int(selection.sizes[many])})."
+        )
+
+    @property
+    def dynamics(self) -> Dynamics | None:
+        """What the warm-up recorded."""
+        return None if self._recorder is None else self._recorder.dynamics()
+
+    # ----------------------------------------------------------------------------------- the end
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Leaves nothing behind in torch or in the user's objects."""
+        capture_of(trainer).abandon()
+        self._unpatch()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Gives the user's objects back as they were."""
+        if stage == "fit":
+            self._unpatch()
+            self._observer = None
+
+    def _unpatch(self) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+    # ---------------------------------------------------------------------------------- resuming
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns everything that a resumed fit needs, as CPU tensors and primitives.
+
+        Inside an epoch the ranks add up what they have observed so far, so all must call it; the
+        Trainer does.
+        """
+        if self._source is None or self._source.trainer is None:
+            return {}
+        trainer = self._source.trainer
+        in_data = isinstance(trainer.datamodule, FairPruneDataModule)  # type: ignore[attr-defined]
+        quota_state = getattr(self.quota_fn, "state_dict", None)
+        selection = self.selection
+        return {
+            "source": None if in_data else self._source.state_dict(),
+            "recorder": (
+                None
+                if self._recorder is None
+                else self._recorder.state_dict(sum_over_ranks(trainer))
+            ),
+            "counts": [(counts.tp, counts.support) for counts in self._counts],
+            "history": [tuple(estimate) for estimate in self.history],
+            "quota": self.quota,
+            "quota_fn": None if quota_state is None else quota_state(),
+            "selection": (
+                None
+                if selection is None
+                else {
+                    "num_samples": selection.num_samples,
+                    "quota": selection.quota,
+                    "sizes": selection.sizes,
+                    "keep": selection.keep,
+                    "seed": selection.seed,
+                }
+            ),
+            "draws": self._draws,
+            "epochs_done": self._epochs_done,
+            "scores": self._scores,
+            "target": self._target if self.pruned else None,
+            "snapshot": None if self._snapshot is None else self._snapshot.state_dict(),
+            "restart_due": self._restart_due,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues where `state_dict` was taken."""
+        if state_dict:
+            self._restore(state_dict)
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self._restored = state
+        if state["source"] is not None:
+            self.source.load_state_dict(state["source"])
+        self._counts = [ClassCounts(tp, support) for tp, support in state["counts"]]
+        self.history = [Estimate(*estimate) for estimate in state["history"]]
+        self.quota = state["quota"]
+        if state["quota_fn"] is not None and hasattr(self.quota_fn, "load_state_dict"):
+            self.quota_fn.load_state_dict(state["quota_fn"])  # type: ignore[union-attr]
+        self._draws = state["draws"]
+        self._epochs_done = state["epochs_done"]
+        self._scores = state["scores"]
+        if state["snapshot"] is not None:
+            self._snapshot = Snapshot.from_state_dict(state["snapshot"])
+        self._restart_due = state["restart_due"]
+        if state["selection"] is not None:
+            kept = self.source.kept
+            if kept is None:
+                raise ValueError(
+                    "the checkpoint has a selection but not its samples: it was written with "
+                    "FairPruneDataModule around the data, so resume with it."
+                )
+            self._target = state["target"]
+            self.selection = Selection(indices=kept, **state["selection"])
+            self.source.carry_index = False
+
+
+def _padded(counts: ClassCounts, num_classes: int) -> ClassCounts:
+    missing = counts.tp.new_zeros(num_classes - counts.num_classes)
+    return ClassCounts(torch.cat([counts.tp, missing]), torch.cat([counts.support, missing]))

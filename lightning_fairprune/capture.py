@@ -1,0 +1,114 @@
+"""Reading logits and targets out of a training or validation step that nobody changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["LossCapture"]
+
+
+class LossCapture(TorchFunctionMode):
+    """Keeps the ``(logits, target)`` of the classification loss that a step computes.
+
+    While the mode is active every call of :func:`torch.nn.functional.cross_entropy` and
+    :func:`torch.nn.functional.nll_loss` is noted: through the function or the module, with
+    positional or keyword arguments, in automatic or manual optimisation, eager or compiled. The
+    log-probabilities given to ``nll_loss`` are logits of the same softmax. Nothing is copied and
+    nothing waits for the device.
+
+    A mode may be entered by several owners at once; only the first entry and the last exit count.
+
+    Example:
+        >>> capture = LossCapture()
+        >>> capture.enter()
+        >>> _ = F.cross_entropy(torch.zeros(2, 3), torch.tensor([0, 2]))
+        >>> capture.leave()
+        >>> logits, target = capture.pick(2)
+        >>> target
+        tensor([0, 2])
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._owners = 0
+        self._hits: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.cross_entropy or func is F.nll_loss:
+            logits = args[0] if args else kwargs["input"]
+            target = args[1] if len(args) > 1 else kwargs["target"]
+            self._hits.append((logits.detach(), target.detach()))
+        return func(*args, **kwargs)
+
+    def enter(self) -> None:
+        """Starts noting calls; forgets the earlier ones unless somebody is already noting."""
+        if self._owners == 0:
+            self._hits = []
+            self.__enter__()  # type: ignore[no-untyped-call]
+        self._owners += 1
+
+    def leave(self) -> None:
+        """Stops noting calls; does nothing when no one is noting."""
+        if self._owners == 0:
+            return
+        self._owners -= 1
+        if self._owners == 0:
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def abandon(self) -> None:
+        """Leaves for every owner at once, after an exception inside the step."""
+        while self._owners:
+            self.leave()
+
+    def pick(self, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
+        """Returns the first noted ``(logits [B, C], target [B])`` that fits the batch.
+
+        Args:
+            batch_size: B, or None to accept any. Mixup and auxiliary heads call the loss more than
+                once; the first call with one logit row and one class index per sample counts.
+
+        Raises:
+            ValueError: If the step called no such loss; the message says what was seen instead.
+        """
+        for logits, target in self._hits:
+            if (
+                logits.ndim == 2
+                and target.ndim == 1
+                and not target.is_floating_point()
+                and len(logits) == len(target)
+                and (batch_size is None or len(logits) == batch_size)
+            ):
+                return logits, target
+        raise ValueError(self._why_nothing_fits(batch_size))
+
+    def _why_nothing_fits(self, batch_size: int | None) -> str:
+        remedy = "return {'loss': ..., 'logits': [B, C], 'target': [B]} from the step or pass `logits_fn`."
+        if not self._hits:
+            return (
+                "the step returned no 'logits' and 'target' and never called "
+                f"torch.nn.functional.cross_entropy (or nll_loss): {remedy}"
+            )
+        logits, target = self._hits[0]
+        if target.is_floating_point():
+            return (
+                "targets must be one class index per sample, got class probabilities of shape "
+                f"{list(target.shape)}; soft and multi-label targets have no class to balance. "
+                f"If each sample has one true class, {remedy}"
+            )
+        wanted = "[B, C]" if batch_size is None else f"[{batch_size}, C]"
+        return (
+            f"the loss must be given logits {wanted} and one class index per sample, got logits "
+            f"{list(logits.shape)} and targets {list(target.shape)}: {remedy}"
+        )

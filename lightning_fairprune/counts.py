@@ -1,0 +1,199 @@
+"""Class counts: true positives and support, from which every per-class result is derived."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["ClassCounts", "Tally", "count"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClassCounts:
+    """True positives and support of each class (or group).
+
+    A class without support has recall NaN and is left out of worst, gap, std and mean.
+
+    Args:
+        tp: samples of class k that were predicted as k, int64 [K].
+        support: samples of class k, int64 [K].
+
+    Raises:
+        ValueError: If the shapes differ or a count is impossible.
+
+    Example:
+        >>> counts = ClassCounts(torch.tensor([9, 3, 0]), torch.tensor([10, 5, 0]))
+        >>> counts.recall
+        tensor([0.9000, 0.6000,    nan], dtype=torch.float64)
+        >>> round(counts.worst, 3), round(counts.gap, 3), round(counts.mean, 3)
+        (0.6, 0.3, 0.75)
+    """
+
+    tp: Tensor
+    support: Tensor
+
+    def __post_init__(self) -> None:
+        if self.tp.shape != self.support.shape or self.tp.ndim != 1:
+            raise ValueError(
+                "`tp` and `support` must both be [K], got "
+                f"{list(self.tp.shape)} and {list(self.support.shape)}."
+            )
+
+    @classmethod
+    def pooled(cls, counts: Sequence[ClassCounts]) -> ClassCounts:
+        """Returns the sum of several counts, as if their samples had been one set."""
+        if not counts:
+            raise ValueError("`counts` must hold at least one ClassCounts, got none.")
+        return cls(
+            torch.stack([c.tp for c in counts]).sum(0),
+            torch.stack([c.support for c in counts]).sum(0),
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.tp)
+
+    @property
+    def recall(self) -> Tensor:
+        """Share of each class that was predicted right, float64 [K]; NaN without support."""
+        return self.tp.double() / self.support.double()
+
+    def shrunk_recall(self, pseudo: float) -> Tensor:
+        r"""Recall pulled towards the mean recall as if `pseudo` more samples had been seen.
+
+        .. math:: (tp_k + a \bar r) / (n_k + a)
+
+        A class with few validation samples has a noisy recall; its quota should not follow the
+        noise. With a = 0 this is `recall`; a class without support gets the mean when a > 0.
+        """
+        mean = self.recall.nanmean()
+        return (self.tp + pseudo * mean) / (self.support + pseudo)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of all samples that were predicted right."""
+        return (self.tp.sum().double() / self.support.sum()).item()
+
+    def _seen(self) -> Tensor:
+        return self.recall[self.support > 0]
+
+    @property
+    def mean(self) -> float:
+        """Mean recall over the classes with support (macro average)."""
+        return self.recall.nanmean().item()
+
+    @property
+    def worst(self) -> float:
+        """Lowest recall of a class with support; NaN when no class has any."""
+        seen = self._seen()
+        return seen.min().item() if len(seen) else float("nan")
+
+    @property
+    def gap(self) -> float:
+        """Highest minus lowest recall."""
+        seen = self._seen()
+        return (seen.max() - seen.min()).item() if len(seen) else float("nan")
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation of the recalls."""
+        seen = self._seen()
+        return seen.std(correction=0).item() if len(seen) else float("nan")
+
+
+def count(pred: Tensor, target: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Returns true positives and support of one batch, without waiting for the device.
+
+    Args:
+        pred: predicted class or whether the prediction was right (bool), [B].
+        target: class (or group, with a bool `pred`) of each sample, int64 [B]; samples outside
+            [0, K) are not counted.
+        num_classes: K.
+
+    Returns:
+        tp int64 [K] and support int64 [K].
+
+    Example:
+        >>> count(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]), 3)
+        (tensor([1, 1, 0]), tensor([2, 1, 0]))
+    """
+    right = pred if pred.dtype == torch.bool else pred == target
+    known = (target >= 0) & (target < num_classes)
+    where = target.clamp(0, num_classes - 1).long()
+    zeros = torch.zeros(num_classes, dtype=torch.int64, device=target.device)
+    tp = zeros.index_add(0, where, (right & known).long())
+    support = zeros.index_add(0, where, known.long())
+    return tp, support
+
+
+class Tally:
+    """Collects the predictions of one evaluation and counts them once at its end.
+
+    A step costs an argmax and a comparison; nothing is copied to the host before `compute`.
+    """
+
+    def __init__(self) -> None:
+        self.num_classes = 0
+        self._labels: list[Tensor] = []
+        self._outcomes: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return sum(len(labels) for labels in self._labels)
+
+    def update(self, logits: Tensor, target: Tensor, group: Tensor | None = None) -> None:
+        """Adds one batch.
+
+        Args:
+            logits: [B, C].
+            target: int64 [B].
+            group: what to count by instead of the class, int64 [B].
+        """
+        right = logits.argmax(dim=1) == target
+        finite = logits.isfinite().all(dim=1)
+        self.num_classes = max(self.num_classes, logits.shape[1])
+        self._outcomes.append(right.to(torch.int8) + 2 * (~finite).to(torch.int8))
+        self._labels.append(target if group is None else group)
+
+    def compute(
+        self,
+        *,
+        grouped: bool = False,
+        reduce_sum: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+        reduce_max: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+        device: torch.device | str = "cpu",
+    ) -> ClassCounts:
+        """Returns the counts over all ranks, on the host.
+
+        Args:
+            grouped: whether labels are groups, whose number is one more than the largest.
+            reduce_sum: sums a tensor over the ranks.
+            reduce_max: takes the maximum over the ranks.
+            device: where to count when this rank saw nothing.
+
+        Raises:
+            ValueError: If a logit was not finite or a label not in [0, K).
+        """
+        nothing = torch.zeros(0, dtype=torch.int64, device=device)
+        labels = torch.cat([nothing, *self._labels])
+        outcomes = torch.cat([nothing.to(torch.int8), *self._outcomes])
+        largest = labels.max() if grouped and len(labels) else labels.new_tensor(-1)
+        size = labels.new_tensor(self.num_classes) if not grouped else largest + 1
+        num_classes = int(reduce_max(size))
+        tp, support = count(outcomes == 1, labels, num_classes)
+        outside = ((labels < 0) | (labels >= num_classes)).sum()
+        broken = (outcomes >= 2).sum()
+        total = reduce_sum(torch.cat([tp, support, outside[None], broken[None]])).cpu()
+        if total[-1]:
+            raise ValueError(
+                f"the logits of {int(total[-1])} validation samples are not finite: the training "
+                "has diverged; lower the learning rate."
+            )
+        if total[-2]:
+            raise ValueError(
+                f"{int(total[-2])} validation samples have a label outside [0, {num_classes})."
+            )
+        return ClassCounts(total[:num_classes], total[num_classes : 2 * num_classes])

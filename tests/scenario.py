@@ -1,0 +1,123 @@
+"""Runs fits from a list of settings and writes down what happened; on several ranks as a script.
+
+    python scenario.py settings.json results
+
+writes ``results.0.json``, ``results.1.json``, ... one per rank, each a list with one record a fit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import users
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data.distributed import DistributedSampler
+
+import lightning_fairprune as lfp
+
+SCORES = {"el2n": lfp.scores.el2n, "forgetting": lfp.scores.forgetting}
+QUOTAS = {
+    "drop": lambda: lfp.quotas.drop,
+    "minimax": lambda: lfp.quotas.Minimax(),
+    "proportional": lambda: lfp.quotas.proportional,
+}
+
+
+class ModelData(users.Model):
+    """A module that brings its own loaders."""
+
+    def __init__(self, data: users.Data) -> None:
+        super().__init__()
+        self.data = [data]
+
+    def setup(self, stage: str) -> None:
+        self.data[0].setup(stage)
+
+    def train_dataloader(self) -> Any:
+        return self.data[0].train_dataloader()
+
+    def val_dataloader(self) -> Any:
+        return self.data[0].val_dataloader()
+
+
+class ShardedData(users.Data):
+    """A user who shards by hand."""
+
+    def train_dataloader(self) -> Any:
+        self.loader = {"sampler": DistributedSampler(self.train)}
+        return super().train_dataloader()
+
+
+def run(
+    *,
+    form: str = "wrapper",
+    n: int = 103,
+    batch_size: int = 10,
+    workers: int = 0,
+    sharded: bool = False,
+    prune: dict[str, Any] | None = None,
+    trainer: dict[str, Any] | None = None,
+    checkpoint: dict[str, Any] | None = None,
+    folder: str | None = None,
+    resume: str | None = None,
+    lr: float = 0.1,
+) -> dict[str, Any]:
+    """Fits once and returns what each epoch did and what came out."""
+    pl.seed_everything(1, verbose=False)
+    options = {"density": 0.4, "warmup_epochs": 2} | (prune or {})
+    if "score" in options:
+        options["score"] = SCORES[options["score"]]
+    if "quota" in options:
+        options["quota"] = QUOTAS[options["quota"]]()
+    callback, probe = lfp.DataPruning(**options), users.Probe()
+    callbacks: list[Any] = [callback, probe]
+    if checkpoint is not None:
+        name = {"filename": "{epoch}-{step}", "save_top_k": -1}
+        callbacks.append(ModelCheckpoint(folder, **(name | checkpoint)))
+    kind = partial(ShardedData if sharded else users.Data, n, batch_size, workers)
+    model: Any = ModelData(kind()) if form == "module" else users.Model(lr)
+    model.lr = lr
+    data: Any = {"wrapper": lambda: lfp.FairPruneDataModule(kind()), "datamodule": kind}.get(
+        form, lambda: None
+    )()
+    t = users.trainer(
+        callbacks=callbacks, enable_checkpointing=checkpoint is not None, **(trainer or {})
+    )
+    t.fit(model, datamodule=data, ckpt_path=resume)
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().numpy().tobytes())
+    assert callback.selection is not None
+    return {
+        "rank": t.global_rank,
+        "planned": probe.planned,
+        "batches": probe.batches,
+        "validations": probe.validations,
+        "samples": probe.samples,
+        "kept": callback.selection.indices.tolist(),
+        "quota": None if callback.quota is None else callback.quota.tolist(),
+        "history": [[h.epoch, h.quota.tolist()] for h in callback.history],
+        "weights": digest.hexdigest(),
+        "reload": t.reload_dataloaders_every_n_epochs,
+        "bar": t.num_training_batches,
+    }
+
+
+def main(settings: str, results: str) -> None:
+    records = []
+    for setting in json.loads(Path(settings).read_text()):
+        records.append(run(**setting))
+        torch.distributed.barrier() if torch.distributed.is_initialized() else None
+    rank = records[-1]["rank"]
+    Path(f"{results}.{rank}.json").write_text(json.dumps(records))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])
