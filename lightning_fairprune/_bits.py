@@ -53,9 +53,9 @@ def unpack_bits(packed: Tensor, n: int) -> Tensor:
     if packed.dtype != torch.uint8:
         raise TypeError(f"`packed` must be uint8, got {packed.dtype}.")
     num_bytes = -(-n // 8)
-    if packed.shape[-1] != num_bytes:
+    if packed.shape[-1:] != (num_bytes,):
         raise ValueError(
-            f"`packed` must have {num_bytes} bytes a row for {n} bits, got {packed.shape[-1]}."
+            f"`packed` must have {num_bytes} bytes a row for {n} bits, got shape {list(packed.shape)}."
         )
     bits = (packed.unsqueeze(-1) >> _positions(packed.device)) & 1
     return bits.reshape(*packed.shape[:-1], 8 * num_bytes)[..., :n].bool()

@@ -121,6 +121,12 @@ class Dynamics:
 
         Raises:
             ValueError: If the signal was not recorded.
+
+        Example:
+            >>> half = torch.tensor([[0.5, 0.25]], dtype=torch.float16)
+            >>> seen = Dynamics(target=torch.tensor([0, 1]), signals={"el2n": half})
+            >>> seen.signal("el2n")
+            tensor([[0.5000, 0.2500]])
         """
         try:
             values = self.signals[name]
@@ -134,6 +140,14 @@ class Dynamics:
 
         Args:
             path: File to write; one that exists is replaced at once or not at all.
+
+        Example:
+            >>> import tempfile
+            >>> seen = Dynamics(target=torch.tensor([0]), signals={"loss": torch.tensor([[2.5]])})
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     seen.save(f"{folder}/dynamics.safetensors")
+            ...     Dynamics.load(f"{folder}/dynamics.safetensors").signal("loss")
+            tensor([[2.5000]])
         """
         tensors = {"target": self.target, "observed": pack_bits(self.observed)}
         if self.group is not None:
@@ -175,7 +189,8 @@ class Dynamics:
                 return cls._from_tensors({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(
-                f"{os.fspath(path)!r} cannot be loaded: it is truncated or no safetensors file ({error})."
+                f"{os.fspath(path)!r} cannot be loaded: it is no safetensors file or was cut short "
+                f"({error})."
             ) from error
         except (TypeError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)!r} cannot be loaded: {error}") from error
@@ -188,7 +203,10 @@ class Dynamics:
         missing = {"target", "observed"} - tensors.keys()
         foreign = tensors.keys() - {"target", "observed", "group"}
         if missing or foreign:
-            raise ValueError(f"it lacks {sorted(missing)} and has unknown {sorted(foreign)}.")
+            raise ValueError(
+                "it must hold `target`, `observed`, maybe `group` and signals, "
+                f"but misses {sorted(missing)} and has {sorted(foreign)} besides."
+            )
         n = tensors["target"].numel()
         if "correct" in signals:
             signals["correct"] = unpack_bits(signals["correct"], n)

@@ -1,7 +1,8 @@
-"""Difficulty scores: what was observed of every sample during training, boiled down to one number each.
+"""Difficulty scores: what was observed of every sample during training, boiled down to one number.
 
-Every score maps a `Dynamics` to float32 [N]; higher = harder. Epochs in which a sample was not observed are left out
-for that sample, and a sample that was never observed gets NaN.
+Every score maps a `Dynamics` to float32 [N]; higher = harder. Epochs in which a sample was not observed
+are left out for that sample, and a sample that was never observed gets NaN. Sums are float64, where those of
+float32 values hardly round: samples with equal observations tie, whatever their place in the tensor.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from lightning_fairprune.dynamics import Dynamics
@@ -27,25 +30,74 @@ __all__ = [
     "variability",
 ]
 
+_CHUNK = 4096  # samples converted to float64 at a time: 3 MB for 100 epochs stay in the cache
+
 
 def el2n(dynamics: Dynamics, *, window: int | None = None) -> Tensor:
-    """Return each sample's mean EL2N over the last `window` epochs in which it was observed."""
+    """Return each sample's mean error length over the last epochs in which it was observed.
+
+    The mean over epochs of `||softmax(z) - onehot(y)||_2`: Paul et al., "Deep Learning on a Data Diet"
+    (NeurIPS 2021, arXiv 2107.07075). The paper takes one early epoch of several networks and averages over
+    the networks; here one network is averaged over epochs. `window=1` is one network at its last epoch.
+
+    Args:
+        dynamics: Record with the signal `el2n`.
+        window: Number of epochs averaged, the last ones in which that sample was observed, in [1, E];
+            None averages all. A sample observed in fewer epochs is averaged over those.
+
+    Returns:
+        Scores in [0, sqrt(2)], NaN where never observed, float32, [N].
+
+    Raises:
+        ValueError: If `el2n` was not recorded or `window` is out of range.
+
+    Example:
+        >>> from lightning_fairprune import Dynamics
+        >>> values = torch.tensor([[1.0, 0.5], [0.5, 0.0]])
+        >>> seen = Dynamics(target=torch.tensor([0, 1]), signals={"el2n": values})
+        >>> el2n(seen), el2n(seen, window=1)
+        (tensor([0.7500, 0.2500]), tensor([0.5000, 0.0000]))
+    """
     values = dynamics.signal("el2n")
     if window is None:
-        return values.nanmean(0)
+        return _mean(values)
     if not 1 <= window <= dynamics.num_epochs:
         raise ValueError(
             f"`window` must be between 1 and the {dynamics.num_epochs} recorded epochs, got {window}."
         )
-    return _last(values, dynamics.observed, window).nanmean(0)
+    return _mean(_last(values, dynamics.observed, window))
 
 
 def forgetting(dynamics: Dynamics) -> Tensor:
-    """Return how often each sample went from right to wrong; one that was never right gets E."""
+    """Return how often each sample went from right to wrong; one that was never right gets E.
+
+    A forgetting event is a right prediction followed by a wrong one at the next observation of that sample;
+    what was not observed in between is skipped. Toneva et al., "An Empirical Study of Example Forgetting"
+    (ICLR 2019, arXiv 1812.05159) count a sample that was never right as forgotten infinitely often. Here it
+    gets the number of epochs E, which keeps the score finite and above every count (at most E / 2). The code
+    published with DRoP gives it 0, which makes the hardest samples the easiest.
+
+    Args:
+        dynamics: Record with the signal `correct`.
+
+    Returns:
+        Whole numbers in [0, E], NaN where never observed, float32, [N].
+
+    Raises:
+        ValueError: If `correct` was not recorded.
+
+    Example:
+        Right, wrong, right, wrong is forgotten twice; the second is learned for good, the third never.
+
+        >>> from lightning_fairprune import Dynamics
+        >>> values = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 1, 0]]).bool()
+        >>> forgetting(Dynamics(target=torch.tensor([0, 1, 1]), signals={"correct": values}))
+        tensor([2., 0., 4.])
+    """
     correct = dynamics.signal("correct")
     count = torch.zeros(dynamics.num_samples, device=correct.device)
     ever = torch.zeros_like(count, dtype=torch.bool)
-    last = torch.zeros_like(ever)
+    last = torch.zeros_like(ever)  # False: wrong before the first observation, so nothing to forget
     for now, seen in zip(correct, dynamics.observed, strict=True):
         count += seen & last & ~now
         last = torch.where(seen, now, last)
@@ -55,56 +107,207 @@ def forgetting(dynamics: Dynamics) -> Tensor:
 
 
 def dynamic_uncertainty(dynamics: Dynamics, window: int = 10) -> Tensor:
-    """Return the standard deviation of `p_true` within `window` epochs, averaged over all windows."""
+    r"""Return how much the probability of each sample's true class moves within `window` epochs.
+
+    `U = mean_k U_k` with `U_k = std(p_k, ..., p_{k+J-1})`, the unbiased deviation in a window of J epochs:
+    He et al., "Large-scale Dataset Pruning with Dynamic Uncertainty" (CVPR 2024 workshops, arXiv 2306.05175).
+    All E - J + 1 complete windows count; the published codes leave out the last one. In a window, the
+    epochs in which the sample was observed count, and a window with fewer than two of them is left out.
+    Equal values give exactly 0.
+
+    Args:
+        dynamics: Record with the signal `p_true`.
+        window: Window length J in epochs, in [2, E].
+
+    Returns:
+        Scores in [0, sqrt(1/2)], NaN where no window has two observations, float32, [N].
+
+    Raises:
+        ValueError: If `p_true` was not recorded or `window` is out of range.
+
+    Example:
+        Windows (.2, .4) and (.4, .4): deviations .2 / sqrt(2) and 0, whose mean is .0707.
+
+        >>> from lightning_fairprune import Dynamics
+        >>> values = torch.tensor([[0.2], [0.4], [0.4]])
+        >>> seen = Dynamics(target=torch.tensor([0]), signals={"p_true": values})
+        >>> dynamic_uncertainty(seen, window=2)
+        tensor([0.0707])
+    """
     if not 2 <= window <= dynamics.num_epochs:
         raise ValueError(
             f"`window` must be between 2 and the {dynamics.num_epochs} recorded epochs, got {window}."
         )
-    p = dynamics.signal("p_true")
-    total = torch.zeros(dynamics.num_samples, device=p.device)
-    windows = torch.zeros_like(total)
-    for start in range(dynamics.num_epochs - window + 1):
-        stop = start + window
-        count = dynamics.observed[start:stop].sum(0)
-        squares = (p[start:stop] - p[start:stop].nanmean(0)).square().nansum(0)
-        valid = count >= 2
-        total += torch.where(valid, (squares / (count - 1)).sqrt(), 0.0)
-        windows += valid
-    return total / windows
+    return _per_chunk(lambda p: _each_window(p, window).nanmean(0), dynamics.signal("p_true"))
 
 
 def aum(dynamics: Dynamics) -> Tensor:
-    """Return minus each sample's mean margin."""
-    return -dynamics.signal("margin").nanmean(0)
+    """Return minus each sample's mean margin over the epochs.
+
+    The area under the margin: Pleiss et al., "Identifying Mislabeled Data using the Area Under the Margin
+    Ranking" (NeurIPS 2020, arXiv 2001.10528). There a low area means hard or mislabelled; the sign is turned
+    here, so that higher = harder. The paper stops averaging at the first drop of the learning rate; here
+    every recorded epoch counts.
+
+    Args:
+        dynamics: Record with the signal `margin`.
+
+    Returns:
+        Scores in logit units, NaN where never observed, float32, [N].
+
+    Raises:
+        ValueError: If `margin` was not recorded.
+
+    Example:
+        >>> from lightning_fairprune import Dynamics
+        >>> values = torch.tensor([[1.0, -2.0], [3.0, -4.0]])
+        >>> aum(Dynamics(target=torch.tensor([0, 1]), signals={"margin": values}))
+        tensor([-2.,  3.])
+    """
+    return -_mean(dynamics.signal("margin"))
 
 
 def confidence(dynamics: Dynamics) -> Tensor:
-    """Return minus the mean probability of each sample's true class."""
-    return -dynamics.signal("p_true").nanmean(0)
+    """Return minus the mean probability of each sample's true class over the epochs.
+
+    Swayamdipta et al., "Dataset Cartography" (EMNLP 2020, arXiv 2009.10795), where high confidence means
+    easy; the sign is turned here, so that higher = harder.
+
+    Args:
+        dynamics: Record with the signal `p_true`.
+
+    Returns:
+        Scores in [-1, 0], NaN where never observed, float32, [N].
+
+    Raises:
+        ValueError: If `p_true` was not recorded.
+
+    Example:
+        >>> from lightning_fairprune import Dynamics
+        >>> values = torch.tensor([[0.25, 1.0], [0.75, 1.0]])
+        >>> confidence(Dynamics(target=torch.tensor([0, 1]), signals={"p_true": values}))
+        tensor([-0.5000, -1.0000])
+    """
+    return -_mean(dynamics.signal("p_true"))
 
 
 def variability(dynamics: Dynamics) -> Tensor:
-    """Return the standard deviation of the probability of each sample's true class over the epochs."""
-    p = dynamics.signal("p_true")
-    return (p - p.nanmean(0)).square().nanmean(0).sqrt()
+    r"""Return the standard deviation of the probability of each sample's true class over the epochs.
+
+    `sqrt(\sum_e (p_e - mean)^2 / E)`, over the epochs in which the sample was observed: Swayamdipta et al.,
+    "Dataset Cartography" (EMNLP 2020, arXiv 2009.10795). High means ambiguous; a sample that is wrong
+    throughout has a low one. Equal values give exactly 0.
+
+    Args:
+        dynamics: Record with the signal `p_true`.
+
+    Returns:
+        Scores in [0, 0.5], NaN where never observed, float32, [N].
+
+    Raises:
+        ValueError: If `p_true` was not recorded.
+
+    Example:
+        >>> from lightning_fairprune import Dynamics
+        >>> values = torch.tensor([[0.25, 1.0], [0.75, 1.0]])
+        >>> variability(Dynamics(target=torch.tensor([0, 1]), signals={"p_true": values}))
+        tensor([0.2500, 0.0000])
+    """
+    return _per_chunk(lambda p: _deviation(p, correction=0), dynamics.signal("p_true"))
 
 
 def loss(dynamics: Dynamics) -> Tensor:
-    """Return each sample's mean cross entropy."""
-    return dynamics.signal("loss").nanmean(0)
+    """Return each sample's mean cross entropy over the epochs.
+
+    Args:
+        dynamics: Record with the signal `loss`.
+
+    Returns:
+        Scores in [0, inf), in nats, NaN where never observed, float32, [N].
+
+    Raises:
+        ValueError: If `loss` was not recorded.
+
+    Example:
+        >>> from lightning_fairprune import Dynamics
+        >>> values = torch.tensor([[2.0, 0.5], [1.0, 0.5]])
+        >>> loss(Dynamics(target=torch.tensor([0, 1]), signals={"loss": values}))
+        tensor([1.5000, 0.5000])
+    """
+    return _mean(dynamics.signal("loss"))
 
 
 def margin(dynamics: Dynamics) -> Tensor:
-    """Return minus each sample's margin in the last epoch in which it was observed."""
-    return -_last(dynamics.signal("margin"), dynamics.observed, 1).nanmean(0)
+    """Return minus each sample's margin in the last epoch in which it was observed.
+
+    What `aum` averages over the epochs, at the end only.
+
+    Args:
+        dynamics: Record with the signal `margin`.
+
+    Returns:
+        Scores in logit units, NaN where never observed, float32, [N].
+
+    Raises:
+        ValueError: If `margin` was not recorded.
+
+    Example:
+        >>> from lightning_fairprune import Dynamics
+        >>> values = torch.tensor([[1.0, -2.0], [3.0, torch.nan]])
+        >>> margin(Dynamics(target=torch.tensor([0, 1]), signals={"margin": values}))
+        tensor([-3.,  2.])
+    """
+    return -_mean(_last(dynamics.signal("margin"), dynamics.observed, 1))
 
 
 def entropy(dynamics: Dynamics) -> Tensor:
-    """Return the mean entropy of each sample's prediction."""
-    return dynamics.signal("entropy").nanmean(0)
+    """Return the mean entropy of each sample's softmax over the epochs.
+
+    High means undecided: a sample that is wrong throughout and sure of it has a low one.
+
+    Args:
+        dynamics: Record with the signal `entropy`.
+
+    Returns:
+        Scores in [0, ln C], in nats, NaN where never observed, float32, [N].
+
+    Raises:
+        ValueError: If `entropy` was not recorded.
+
+    Example:
+        >>> from lightning_fairprune import Dynamics
+        >>> values = torch.tensor([[0.5, 0.0], [0.25, 0.0]])
+        >>> entropy(Dynamics(target=torch.tensor([0, 1]), signals={"entropy": values}))
+        tensor([0.3750, 0.0000])
+    """
+    return _mean(dynamics.signal("entropy"))
+
+
+def _mean(values: Tensor) -> Tensor:
+    """Return the mean over the observed epochs, float32, [N]."""
+    return _per_chunk(lambda part: part.nanmean(0), values)
+
+
+def _per_chunk(formula: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """Return `formula` ([E, n] -> [n]) of the float64 values, a few thousand samples at a time."""
+    parts = torch.split(values, _CHUNK, dim=1)
+    return torch.cat([formula(part.double()).float() for part in parts])
 
 
 def _last(values: Tensor, observed: Tensor, window: int) -> Tensor:
     """Return the values with NaN in all but each sample's last `window` observed epochs."""
-    seen_from_here = observed.flip(0).cumsum(0).flip(0)
+    seen_from_here = observed.flip(0).cumsum(0, dtype=torch.int32).flip(0)
     return values.masked_fill(seen_from_here > window, torch.nan)
+
+
+def _each_window(p: Tensor, window: int) -> Tensor:
+    """Return the unbiased deviation in each window of consecutive epochs, [E - window + 1, N]."""
+    starts = range(p.shape[0] - window + 1)
+    return torch.stack([_deviation(p[k : k + window], correction=1) for k in starts])
+
+
+def _deviation(p: Tensor, *, correction: int) -> Tensor:
+    """Return the deviation over the epochs that are not NaN; NaN if no more than `correction` are."""
+    count = p.isfinite().sum(0)
+    squares = (p - p.nansum(0) / count).square().nansum(0)
+    return (squares / (count - correction).clamp_min(0)).sqrt()

@@ -79,8 +79,8 @@ def p_true(logits: Tensor, target: Tensor) -> Tensor:
         TypeError: If `logits` is not floating or `target` is not integer.
 
     Example:
-        >>> p_true(torch.tensor([[0.0, 3.0]]).log(), torch.tensor([1]))  # 3 / (0 + 3)
-        tensor([1.])
+        >>> p_true(torch.tensor([[1.0, 3.0]]).log(), torch.tensor([1]))  # 3 / (1 + 3)
+        tensor([0.7500])
     """
     return compute(("p_true",), logits, target)["p_true"]
 
@@ -89,7 +89,7 @@ def margin(logits: Tensor, target: Tensor) -> Tensor:
     r"""Return how far the true class's logit stands above the best other one, for each sample.
 
     `z_y - \max_{j != y} z_j`: Pleiss et al., "Identifying Mislabeled Data using the Area Under the Margin
-    Ranking" (NeurIPS 2020, arXiv 2001.10528), Eq. 1. With a single class there is no other: the margin is inf.
+    Ranking" (NeurIPS 2020, arXiv 2001.10528). With a single class there is no other: the margin is inf.
 
     Args:
         logits: Class scores before the softmax, floating, [B, C].
