@@ -25,7 +25,7 @@ __all__ = ["Selection", "select"]
 Keep = Literal["random", "hard", "easy", "stratified"]
 
 STRATA = 50  # equal-width score ranges per class, the number used by Zheng et al. (2023)
-CHUNK = 1 << 20  # samples per sweep: temporaries of 8 MiB stay in cache and are reused
+CHUNK = 1 << 18  # samples at a time: temporaries of 2 MiB stay in the cache
 FORMAT = "lightning_fairprune.Selection"
 VERSION = 1
 
@@ -317,8 +317,10 @@ def _lowest(group: Tensor, key: Callable[[slice], Tensor], bits: int, quota: Ten
     if not int(quota.sum()):
         return mask
     if bits == 0:  # equal keys: the position decides
-        return _lowest(group, lambda part: torch.arange(n)[part], max(1, n.bit_length()), quota)
-    width = min(bits, max(1, 20 - groups.bit_length()))
+        bits = max(1, n.bit_length())
+        return _lowest(group, lambda part: torch.arange(part.start, part.stop), bits, quota)
+    # Bits of the digit: few enough that the counts, groups * 2**width, take at most 16 MiB.
+    width = min(bits, max(1, min(8, 21 - groups.bit_length())))
     shift = bits - width
     parts = [slice(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
 
