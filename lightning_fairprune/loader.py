@@ -173,6 +173,21 @@ class EpochSampler(DistributedSampler[Any]):
         return order if self.kept is None else self.kept[order]
 
 
+class ResumedLoader(DataLoader[Any]):
+    """A DataLoader whose owner brings it back to its position.
+
+    The Trainer takes a loader for resumable when it has these methods, and warns of unreliable
+    results otherwise. The position itself is part of the owner's checkpoint, where it also survives
+    a loader that is built twice before training goes on.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
+
+
 _COPIED = (
     "num_workers",
     "pin_memory",
@@ -229,7 +244,7 @@ def rebuild(
         weights, draws = torch.ones(size), sampler.num_samples
     elif isinstance(sampler, SequentialSampler):
         shuffle = False
-    stateful = hasattr(loader, "load_state_dict")  # such a loader finds its own way back
+    stateful = hasattr(loader, "load_state_dict")  # torchdata's finds its own way back
     assert loader.batch_size is not None  # check_restrictable saw to it
     epoch_sampler = EpochSampler(
         size,
@@ -250,7 +265,8 @@ def rebuild(
     if not options.get("pin_memory_device"):
         options.pop("pin_memory_device", None)  # deprecated; passing it on empty would warn
     options["collate_fn"] = IndexCollate(loader.collate_fn) if carry_index else loader.collate_fn
-    return type(loader)(
+    kind = ResumedLoader if type(loader) is DataLoader else type(loader)
+    return kind(
         indexed_dataset(dataset) if carry_index else dataset,
         batch_size=loader.batch_size,
         sampler=epoch_sampler,

@@ -137,9 +137,7 @@ def test_two_ranks(name: str, on_two_ranks: dict[str, list[dict[str, Any]]]) -> 
 
 
 @pytest.mark.parametrize("form", ["form_datamodule", "form_module"])
-def test_forms_agree_on_two_ranks(
-    form: str, on_two_ranks: dict[str, list[dict[str, Any]]]
-) -> None:
+def test_forms_agree_on_two_ranks(form: str, on_two_ranks: dict[str, list[dict[str, Any]]]) -> None:
     for rank in (0, 1):
         for what in ("kept", "history", "samples"):
             assert on_two_ranks[form][rank][what] == on_two_ranks["plain"][rank][what]
