@@ -168,7 +168,42 @@ def drop(
     floor: int | Tensor | Sequence[int] = 0,
     cap: int | Tensor | Sequence[int] | None = None,
 ) -> Tensor:
-    """Return the DRoP quotas: sizes proportional to N_k (1 - r_k), capped at N_k."""
+    r"""Return the DRoP quotas: more of the classes that the model recalls less.
+
+    .. math:: n_k = \min(N_k, c \, N_k (1 - r_k)), \qquad \sum_k n_k = \text{budget},
+
+    where :math:`c` is the one number that meets the budget. This is the fixed point of Algorithm 1
+    of Vysogorets, Ahuja and Kempe, "DRoP: Distributionally Robust Data Pruning", ICLR 2025 (arXiv
+    2404.05579), which computes it in real numbers by handing out what full classes leave over.
+    Here the integers are exact: see `apportion`.
+
+    Args:
+        sizes: int64 [K], samples per class, N_k.
+        recall: float [K], in [0, 1], the recall r_k of each class on held-out data. NaN marks a
+            class that had no held-out sample; it counts as the mean of the known recalls.
+        budget: samples to keep, 0 <= budget <= sum(min(sizes, cap)).
+        floor: samples that each class keeps at least (or all it has), an int or int64 [K].
+        cap: samples that each class keeps at most, an int or int64 [K]; None is no limit.
+
+    Returns:
+        int64 [K] on the CPU. A class of recall 1 keeps its floor only, unless all others are full.
+        Recalls that are all 1 or all NaN give the same as `proportional`.
+
+    Raises:
+        ValueError: a recall outside [0, 1], or what `apportion` refuses.
+        TypeError: sizes, budget, floor or cap that are not integer.
+
+    Example:
+        Weights 60 * 0.1 = 6, 40 * 0.3 = 12 and 10 * 0.6 = 6 share 24 samples 1 : 2 : 1; with 49,
+        class 2 is full and the other two share 39 samples 1 : 2.
+
+        >>> drop([60, 40, 10], [0.9, 0.7, 0.4], 24)
+        tensor([ 6, 12,  6])
+        >>> drop([60, 40, 10], [0.9, 0.7, 0.4], 49)
+        tensor([13, 26, 10])
+        >>> drop([60, 40, 10], [0.9, 0.7, float("nan")], 23)  # as if its recall were 0.8
+        tensor([ 7, 14,  2])
+    """
     size, capacity = _sizes(sizes, cap)
     return apportion(size * _errors(recall, len(size)), capacity, budget, floor=floor)
 
@@ -181,7 +216,34 @@ def drop_reference(
     floor: int | Tensor | Sequence[int] = 0,
     cap: int | Tensor | Sequence[int] | None = None,
 ) -> Tensor:
-    """Return the quotas of DRoP's published code: sizes proportional to 1 - r_k, capped at N_k."""
+    r"""Return quotas in the form of DRoP's published code: without the class size in the weight.
+
+    .. math:: n_k = \min(N_k, c \, (1 - r_k)), \qquad \sum_k n_k = \text{budget}
+
+    For classes of equal size this is `drop`; for others it also balances the class sizes. It is
+    here for comparisons with numbers obtained from that code (github avysogorets/fair-data-pruning,
+    2024). Only its proportions are reproduced. Its roundings are not: there, shares are truncated
+    more than once and the missing samples drawn from all classes, and when several classes are
+    full, some of the others are passed over in a round of the redistribution.
+
+    Args:
+        sizes: int64 [K], samples per class, N_k.
+        recall: float [K], in [0, 1] or NaN, as in `drop`.
+        budget: samples to keep, 0 <= budget <= sum(min(sizes, cap)).
+        floor: samples that each class keeps at least (or all it has), an int or int64 [K].
+        cap: samples that each class keeps at most, an int or int64 [K]; None is no limit.
+
+    Returns:
+        int64 [K] on the CPU. Recalls that are all 1 or all NaN give the same as `balanced`.
+
+    Raises:
+        ValueError: a recall outside [0, 1], or what `apportion` refuses.
+        TypeError: sizes, budget, floor or cap that are not integer.
+
+    Example:
+        >>> drop_reference([60, 40, 10], [0.9, 0.7, 0.4], 10)  # 0.1 : 0.3 : 0.6
+        tensor([1, 3, 6])
+    """
     size, capacity = _sizes(sizes, cap)
     return apportion(_errors(recall, len(size)), capacity, budget, floor=floor)
 
@@ -193,7 +255,27 @@ def proportional(
     floor: int | Tensor | Sequence[int] = 0,
     cap: int | Tensor | Sequence[int] | None = None,
 ) -> Tensor:
-    """Return quotas that keep the class proportions: sizes proportional to N_k."""
+    r"""Return quotas that keep the class proportions: :math:`n_k` proportional to :math:`N_k`.
+
+    Args:
+        sizes: int64 [K], samples per class, N_k.
+        budget: samples to keep, 0 <= budget <= sum(min(sizes, cap)).
+        floor: samples that each class keeps at least (or all it has), an int or int64 [K].
+        cap: samples that each class keeps at most, an int or int64 [K]; None is no limit.
+
+    Returns:
+        int64 [K] on the CPU.
+
+    Raises:
+        ValueError: what `apportion` refuses.
+        TypeError: sizes, budget, floor or cap that are not integer.
+
+    Example:
+        >>> proportional([60, 40, 10], 11)
+        tensor([6, 4, 1])
+        >>> proportional([60, 40, 10], 11, floor=2)
+        tensor([5, 4, 2])
+    """
     size, capacity = _sizes(sizes, cap)
     return apportion(size, capacity, budget, floor=floor)
 
@@ -205,25 +287,124 @@ def balanced(
     floor: int | Tensor | Sequence[int] = 0,
     cap: int | Tensor | Sequence[int] | None = None,
 ) -> Tensor:
-    """Return quotas of equal class sizes, as far as the classes reach: n_k = min(N_k, c)."""
+    r"""Return quotas of equal size as far as the classes reach: :math:`n_k = \min(N_k, c)`.
+
+    Sub-sampling to equal class or group sizes is the strong baseline of Idrissi et al., "Simple
+    data balancing achieves competitive worst-group-accuracy", CLeaR 2022 (arXiv 2110.14503).
+
+    Args:
+        sizes: int64 [K], samples per class, N_k.
+        budget: samples to keep, 0 <= budget <= sum(min(sizes, cap)).
+        floor: samples that each class keeps at least (or all it has), an int or int64 [K].
+        cap: samples that each class keeps at most, an int or int64 [K]; None is no limit.
+
+    Returns:
+        int64 [K] on the CPU. What is left below one sample per class goes to the largest classes.
+
+    Raises:
+        ValueError: what `apportion` refuses.
+        TypeError: sizes, budget, floor or cap that are not integer.
+
+    Example:
+        >>> balanced([60, 40, 10], 51)
+        tensor([21, 20, 10])
+    """
     size, capacity = _sizes(sizes, cap)
     return apportion(torch.ones_like(size), capacity, budget, floor=floor)
 
 
 def of_subset(
-    target: Tensor, indices: Tensor | Sequence[int], num_classes: int | None = None
+    target: Tensor | Sequence[int],
+    indices: Tensor | Sequence[int],
+    num_classes: int | None = None,
 ) -> Tensor:
-    """Return the class counts of a subset, to be used as the quota of another one."""
-    target = torch.as_tensor(target).detach().cpu()
-    chosen = target[torch.as_tensor(indices, dtype=torch.int64).cpu()]
-    return torch.bincount(chosen, minlength=num_classes or int(target.max()) + 1)
+    """Return the class counts of a subset, to be used as the quota of another selection.
+
+    Random selection under the quotas of a score's own subset tells how much of that score's effect
+    is its choice of classes and how much its choice within them ("StrategyQ" in the DRoP paper).
+
+    Args:
+        target: int64 [N], the class of each sample of the whole set.
+        indices: int64 [n], the subset, in [0, N), each sample once.
+        num_classes: K; by default one more than the largest class in ``target``.
+
+    Returns:
+        int64 [K] on the CPU, summing to n.
+
+    Raises:
+        ValueError: an index out of range or a class outside [0, num_classes) in the subset.
+        TypeError: targets or indices that are not integer.
+
+    Example:
+        >>> of_subset([0, 1, 1, 2, 0], [0, 1, 2], num_classes=4)
+        tensor([1, 2, 0, 0])
+    """
+    target = _integers("target", target)
+    indices = _integers("indices", indices)
+    if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < len(target):
+        raise ValueError(
+            f"`indices` must be in [0, {len(target)}), got {int(indices.min())} to "
+            f"{int(indices.max())}."
+        )
+    if num_classes is None:
+        num_classes = int(target.max()) + 1 if target.numel() else 0
+    chosen = target[indices]
+    if chosen.numel() and not 0 <= int(chosen.min()) <= int(chosen.max()) < num_classes:
+        raise ValueError(
+            f"`target` must be in [0, {num_classes}) for the samples in `indices`, got "
+            f"{int(chosen.min())} to {int(chosen.max())}."
+        )
+    return torch.bincount(chosen, minlength=num_classes)
 
 
 class Minimax:
-    """Quotas from class weights that follow the recalls: multiplied up where recall is low."""
+    r"""Quotas that follow the recalls until they are equal, one step per call.
+
+    Keeps a log-weight :math:`\ell_k` per class, at first 0. A call updates it once from the
+    recalls and shares the budget in proportion to :math:`N_k e^{\ell_k}`, capped at the class size:
+
+    .. math::
+        \ell_k \leftarrow (1 - \text{leak}) \, \ell_k + \text{step} \, (\bar r - r_k), \qquad
+        n_k = \min(N_k, c \, N_k e^{\ell_k})
+
+    with :math:`\bar r` the mean recall over classes. This is exponentiated gradient ascent on the
+    class errors, the update by which group DRO (Sagawa, Koh, Hashimoto and Liang, ICLR 2020, arXiv
+    1911.08731, Algorithm 1) plays against the learner; there it weights the groups' losses, here it
+    chooses how many samples of each class to train on. With ``leak=0`` it can only rest where all
+    recalls are equal (or a class has nothing left to give). `drop` does not look again at what its
+    quotas did and may correct too much or too little. With ``leak > 0`` it rests at
+    :math:`\ell_k = (\bar r - r_k) \, \text{step} / \text{leak}`, between the class proportions
+    and equal recalls, and classes that cannot be helped do not take ever more of the budget.
+
+    Adding the same number to all log-weights changes nothing; the steps sum to zero over the
+    classes, which keeps the numbers centred. A class of recall NaN (not seen in validation) or
+    without training samples is not pushed, and is left out of the mean.
+
+    Args:
+        step: size of the update, > 0. An error gap of 0.1 changes a class's share by the factor
+            exp(0.1 * step) in one call.
+        leak: fraction of the log-weights forgotten in each call, in [0, 1).
+
+    Attributes:
+        log_weight: float64 [K], or None before the first call.
+
+    Raises:
+        ValueError: a step or leak out of range; when called, what `drop` refuses, or another number
+            of classes than before. A call that raises leaves the weights as they were.
+
+    Example:
+        Class 1 is recalled less by 0.2: it is pushed by 5 * 0.1, class 0 by -5 * 0.1, and the ratio
+        of the quotas becomes e^-1 = 0.368.
+
+        >>> quota = Minimax(step=5.0)
+        >>> quota([1000, 1000], [0.9, 0.7], 1000)
+        tensor([269, 731])
+        >>> quota([1000, 1000], [0.8, 0.8], 1000)  # equal recalls: nothing left to change
+        tensor([269, 731])
+    """
 
     def __init__(self, step: float = 1.0, leak: float = 0.0) -> None:
-        if not step > 0 or math.isinf(step):
+        if not 0 < step < math.inf:
             raise ValueError(f"`step` must be positive and finite, got {step}.")
         if not 0 <= leak < 1:
             raise ValueError(f"`leak` must be in [0, 1), got {leak}.")
@@ -240,38 +421,44 @@ class Minimax:
         floor: int | Tensor | Sequence[int] = 0,
         cap: int | Tensor | Sequence[int] | None = None,
     ) -> Tensor:
-        """Update the class weights once from ``recall`` and return the quotas, int64 [K]."""
+        """Update the log-weights once and return the quotas, int64 [K]; arguments as in `drop`."""
         size, capacity = _sizes(sizes, cap)
         rate = _recalls(recall, len(size))
-        known = ~rate.isnan() & (size > 0)
-        log_weight = torch.zeros_like(size) if self.log_weight is None else self.log_weight
-        if len(log_weight) != len(size):
+        old = torch.zeros_like(size) if self.log_weight is None else self.log_weight
+        if len(old) != len(size):
             raise ValueError(
-                f"Minimax has weights for {len(log_weight)} classes, but `sizes` has {len(size)}; "
-                "call reset() before it is used with other classes."
+                f"`sizes` must have {len(old)} classes as in the calls before, got {len(size)}; "
+                "call reset() to start afresh."
             )
+        known = ~rate.isnan() & (size > 0)
         push = torch.where(known, rate[known].mean() - rate, 0.0)
-        log_weight = (1 - self.leak) * log_weight + self.step * push
-        relative = log_weight - log_weight[size > 0].max() if bool((size > 0).any()) else log_weight
-        quota = apportion(size * relative.exp(), capacity, budget, floor=floor)
-        self.log_weight = log_weight  # only now: a call that raises changes nothing
+        log_weight = (1 - self.leak) * old + self.step * push
+        # Relative to the largest one that counts, so that exp can neither overflow nor vanish.
+        top = log_weight.masked_fill(size == 0, -math.inf).max() if len(size) else 0.0
+        weight = torch.where(size > 0, size * (log_weight - top).exp(), 0.0)
+        quota = apportion(weight, capacity, budget, floor=floor)
+        self.log_weight = log_weight
         return quota
 
     def reset(self) -> None:
-        """Forget the class weights."""
+        """Forget the log-weights, so that the next call starts from the class proportions."""
         self.log_weight = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the class weights and settings as tensors and Python primitives."""
+        """Return the log-weights, step and leak as a tensor (or None) and two floats."""
         log_weight = None if self.log_weight is None else self.log_weight.clone()
-        return {"step": self.step, "leak": self.leak, "log_weight": log_weight}
+        return {"log_weight": log_weight, "step": self.step, "leak": self.leak}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over the class weights of ``state``; step and leak stay as constructed."""
-        log_weight = state["log_weight"]
-        self.log_weight = (
-            None if log_weight is None else torch.as_tensor(log_weight, dtype=torch.float64).clone()
-        )
+        """Take the log-weights from ``state``; step and leak stay as constructed."""
+        value = state["log_weight"]
+        if value is not None:
+            value = torch.as_tensor(value, dtype=torch.float64).detach().cpu().clone()
+            if value.dim() != 1 or not bool(value.isfinite().all()):
+                raise ValueError(
+                    f"`log_weight` must be finite and of shape [K], got shape {tuple(value.shape)}."
+                )
+        self.log_weight = value
 
     def __repr__(self) -> str:
         return f"Minimax(step={self.step:g}, leak={self.leak:g})"
@@ -314,22 +501,24 @@ def _counts(
     name: str, value: int | Tensor | Sequence[int], num_classes: int | None = None
 ) -> Tensor:
     """Return counts as int64 [K] on the CPU; an int stands for every class."""
+    counts = _integers(name, value)
+    if num_classes is not None and counts.dim() == 0:
+        counts = counts.expand(num_classes)
+    if counts.dim() != 1 or num_classes not in (None, len(counts)):
+        wanted = "one-dimensional" if num_classes is None else f"an int or of shape [{num_classes}]"
+        raise ValueError(f"`{name}` must be {wanted}, got shape {tuple(counts.shape)}.")
+    if bool((counts < 0).any()):
+        k = int((counts < 0).nonzero()[0])
+        raise ValueError(f"`{name}` must be >= 0, got {int(counts[k])} for class {k}.")
+    return counts
+
+
+def _integers(name: str, value: int | Tensor | Sequence[int]) -> Tensor:
     tensor = torch.as_tensor(value).detach().cpu()
-    if tensor.numel() and (tensor.is_floating_point() or tensor.dtype == torch.bool):
+    integral = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+    if not integral and tensor.numel():  # an empty list has no dtype of its own
         raise TypeError(f"`{name}` must hold integers, got {tensor.dtype}.")
-    tensor = tensor.to(torch.int64)
-    if num_classes is not None and tensor.dim() == 0:
-        tensor = tensor.expand(num_classes)
-    if tensor.dim() != 1 or num_classes not in (None, len(tensor)):
-        wanted = "" if num_classes is None else f" of {num_classes} entries"
-        raise ValueError(
-            f"`{name}` must be one-dimensional{wanted}, one entry per class, "
-            f"got shape {tuple(tensor.shape)}."
-        )
-    if bool((tensor < 0).any()):
-        k = int((tensor < 0).nonzero()[0])
-        raise ValueError(f"`{name}` must be >= 0, got {int(tensor[k])} for class {k}.")
-    return tensor
+    return tensor.to(torch.int64)
 
 
 def _integer(name: str, value: int) -> int:
