@@ -107,6 +107,12 @@ class LossCapture(TorchFunctionMode):
                 f"{list(target.shape)}; soft and multi-label targets have no class to balance. "
                 f"If each sample has one true class, {remedy}"
             )
+        if logits.ndim == 2 and len(logits) == len(target):
+            return (
+                f"the loss saw {len(logits)} samples of a batch with {batch_size} indices: the "
+                "collate function and the step must neither drop nor repeat samples, or nobody "
+                f"knows which ones they are; else {remedy}"
+            )
         wanted = "[B, C]" if batch_size is None else f"[{batch_size}, C]"
         return (
             f"the loss must be given logits {wanted} and one class index per sample, got logits "

@@ -44,6 +44,8 @@ class TrainSource:
         self.on_load: Callable[[DataLoader[Any]], None] | None = None
         """Called with every loader that is built, before the Trainer sees it."""
         self.trainer: pl.Trainer | None = None
+        self.dataset: Any = None
+        """The data set that indices refer to, once the Trainer has asked for the loader."""
         self._loader: DataLoader[Any] | None = None
         self._fingerprint: dict[str, Any] | None = None
         self._epoch, self._batches_seen = 0, 0
@@ -59,7 +61,8 @@ class TrainSource:
             self._users_reload = None
         users = self._load()
         check_restrictable(users)
-        self._check_same_data(users)
+        self.dataset = sampled_dataset(users)
+        self._check_same_data()
         self._loader = rebuild(
             users,
             kept=self.kept,
@@ -76,8 +79,7 @@ class TrainSource:
 
     def patch(self, owner: Any) -> Callable[[], None]:
         """Serves `owner.train_dataloader()` from here; returns the function that undoes it."""
-        owner.train_dataloader = lambda: self.train_dataloader()
-        return lambda: owner.__dict__.pop("train_dataloader", None)
+        return _replaced(owner, "train_dataloader", lambda: self.train_dataloader())
 
     def strip_indices(self, trainer: pl.Trainer) -> Callable[[], None]:
         """Takes the indices off each batch before any hook of the user's; returns the undo.
@@ -89,7 +91,6 @@ class TrainSource:
         name = "on_before_batch_transfer"
         if data is not None and (is_overridden(name, data) or not is_overridden(name, owner)):
             owner = data
-        before = owner.__dict__.get(name)
         users = getattr(owner, name)
 
         def on_before_batch_transfer(batch: Any, dataloader_idx: int) -> Any:
@@ -99,15 +100,7 @@ class TrainSource:
                 batch = batch.batch
             return users(batch, dataloader_idx)
 
-        setattr(owner, name, on_before_batch_transfer)
-
-        def undo() -> None:
-            if before is not None:
-                setattr(owner, name, before)
-            else:
-                owner.__dict__.pop(name, None)
-
-        return undo
+        return _replaced(owner, name, on_before_batch_transfer)
 
     # ------------------------------------------------------------------------------- facts of it
 
@@ -146,6 +139,10 @@ class TrainSource:
         """Forgets what an earlier fit decided."""
         self.kept, self.indices, self._loader, self._fingerprint = None, None, None, None
         self._epoch, self._batches_seen = 0, 0
+
+    def detach(self) -> None:
+        """Serves plain batches again; a wrapper may be used without the callback afterwards."""
+        self.carry_index, self.on_load = False, None
 
     def keep(self, kept: Tensor) -> None:
         """Trains on `kept` (sorted int64 indices) from the next epoch on."""
@@ -187,7 +184,7 @@ class TrainSource:
         self._fingerprint = state["fingerprint"]
         if self._loader is not None:
             # Strategies that restore late (FSDP, DeepSpeed) have built the loader by now.
-            self._check_same_data(self._loader)
+            self._check_same_data()
             self.request_reload()
 
     def _position(self) -> tuple[int, int]:
@@ -200,8 +197,8 @@ class TrainSource:
             return self.trainer.current_epoch + 1, 0
         return self.trainer.current_epoch, done
 
-    def _check_same_data(self, loader: DataLoader[Any]) -> None:
-        found = fingerprint(sampled_dataset(loader))
+    def _check_same_data(self) -> None:
+        found = fingerprint(self.dataset)
         expected, self._fingerprint = self._fingerprint, found
         if expected is None:
             return
@@ -230,3 +227,17 @@ def _shard(trainer: pl.Trainer) -> dict[str, int]:
     if not wanted or shard is None:
         return {}
     return {"num_replicas": shard["num_replicas"], "rank": shard["rank"]}
+
+
+def _replaced(owner: Any, name: str, function: Callable[..., Any]) -> Callable[[], None]:
+    """Sets a method of an instance; returns the undo, which knows if it had one of its own."""
+    before = owner.__dict__.get(name)
+    setattr(owner, name, function)
+
+    def undo() -> None:
+        if before is None:
+            owner.__dict__.pop(name, None)
+        else:
+            setattr(owner, name, before)
+
+    return undo

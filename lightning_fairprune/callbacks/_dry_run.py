@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_fairprune._labels import labels_of
 from lightning_fairprune._probe import required_signals
 from lightning_fairprune.callbacks import _checks
-from lightning_fairprune.loader import IndexedBatch, sampled_dataset
+from lightning_fairprune.loader import IndexedBatch
 from lightning_fairprune.recorder import EpochRecorder
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _MOST_ROWS = 40
 def dry_run(callback: DataPruning, trainer: pl.Trainer) -> None:
     """Prints kept samples per class, memory and steps; then has the Trainer stop."""
     source = callback.source
-    target = labels_of(sampled_dataset(source.loader))
+    target = labels_of(source.dataset)
     if target is None:
         target = _read_labels(source.loader)
     sizes = torch.bincount(target)

@@ -28,7 +28,6 @@ from lightning_fairprune.callbacks._snapshot import Snapshot
 from lightning_fairprune.counts import ClassCounts, Tally
 from lightning_fairprune.datamodule import FairPruneDataModule
 from lightning_fairprune.dynamics import Dynamics
-from lightning_fairprune.loader import sampled_dataset
 from lightning_fairprune.recorder import EpochRecorder
 from lightning_fairprune.selection import Selection, select
 from lightning_fairprune.source import TrainSource
@@ -197,7 +196,7 @@ class DataPruning(pl.Callback):
         source.on_load = lambda loader: self._on_load(trainer, loader)
         source.carry_index = True
         self._source = source
-        self._undo.append(source.strip_indices(trainer))
+        self._undo += [source.detach, source.strip_indices(trainer)]
         self._observer = StepObserver(trainer, self.logits_fn)
         if self._restored is not None:  # a wrapper of late strategies; see load_state_dict
             self._restore(self._restored)
@@ -439,7 +438,7 @@ class DataPruning(pl.Callback):
             target = target.masked_fill(self._scores.isnan(), -1)
         elif grouped is None and unseen.any():
             # The data set may know the labels of the few that drop_last or a limit kept away.
-            labels = labels_of(sampled_dataset(self.source.loader))
+            labels = labels_of(self.source.dataset)
             if labels is not None and torch.equal(labels[~unseen], target[~unseen]):
                 target = labels
         _checks.unobserved(target, self.budget(len(target)))
