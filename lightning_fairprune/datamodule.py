@@ -69,7 +69,7 @@ class FairPruneDataModule(pl.LightningDataModule):
         self.allow_zero_length_dataloader_with_multiple_devices = (
             datamodule.allow_zero_length_dataloader_with_multiple_devices
         )
-        self.source = TrainSource(lambda: datamodule.train_dataloader(), seed=seed)
+        self.source = TrainSource(self._users_train_dataloader, seed=seed)
         self.selection = (
             Selection.load(selection) if isinstance(selection, (str, os.PathLike)) else selection
         )
@@ -138,6 +138,10 @@ class FairPruneDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> Any:
         """Returns the user's training loader over the kept samples."""
         return self.source.train_dataloader()
+
+    def _users_train_dataloader(self) -> Any:
+        # A method and not a lambda: copies and pickles of the wrapper serve their own data.
+        return self.datamodule.train_dataloader()
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the kept samples and the position among them, and the wrapped module's state."""
