@@ -346,6 +346,17 @@ def test_nan_logits_name_sample_and_epoch() -> None:
         fit(model=BreaksAt(), score=lfp.scores.el2n, keep="hard")
 
 
+def test_last_batch_of_one_sample_is_told_before_batch_norm_fails_on_it() -> None:
+    class Normalised(Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net.insert(1, torch.nn.BatchNorm1d(16))
+
+    with pytest.raises(ValueError, match=r"epoch of 41 samples ends in .* single sample.*`net.1`"):
+        fit(model=Normalised())
+    fit(model=Normalised(), density=0.39)
+
+
 class BreaksInValidation(Model):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         x, y = batch
@@ -387,7 +398,7 @@ def test_quota_that_is_none(quota: Any, match: str) -> None:
 def test_restart_needs_weights_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     # Sharded strategies need a GPU; the check looks at the type alone.
     t = users.trainer()
-    t._data_connector.attach_datamodule(Data())
+    t.datamodule = Data()
     monkeypatch.setattr(users.pl.Trainer, "strategy", type("FSDPStrategy", (), {})())
     monkeypatch.setattr(users.pl.Trainer, "enable_validation", True)
     with pytest.raises(ValueError, match="one device and with DDP, got FSDPStrategy"):

@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
+from torch.nn import BatchNorm1d
 
 from lightning_fairprune.datamodule import FairPruneDataModule
 from lightning_fairprune.source import TrainSource
@@ -158,6 +159,16 @@ def loader(callback: DataPruning, trainer: pl.Trainer, source: TrainSource) -> N
             f"{batch_size} on each of {source.sampler.num_replicas} ranks, and drop_last=True would "
             "drop it: raise the density, lower the batch size or set drop_last=False."
         )
+    rest = source.sampler.size_of(budget) % (batch_size or 1)
+    module = trainer.lightning_module
+    if rest == 1 and not source.loader.drop_last and batch_size != 1:
+        norms = [name for name, part in module.named_modules() if isinstance(part, BatchNorm1d)]
+        if norms:
+            raise ValueError(
+                f"a pruned epoch of {budget} samples ends in a batch of a single sample, which the "
+                f"batch normalisation `{norms[0]}` cannot train on: set drop_last=True, or change "
+                "the density or the batch size a little."
+            )
     every = trainer.val_check_interval
     if (
         isinstance(every, int)

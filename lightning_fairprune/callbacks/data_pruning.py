@@ -398,6 +398,8 @@ class DataPruning(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Closes the epoch's record; decides, draws or estimates anew where that is due."""
+        if self._observer is not None:
+            self._observer.close()  # a module may end an epoch when its step has been announced
         self._finish_epoch(trainer, trainer.current_epoch)
 
     def _finish_epoch(self, trainer: pl.Trainer, epoch: int) -> None:

@@ -1,0 +1,392 @@
+"""What DataPruning decides, when, and what it leaves behind."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import users
+from torch.utils.data import DataLoader, TensorDataset
+from users import Blobs, Data, Model, Probe
+
+import lightning_fairprune as lfp
+from lightning_fairprune.counts import ClassCounts
+
+
+def fit(
+    *,
+    callback: lfp.DataPruning | None = None,
+    model: Any = None,
+    data: Any = None,
+    others: tuple[Any, ...] = (),
+    trainer: dict[str, Any] | None = None,
+    **prune: Any,
+) -> lfp.DataPruning:
+    users.pl.seed_everything(1, verbose=False)
+    callback = callback or lfp.DataPruning(**({"density": 0.4, "warmup_epochs": 2} | prune))
+    t = users.trainer(callbacks=[callback, *others], **(trainer or {}))
+    t.fit(model or Model(), datamodule=data or Data())
+    return callback
+
+
+class Recalls(users.pl.Callback):
+    """Counts the validation recalls of every epoch by a slow loop of its own."""
+
+    def __init__(self) -> None:
+        self.counts: list[ClassCounts] = []
+
+    def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
+        tp, support = [0] * users.NUM_CLASSES, [0] * users.NUM_CLASSES
+        for x, y in trainer.datamodule.val:
+            support[y] += 1
+            tp[y] += int(module(x[None]).argmax()) == y
+        self.counts.append(ClassCounts(torch.tensor(tp), torch.tensor(support)))
+
+
+# ----------------------------------------------------------------------------------- the decision
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_quotas_follow_the_pooled_recalls(window: int) -> None:
+    recalls = Recalls()
+    callback = fit(others=(recalls,), recall_window=window, warmup_epochs=2)
+    sizes = torch.bincount(Blobs().y)
+    assert [estimate.epoch for estimate in callback.history] == [1, 2, 3]
+    for epoch, recall, quota in callback.history:
+        pooled = ClassCounts.pooled(recalls.counts[: epoch + 1][-window:])
+        assert recall is not None
+        torch.testing.assert_close(recall, pooled.recall)
+        assert quota is not None
+        assert quota.tolist() == lfp.quotas.drop(sizes, pooled.recall, 41).tolist()
+    assert callback.quota is callback.history[-1].quota
+
+
+def test_shrinkage_pulls_to_the_mean() -> None:
+    counts = ClassCounts(torch.tensor([9, 1]), torch.tensor([10, 2]))
+    mean = (0.9 + 0.5) / 2
+    assert counts.shrunk_recall(4.0).tolist() == pytest.approx(
+        [(9 + 4 * mean) / 14, (1 + 4 * mean) / 6]
+    )
+    callback = fit(shrinkage=1e9)
+    quota = callback.history[0].quota
+    assert quota is not None
+    proportional = lfp.quotas.proportional(torch.bincount(Blobs().y), 41)
+    assert quota.tolist() == proportional.tolist()
+
+
+def test_selection_is_the_one_of_the_pure_functions() -> None:
+    static: dict[str, Any] = {"resample_every": None, "update_every": None}
+    callback = fit(score=lfp.scores.el2n, keep="hard", seed=5, **static)
+    seen, selection = callback.dynamics, callback.selection
+    assert seen is not None
+    assert callback.quota is not None
+    assert selection is not None
+    again = lfp.select(
+        seen.target, callback.quota, score=lfp.scores.el2n(seen), keep="hard", seed=5
+    )
+    assert torch.equal(selection.indices, again.indices)
+    assert torch.equal(seen.target, Blobs().y)
+    assert seen.num_epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("resample_every", "update_every", "estimates", "draws"),
+    [(None, None, 1, 1), (1, None, 1, 4), (None, 2, 2, 2), (2, None, 1, 2), (1, 1, 4, 4)],
+)
+def test_rhythm(
+    resample_every: int | None, update_every: int | None, estimates: int, draws: int
+) -> None:
+    probe = Probe()
+    callback = fit(
+        others=(probe,),
+        resample_every=resample_every,
+        update_every=update_every,
+        warmup_epochs=1,
+        trainer={"max_epochs": 4},
+    )
+    assert len(callback.history) == estimates
+    assert callback.selection is not None
+    assert callback.selection.seed == draws - 1
+    subsets = {frozenset(probe.samples[epoch]) for epoch in (1, 2, 3)}
+    assert len(subsets) == {1: 1, 2: 2, 4: 3}[draws]
+
+
+def test_without_quotas_the_score_alone_decides() -> None:
+    static: dict[str, Any] = {"resample_every": None, "update_every": None}
+    callback = fit(score=lfp.scores.el2n, keep="hard", quota=None, **static)
+    seen, selection = callback.dynamics, callback.selection
+    assert seen is not None
+    assert selection is not None
+    hardest = lfp.scores.el2n(seen).argsort(descending=True, stable=True)[:41].sort().values
+    assert torch.equal(selection.indices, hardest)
+    assert callback.quota is None
+
+
+def test_density_one_keeps_all() -> None:
+    callback = fit(density=1.0)
+    assert callback.selection is not None
+    assert callback.selection.indices.tolist() == list(range(103))
+
+
+def test_same_seed_same_subset_and_another_seed_another() -> None:
+    first, second, other = (fit(seed=s).selection for s in (3, 3, 4))
+    assert first is not None
+    assert second is not None
+    assert other is not None
+    assert torch.equal(first.indices, second.indices)
+    assert not torch.equal(first.indices, other.indices)
+
+
+def test_quotas_from_the_second_validation_loader() -> None:
+    class TwoLoaders(Data):
+        def val_dataloader(self) -> Any:
+            return [DataLoader(Blobs(40, seed=3), 20), DataLoader(self.val, 20)]
+
+    class Takes(Model):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            super().validation_step(batch, batch_idx)
+
+    recalls = Recalls()
+    callback = fit(
+        model=Takes(), data=TwoLoaders(), others=(recalls,), recall_dataloader=1, recall_window=1
+    )
+    recall = callback.history[0].recall
+    assert recall is not None
+    torch.testing.assert_close(recall, recalls.counts[1].recall)
+
+
+def test_only_what_the_score_reads_is_recorded() -> None:
+    random = fit().dynamics
+    scored = fit(score=lfp.scores.forgetting, keep="hard").dynamics
+    assert random is not None
+    assert scored is not None
+    assert list(random.signals) == []
+    assert list(scored.signals) == ["correct"]
+
+
+# ----------------------------------------------------------------------------------------- groups
+
+
+class Grouped(Data):
+    """Every sample has a second attribute; groups are label x attribute."""
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.attribute = (torch.arange(103) % 2).long()
+        self.val_attribute = (torch.arange(60) % 2).long()
+
+    def train_dataloader(self) -> Any:
+        data = TensorDataset(self.train.x, self.train.y, 2 * self.train.y + self.attribute)
+        return DataLoader(data, 10, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(
+            TensorDataset(self.val.x, self.val.y, 2 * self.val.y + self.val_attribute), 20
+        )
+
+
+class GroupedModel(Model):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        F.cross_entropy(self(batch[0]), batch[1])
+
+
+@pytest.mark.parametrize("group_by", [2, lambda batch: batch[2]])
+def test_groups_take_the_place_of_classes(group_by: Any) -> None:
+    data = Grouped()
+    callback = fit(model=GroupedModel(), data=data, group_by=group_by)
+    group = 2 * data.train.y + data.attribute
+    assert callback.selection is not None
+    assert callback.quota is not None
+    assert len(callback.quota) == 8
+    assert torch.equal(torch.bincount(group[callback.selection.indices]), callback.quota)
+    assert torch.equal(callback.selection.sizes, torch.bincount(group))
+    recall = callback.history[0].recall
+    assert recall is not None
+    assert len(recall) == 8
+
+
+def test_group_without_validation_samples_has_the_mean_recall() -> None:
+    class Missing(Grouped):
+        def val_dataloader(self) -> Any:
+            keep = self.val_attribute == 0
+            y = self.val.y[keep]
+            return DataLoader(TensorDataset(self.val.x[keep], y, 2 * y), 20)
+
+    callback = fit(model=GroupedModel(), data=Missing(), group_by=2)
+    recall, quota = callback.history[0].recall, callback.history[0].quota
+    assert recall is not None
+    assert quota is not None
+    assert recall[1::2].isnan().all()
+    assert (quota > 0).all()
+
+
+def test_group_ids_must_be_integers() -> None:
+    with pytest.raises(ValueError, match="`group_by` must give one integer group id per sample"):
+        fit(model=GroupedModel(), data=Grouped(), group_by=0)
+
+
+# ---------------------------------------------------------------------------------------- restart
+
+
+class Scheduled(Model):
+    """With everything that a restart must put back."""
+
+    def __init__(self, interval: str = "epoch") -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(users.DIM)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.interval = interval
+        self.rates: list[float] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.steps += 1
+        self.rates.append(self.optimizers().param_groups[0]["lr"])
+        return F.cross_entropy(self.net(self.norm(batch[0])), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), 0.1, momentum=0.9)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        return [optimizer], [{"scheduler": schedule, "interval": self.interval}]
+
+
+class StateAtEpoch(users.pl.Callback):
+    def __init__(self) -> None:
+        self.states: list[dict[str, torch.Tensor]] = []
+        self.momenta: list[int] = []
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, i: int) -> None:
+        if i == 0:
+            tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+            self.states.append({k: v.detach().clone() for k, v in tensors.items()})
+            self.momenta.append(len(trainer.optimizers[0].state))
+
+
+@pytest.mark.parametrize("after", ["continue", "restart"])
+def test_restart_puts_everything_back(after: str) -> None:
+    model, seen = Scheduled(), StateAtEpoch()
+    fit(model=model, others=(seen,), after=after, density=0.39)  # 40 samples
+    same = [torch.equal(seen.states[0][name], seen.states[2][name]) for name in seen.states[0]]
+    if after == "restart":
+        assert all(same)
+        assert seen.momenta[2] == 0  # no momentum from the warm-up
+        rates = [model.rates[0], model.rates[11], model.rates[22], model.rates[26]]
+        assert rates == pytest.approx([0.1, 0.05, 0.1, 0.05])
+    else:
+        assert not any(same)
+        assert seen.momenta[2] > 0
+        assert model.rates[22] == pytest.approx(0.025)
+
+
+def test_restarted_model_is_the_one_trained_on_the_subset_alone() -> None:
+    """Two phases in one fit equal a second fit on the saved selection, sample for sample."""
+    users.pl.seed_everything(1, verbose=False)
+    start = Model()
+    copy = Model()
+    copy.load_state_dict(start.state_dict())
+    probe = Probe()
+    callback = lfp.DataPruning(
+        0.4, 2, after="restart", resample_every=None, update_every=None, seed=7
+    )
+    users.trainer(callbacks=[callback, probe]).fit(start, datamodule=Data())
+    assert callback.selection is not None
+
+    second = Probe()
+    data = lfp.FairPruneDataModule(Data(), selection=callback.selection, seed=7)
+    users.trainer(max_epochs=2, callbacks=[second]).fit(copy, datamodule=data)
+    for epoch in (0, 1):
+        assert set(second.samples[epoch]) == set(probe.samples[epoch + 2])
+    # The order differs with the number of the epoch; within float error the models need not agree.
+    assert len(second.samples[0]) == len(probe.samples[2]) == 41
+
+
+# --------------------------------------------------------------------------------------- schedule
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("after", ["continue", "restart"])
+@pytest.mark.parametrize("form", ["wrapper", "callback"])
+def test_planned_steps_are_the_steps_taken(accumulate: int, after: str, form: str) -> None:
+    class Linear(Model):
+        def configure_optimizers(self) -> Any:
+            self.planned = lfp.planned_stepping_batches(self.trainer)
+            self.estimated = self.trainer.estimated_stepping_batches
+            optimizer = torch.optim.SGD(self.parameters(), 0.1)
+            schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, self.planned)
+            return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    model, data = Linear(), Data()
+    callback = lfp.DataPruning(0.4, 2, after=after)
+    t = users.trainer(callbacks=[callback], accumulate_grad_batches=accumulate, max_epochs=7)
+    t.fit(model, datamodule=lfp.FairPruneDataModule(data) if form == "wrapper" else data)
+    warm, short = 2 * math.ceil(11 / accumulate), 5 * math.ceil(5 / accumulate)
+    assert t.global_step == warm + short
+    assert model.planned == (short if after == "restart" else warm + short)
+    assert model.estimated == 7 * math.ceil(11 / accumulate)
+    assert t.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+
+
+def test_planned_steps_without_pruning_and_under_max_steps() -> None:
+    class Plans(Model):
+        def configure_optimizers(self) -> Any:
+            self.planned = lfp.planned_stepping_batches(self.trainer)
+            return super().configure_optimizers()
+
+    model = Plans()
+    users.trainer().fit(model, datamodule=Data())
+    assert model.planned == 44
+    fit(model=model, trainer={"max_steps": 25})
+    assert model.planned == 25
+    fit(model=model, trainer={"max_steps": 30, "max_epochs": -1})
+    assert model.planned == 30
+
+
+def test_stepwise_schedule_that_was_not_planned_is_told() -> None:
+    with pytest.warns(UserWarning, match="planned_stepping_batches"):
+        fit(model=Scheduled("step"), density=0.39)
+
+
+# ----------------------------------------------------------------------------------------- dry run
+
+
+def test_dry_run_prints_and_stops_before_training(capsys: pytest.CaptureFixture[str]) -> None:
+    probe = Probe()
+    callback = fit(
+        others=(probe,),
+        data=lfp.FairPruneDataModule(Data()),
+        dry_run=[0.9, 0.8, 0.5, 0.1],
+        score=lfp.scores.el2n,
+        keep="hard",
+        trainer={"min_epochs": 3},
+    )
+    printed = capsys.readouterr().out
+    assert probe.samples == {}
+    assert callback.selection is None
+    quota = lfp.quotas.drop(torch.bincount(Blobs().y), [0.9, 0.8, 0.5, 0.1], 41)
+    assert "would keep 41 of 103 samples" in printed
+    for k, kept in enumerate(quota.tolist()):
+        row = next(line for line in printed.splitlines() if line.strip("│ ").startswith(f"{k} "))
+        assert f" {kept} " in row
+    assert "el2n; 9 bytes a sample" in printed
+    assert "11 in 2 warm-up epochs, then 5" in printed
+    assert "batches in 4 epochs: 32, 73% of the 44" in printed
+
+
+def test_dry_run_needs_as_many_recalls_as_classes() -> None:
+    with pytest.raises(ValueError, match="one recall for each of 4 classes, got 2"):
+        fit(dry_run=[0.1, 0.2])
+
+
+# --------------------------------------------------------------------------------------- epilogue
+
+
+def test_nothing_is_left_on_the_users_objects() -> None:
+    model, data = Model(), Data()
+    fit(model=model, data=data)
+    for owner in (model, data):
+        assert not {"train_dataloader", "on_before_batch_transfer"} & set(vars(owner))
