@@ -1,0 +1,100 @@
+"""Slow, obvious versions of signals and scores: plain Python numbers, one sample at a time."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Callable
+
+Epochs = list[float | None]  # one sample's values, None where it was not observed
+
+
+def softmax(z: list[float]) -> list[float]:
+    top = max(z)
+    e = [math.exp(v - top) for v in z]
+    return [v / math.fsum(e) for v in e]
+
+
+def signal_loss(z: list[float], y: int) -> float:
+    top = max(z)
+    return top + math.log(math.fsum(math.exp(v - top) for v in z)) - z[y]
+
+
+def signal_el2n(z: list[float], y: int) -> float:
+    return math.sqrt(math.fsum((p - (j == y)) ** 2 for j, p in enumerate(softmax(z))))
+
+
+def signal_p_true(z: list[float], y: int) -> float:
+    return softmax(z)[y]
+
+
+def signal_margin(z: list[float], y: int) -> float:
+    return z[y] - max((v for j, v in enumerate(z) if j != y), default=-math.inf)
+
+
+def signal_entropy(z: list[float], y: int) -> float:
+    return -math.fsum(p * math.log(p) for p in softmax(z) if p > 0)
+
+
+def signal_correct(z: list[float], y: int) -> bool:
+    return z.index(max(z)) == y
+
+
+def _seen(values: Epochs) -> list[float]:
+    return [v for v in values if v is not None]
+
+
+def mean(values: Epochs) -> float:
+    seen = _seen(values)
+    return math.fsum(seen) / len(seen) if seen else math.nan
+
+
+def minus_mean(values: Epochs) -> float:
+    return -mean(values)
+
+
+def minus_last(values: Epochs) -> float:
+    seen = _seen(values)
+    return -seen[-1] if seen else math.nan
+
+
+def mean_of_last(values: Epochs, window: int) -> float:
+    return mean(_seen(values)[-window:])
+
+
+def variability(values: Epochs) -> float:
+    seen = _seen(values)
+    return statistics.pstdev(seen) if seen else math.nan
+
+
+def dynamic_uncertainty(values: Epochs, window: int) -> float:
+    deviations = []
+    for start in range(len(values) - window + 1):
+        seen = _seen(values[start : start + window])
+        if len(seen) >= 2:
+            deviations.append(statistics.stdev(seen))
+    return math.fsum(deviations) / len(deviations) if deviations else math.nan
+
+
+def forgetting(values: Epochs) -> float:
+    seen = _seen(values)
+    if not seen:
+        return math.nan
+    if not any(seen):
+        return len(values)
+    return sum(a == 1 and b == 0 for a, b in itertools.pairwise(seen))
+
+
+# score -> (the signal that it reads, the oracle of one sample)
+SCORES: dict[str, tuple[str, Callable[[Epochs], float]]] = {
+    "aum": ("margin", minus_mean),
+    "confidence": ("p_true", minus_mean),
+    "dynamic_uncertainty": ("p_true", lambda values: dynamic_uncertainty(values, 10)),
+    "el2n": ("el2n", mean),
+    "entropy": ("entropy", mean),
+    "forgetting": ("correct", forgetting),
+    "loss": ("loss", mean),
+    "margin": ("margin", minus_last),
+    "variability": ("p_true", variability),
+}
