@@ -45,7 +45,7 @@ def labels_of(dataset: Any) -> Tensor | None:
     whole = not labels.is_floating_point() and not labels.is_complex()
     if labels.ndim != 1 or not whole or len(labels) != len(dataset):
         return None
-    return labels.long()
+    return labels.long().cpu()
 
 
 def fingerprint(dataset: Any) -> dict[str, Any]:

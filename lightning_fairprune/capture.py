@@ -24,6 +24,7 @@ class LossCapture(TorchFunctionMode):
     A mode may be entered by several owners at once; only the first entry and the last exit count.
 
     Example:
+        >>> import torch
         >>> capture = LossCapture()
         >>> capture.enter()
         >>> _ = F.cross_entropy(torch.zeros(2, 3), torch.tensor([0, 2]))

@@ -41,6 +41,13 @@ class ClassCounts:
                 "`tp` and `support` must both be [K], got "
                 f"{list(self.tp.shape)} and {list(self.support.shape)}."
             )
+        bad = (self.tp < 0) | (self.tp > self.support)
+        if bad.any():
+            k = int(bad.nonzero()[0])
+            raise ValueError(
+                "`tp` must be between 0 and `support`, got "
+                f"{int(self.tp[k])} of {int(self.support[k])} for class {k}."
+            )
 
     @classmethod
     def pooled(cls, counts: Sequence[ClassCounts]) -> ClassCounts:

@@ -84,8 +84,8 @@ class EpochSampler(DistributedSampler[Any]):
         num_samples: N of the dataset.
         kept: indices to draw, int64 [n]; None for all.
         shuffle: whether to permute them.
-        weights: probabilities to draw with replacement, float [N]; `draws` of them an epoch.
-        draws: samples an epoch when `weights` is given.
+        weights: probabilities to draw with replacement, float [N].
+        draws: samples an epoch of all N; None for each sample once.
         seed: of the permutation.
         num_replicas: ranks that share the epoch.
         rank: this one.
@@ -143,7 +143,7 @@ class EpochSampler(DistributedSampler[Any]):
     def _drawn(self, population: int) -> int:
         if self._draws is None:
             return population
-        # With replacement: as many draws per kept sample as there were per sample.
+        # As many draws per kept sample as there were per sample.
         return round(self._draws * population / len(self.dataset))  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[int]:
@@ -164,10 +164,18 @@ class EpochSampler(DistributedSampler[Any]):
             # torch.multinomial stops at 2^24 categories; the inverse of the cumulative sum doesn't.
             weights = self.weights if self.kept is None else self.weights[self.kept]
             edges = weights.double().cumsum(0)
+            if not edges[-1] > 0:
+                raise ValueError(
+                    f"the sampler's weights are 0 for all {n} kept samples: give samples that may be "
+                    "kept a weight above 0."
+                )
             drawn = torch.rand(self._drawn(n), generator=generator, dtype=torch.float64) * edges[-1]
             order = torch.searchsorted(edges, drawn, right=True).clamp_(max=n - 1)
         elif self.shuffle:
-            order = torch.randperm(n, generator=generator)
+            draws = self._drawn(n)
+            rounds = max(1, -(-draws // max(n, 1)))
+            order = torch.cat([torch.randperm(n, generator=generator) for _ in range(rounds)])
+            order = order[:draws]
         else:
             order = torch.arange(n)
         return order if self.kept is None else self.kept[order]
@@ -242,6 +250,8 @@ def rebuild(
         weights, draws = sampler.weights, sampler.num_samples
     elif isinstance(sampler, RandomSampler) and sampler.replacement:
         weights, draws = torch.ones(size), sampler.num_samples
+    elif isinstance(sampler, RandomSampler):
+        draws = sampler.num_samples
     elif isinstance(sampler, SequentialSampler):
         shuffle = False
     stateful = hasattr(loader, "load_state_dict")  # torchdata's finds its own way back
@@ -266,13 +276,15 @@ def rebuild(
         options.pop("pin_memory_device", None)  # deprecated; passing it on empty would warn
     options["collate_fn"] = IndexCollate(loader.collate_fn) if carry_index else loader.collate_fn
     kind = ResumedLoader if type(loader) is DataLoader else type(loader)
-    return kind(
-        indexed_dataset(dataset) if carry_index else dataset,
-        batch_size=loader.batch_size,
-        sampler=epoch_sampler,
-        drop_last=loader.drop_last,
-        **options,
-    )
+    view = indexed_dataset(dataset) if carry_index else dataset
+    options |= {"batch_size": loader.batch_size, "drop_last": loader.drop_last}
+    try:
+        return kind(view, sampler=epoch_sampler, **options)
+    except TypeError as error:
+        raise TypeError(
+            f"a {type(loader).__name__} cannot be rebuilt over the kept samples ({error}): its "
+            "__init__ must take the keyword arguments of torch.utils.data.DataLoader."
+        ) from error
 
 
 def indexed_dataset(dataset: Dataset[Any]) -> IndexView:
@@ -303,18 +315,33 @@ def check_restrictable(loader: object) -> None:
             f"an iterable dataset ({type(loader.dataset).__name__}) has no stable sample index to "
             "prune by: use a map-style dataset with __getitem__ and __len__."
         )
-    if loader.batch_size is None or type(loader.batch_sampler) is not BatchSampler:
+    if loader.batch_size is None or not _is_plain(loader.batch_sampler):
         found = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
         raise TypeError(
             f"a batch sampler of the user's own ({type(found).__name__}) cannot be restricted to "
             "the kept samples: give the DataLoader a `batch_size` and a plain sampler instead."
         )
-    if not _knows_how_to_restrict(loader.sampler):
+    sampler: Any = loader.sampler
+    if isinstance(sampler, WeightedRandomSampler) and not sampler.replacement:
+        raise TypeError(
+            "a WeightedRandomSampler without replacement cannot be restricted to the kept samples: "
+            "use replacement=True or shuffle=True."
+        )
+    if not _knows_how_to_restrict(sampler):
         raise TypeError(
             f"a sampler of type {type(loader.sampler).__name__} cannot be restricted to the kept "
             "samples: use shuffle=True, a WeightedRandomSampler, a SubsetRandomSampler or a "
             "DistributedSampler."
         )
+
+
+def _of_torchdata(sampler: Any) -> bool:
+    # Its samplers keep a state and do the same as torch's otherwise.
+    return type(sampler).__module__.startswith("torchdata.stateful_dataloader")
+
+
+def _is_plain(batch_sampler: Any) -> bool:
+    return type(batch_sampler) is BatchSampler or _of_torchdata(batch_sampler)
 
 
 def _knows_how_to_restrict(sampler: Any) -> bool:
@@ -326,5 +353,4 @@ def _knows_how_to_restrict(sampler: Any) -> bool:
         WeightedRandomSampler,
         DistributedSampler,
     )
-    torchdata = type(sampler).__module__.startswith("torchdata.stateful_dataloader")
-    return torchdata or any(type(sampler).__iter__ is kind.__iter__ for kind in known)
+    return _of_torchdata(sampler) or any(type(sampler).__iter__ is kind.__iter__ for kind in known)

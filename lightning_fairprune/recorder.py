@@ -96,11 +96,13 @@ class EpochRecorder:
             )
         self.num_classes = logits.shape[1]
         now = self._now
+        # A label out of range (-100 to be ignored) must not crash the device; finish_epoch names it.
+        inside = target.clamp(0, logits.shape[1] - 1)
         with torch.no_grad():
             now["target"].index_copy_(0, indices, target.to(torch.int32))
             if group is not None:
                 now["group"].index_copy_(0, indices, group.to(torch.int32))
-            for name, value in signals.compute(self.names, logits.detach(), target).items():
+            for name, value in signals.compute(self.names, logits.detach(), inside).items():
                 now[name].index_copy_(0, indices, value.float())
             now["seen"].index_fill_(0, indices, 1)
 
