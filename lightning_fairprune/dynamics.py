@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_fairprune._bits import pack_bits, unpack_bits
+from lightning_fairprune._files import write_whole
 
 __all__ = ["Dynamics"]
 
@@ -161,7 +162,7 @@ class Dynamics:
             for key, value in tensors.items()
         }
         metadata = {"format": _FORMAT, "version": _VERSION}
-        _replace(Path(path), lambda temporary: save_file(tensors, temporary, metadata))
+        write_whole(path, lambda temporary: save_file(tensors, temporary, metadata))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Dynamics:
@@ -242,7 +243,7 @@ class Dynamics:
                 for start in range(0, self.num_samples, _ROWS_PER_GROUP):
                     writer.write_table(self._rows(start, start + _ROWS_PER_GROUP))
 
-        _replace(Path(path), write)
+        write_whole(path, write)
 
     def _rows(self, start: int, stop: int) -> Any:
         import pyarrow as pa
@@ -305,13 +306,3 @@ def _check_finite(name: str, values: Tensor, observed: Tensor) -> None:
             f"`{name}` is {found} for sample {sample} in epoch {epoch}, where it was observed: "
             "the training diverged, or `observed` is wrong."
         )
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write next to `path` and rename, so that a crash leaves no half file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
