@@ -35,6 +35,7 @@ class RecallMonitor(pl.Callback):
     single classes go to the loggers only and cannot be monitored.
 
     Args:
+        num_classes: how many classes the logits must tell apart; None for as many as they do.
         class_names: how to call the classes, in order; their numbers by default.
         logits_fn: ``(module, batch) -> (logits, target)`` for steps that neither return ``"logits"``
             and ``"target"`` nor call ``cross_entropy``.
@@ -44,8 +45,9 @@ class RecallMonitor(pl.Callback):
             prefix of its names (``"val"``, ``"test"``, ``"val/1"``).
 
     Raises:
-        ValueError: At the first evaluated batch, if there are no logits to be found; at the end of
-            the evaluation, if `class_names` has another length than there are classes.
+        ValueError: If `num_classes` and `class_names` disagree; at the first evaluated batch, if
+            there are no logits to be found; at the end of the evaluation, if there are other classes
+            than `num_classes` or `class_names` say.
 
     Example:
         >>> RecallMonitor(class_names=["cat", "dog"]).class_names
@@ -53,8 +55,18 @@ class RecallMonitor(pl.Callback):
     """
 
     def __init__(
-        self, class_names: Sequence[str] | None = None, logits_fn: LogitsFn | None = None
+        self,
+        num_classes: int | None = None,
+        class_names: Sequence[str] | None = None,
+        logits_fn: LogitsFn | None = None,
     ) -> None:
+        if num_classes is not None and num_classes < 1:
+            raise ValueError(f"`num_classes` must be at least 1, got {num_classes}.")
+        if num_classes is not None and class_names is not None and num_classes != len(class_names):
+            raise ValueError(
+                f"`class_names` must name each of {num_classes} classes, got {len(class_names)}."
+            )
+        self.num_classes = num_classes
         self.class_names = None if class_names is None else tuple(class_names)
         self.logits_fn = logits_fn
         self.counts: dict[str, ClassCounts] = {}
@@ -156,6 +168,10 @@ class RecallMonitor(pl.Callback):
     def _log_counts(
         self, trainer: pl.Trainer, module: pl.LightningModule, prefix: str, counts: ClassCounts
     ) -> None:
+        if self.num_classes not in (None, counts.num_classes):
+            raise ValueError(
+                f"`num_classes` is {self.num_classes}, but the logits are for {counts.num_classes}."
+            )
         names = self.class_names or tuple(str(k) for k in range(counts.num_classes))
         if len(names) != counts.num_classes:
             raise ValueError(
