@@ -49,7 +49,8 @@ def apportion(
     O(K) memory and at most 128 passes over the classes.
 
     Args:
-        weights: float [K], finite and >= 0. Only ratios matter.
+        weights: float [K], finite and >= 0. Only ratios matter; one below 1e-600 times the
+            largest may count as 0.
         capacity: int64 [K], the most that each class can get, >= 0 and below 2**50.
         budget: seats to hand out, 0 <= budget <= sum(capacity).
         floor: seats that each class gets first (capped at its capacity), an int or int64 [K].
@@ -120,7 +121,7 @@ def _bracket(weight: Tensor, low: Tensor, high: Tensor, budget: int) -> tuple[Te
         return high, high
     top = float(weight.max())
     if top > 0:  # exact: a power of two; keeps priorities of tiny weights out of the denormals
-        shift = max(0, 1023 - math.frexp(top)[1])
+        shift = min(max(0, 1023 - math.frexp(top)[1]), 2046)
         weight = weight * 2.0 ** (shift // 2) * 2.0 ** (shift - shift // 2)
         top = float(weight.max())
     # Positive doubles are ordered like their bit patterns, so this bisection ends at two

@@ -1,0 +1,496 @@
+from __future__ import annotations
+
+import inspect
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import oracles_quotas as oracle
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lightning_fairprune import quotas
+from lightning_fairprune.quotas import (
+    Minimax,
+    apportion,
+    balanced,
+    drop,
+    drop_reference,
+    of_subset,
+    proportional,
+)
+
+NAN = math.nan
+RECALL = [0.92, 0.96, 0.86, 0.77, 0.90, 0.84, 0.93, 0.92, 0.95, 0.94]
+LONG_TAIL = [5000, 3000, 1800, 1080, 648]
+LONG_TAIL_RECALL = [0.95, 0.9, 0.8, 0.6, 0.4]
+
+
+def rules() -> dict[str, Callable[..., Tensor]]:
+    """Every public rule (sizes, [recall,] budget) -> quota, called as (sizes, recall, budget)."""
+
+    def uniform(rule: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        if "recall" in inspect.signature(rule).parameters:
+            return rule
+        return lambda sizes, recall, budget, **options: rule(sizes, budget, **options)
+
+    found = {}
+    for name in quotas.__all__:
+        thing = getattr(quotas, name)
+        rule = (lambda *a, **k: Minimax(step=20.0)(*a, **k)) if name == "Minimax" else thing
+        signature = inspect.signature(Minimax() if name == "Minimax" else thing)
+        if {"sizes", "budget"} <= set(signature.parameters):
+            found[name] = rule if name == "Minimax" else uniform(rule)
+    return found
+
+
+RULES = rules()
+every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
+
+
+def test_every_rule_is_found() -> None:
+    assert set(RULES) == {"drop", "drop_reference", "proportional", "balanced", "Minimax"}
+    assert "recall" in inspect.signature(Minimax()).parameters
+    assert "recall" not in inspect.signature(proportional).parameters
+
+
+# --- known values ---------------------------------------------------------------------------------
+
+GOLDEN = [
+    (
+        [5000] * 10,
+        RECALL,
+        25_000,
+        [2051.28, 1025.64, 3589.74, 5000, 2564.1, 4102.56, 1794.87, 2051.28, 1282.05, 1538.46],
+    ),
+    (
+        [5000] * 10,
+        RECALL,
+        40_000,
+        [4210.53, 2105.26, 5000, 5000, 5000, 5000, 3684.21, 4210.53, 2631.58, 3157.89],
+    ),
+    (
+        [5000] * 10,
+        RECALL,
+        45_000,
+        [5000, 2727.27, 5000, 5000, 5000, 5000, 4772.73, 5000, 3409.09, 4090.91],
+    ),
+    (LONG_TAIL, LONG_TAIL_RECALL, 3458, [523.547, 628.256, 753.908, 904.689, 648.0]),
+    (LONG_TAIL, LONG_TAIL_RECALL, 6917, [1540.364, 1848.436, 1800, 1080, 648]),
+]
+
+
+@pytest.mark.parametrize(("sizes", "recall", "budget", "expected"), GOLDEN)
+def test_drop_is_within_one_sample_of_the_exact_real_numbers(
+    sizes: list[int], recall: list[float], budget: int, expected: list[float]
+) -> None:
+    quota = drop(sizes, recall, budget)
+    assert int(quota.sum()) == budget
+    torch.testing.assert_close(quota.double(), torch.tensor(expected).double(), atol=1.0, rtol=0)
+    exact = torch.tensor(oracle.passes(sizes, recall, budget), dtype=torch.float64)
+    torch.testing.assert_close(quota.double(), exact, atol=1.0, rtol=0)
+
+
+def test_drop_reference_is_within_one_sample_of_the_published_code() -> None:
+    expected = [2051, 1025, 3589, 5000, 2563, 4102, 1794, 2051, 1281, 1538]
+    quota = drop_reference([5000] * 10, RECALL, 25_000)
+    assert (quota - torch.tensor(expected)).abs().max() <= 1
+    quota = drop_reference(LONG_TAIL, LONG_TAIL_RECALL, 3458)  # saturated: exact, cut afterwards
+    assert (quota - torch.tensor([246, 493, 987, 1080, 648])).abs().max() <= 5
+
+
+def test_equal_recalls_keep_proportions_in_drop_and_balance_in_drop_reference() -> None:
+    sizes = [5000, 2500, 1000, 100]
+    assert drop(sizes, [0.5] * 4, 4300).tolist() == [2500, 1250, 500, 50]
+    assert drop_reference(sizes, [0.5] * 4, 4300).tolist() == [1600, 1600, 1000, 100]
+
+
+def test_both_forms_agree_on_equal_sizes() -> None:
+    for budget in range(0, 50_001, 997):
+        sizes = [5000] * 10
+        assert torch.equal(drop(sizes, RECALL, budget), drop_reference(sizes, RECALL, budget))
+
+
+@given(st.integers(0, 2**32), st.integers(1, 12))
+@settings(max_examples=100, deadline=None)
+def test_drop_reference_equals_whole_shares_where_no_class_is_full(seed: int, k: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    recall = torch.rand(k, generator=generator, dtype=torch.float64) * 0.9
+    budget = int(torch.randint(0, 5000, (), generator=generator))
+    quota = drop_reference([5000] * k, recall, budget)
+    shares = torch.tensor(oracle.whole_shares(recall.tolist(), budget))
+    # Ours is rounded, theirs cut: between 0 and 1 apart, and Webster may add a seat to a large share.
+    assert int((quota - shares).min()) >= -1
+    assert int((quota - shares).max()) <= 1 + (k > 3)
+
+
+def test_balanced_fills_equal_levels() -> None:
+    assert balanced([100, 10, 50], 90).tolist() == [40, 10, 40]
+
+
+# --- the rule -------------------------------------------------------------------------------------
+
+weight = st.one_of(
+    st.sampled_from([0.0, 1.0, 3.0, 0.1, 0.3]),
+    st.integers(0, 9).map(float),
+    st.floats(0, 1e300, allow_subnormal=False),
+    st.floats(-300, 300).map(lambda e: 10.0**e),
+)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[list[float], list[int], list[int], int]:
+    k = draw(st.integers(1, 7))
+    weights = draw(st.lists(weight, min_size=k, max_size=k))
+    capacity = draw(st.lists(st.integers(0, 40), min_size=k, max_size=k))
+    floor = draw(st.lists(st.sampled_from([0, 0, 1, 9]), min_size=k, max_size=k))
+    least = sum(map(min, floor, capacity))
+    return weights, capacity, floor, draw(st.integers(least, sum(capacity)))
+
+
+@given(problems())
+@settings(max_examples=400, deadline=None)
+def test_apportion_equals_the_sorted_list_of_seats(
+    problem: tuple[list[float], list[int], list[int], int],
+) -> None:
+    weights, capacity, floor, budget = problem
+    quota = apportion(weights, capacity, budget, floor=floor)
+    assert quota.dtype == torch.int64
+    assert quota.tolist() == oracle.seat_list(weights, capacity, budget, floor)
+
+
+@given(st.integers(0, 2**32), st.integers(2, 6))
+@settings(max_examples=12, deadline=None)
+def test_every_class_grows_with_the_budget_at_every_step(seed: int, k: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(0, 12, (k,), generator=generator)
+    recall = torch.randint(0, 5, (k,), generator=generator) / 4
+    for rule in RULES.values():
+        total, before = int(sizes.sum()), torch.zeros_like(sizes)
+        for budget in range(total + 1):
+            quota = rule(sizes, recall, budget)
+            assert int(quota.sum()) == budget
+            assert bool((quota >= before).all())
+            before = quota
+        assert torch.equal(before, sizes)
+
+
+def test_one_sample_more_goes_to_one_class_with_floors_too() -> None:
+    weights, capacity, floor = [0.0, 5.0, 1.0, 1.0], [10, 30, 20, 20], [4, 0, 3, 0]
+    before = apportion(weights, capacity, 7, floor=floor)
+    assert before.tolist() == [4, 0, 3, 0]
+    for budget in range(8, 81):
+        quota = apportion(weights, capacity, budget, floor=floor)
+        assert sorted((quota - before).tolist()) == [0, 0, 0, 1]
+        before = quota
+
+
+@st.composite
+def large_problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, int]:
+    """Up to 10^8 samples in up to 21,841 classes, drawn by seed: sizes, recalls, budget."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    k = draw(st.sampled_from([1, 2, 10, 1000, 21_841]))
+    total = draw(st.sampled_from([50, 10**5, 10**8]))
+    shape = torch.rand(k, generator=generator, dtype=torch.float64) ** draw(st.integers(0, 6))
+    sizes = (shape / shape.sum() * total).long()
+    recall = torch.rand(k, generator=generator, dtype=torch.float64)
+    kind = draw(st.sampled_from(["any", "coarse", "some 1", "some NaN", "all 1", "all 0"]))
+    if kind == "coarse":
+        recall = (recall * 10).floor() / 10
+    elif kind == "some 1":
+        recall[recall > 0.5] = 1.0
+    elif kind == "some NaN":
+        recall[recall > 0.8] = NAN
+    elif kind.startswith("all"):
+        recall.fill_(float(kind[-1]))
+    return sizes, recall, round(draw(st.floats(0, 1)) * int(sizes.sum()))
+
+
+@given(large_problems(), st.sampled_from(list(RULES)), st.floats(0, 1))
+@settings(max_examples=60, deadline=None)
+def test_quotas_are_exact_capped_and_nested_at_any_size(
+    problem: tuple[Tensor, Tensor, int], name: str, fraction: float
+) -> None:
+    sizes, recall, budget = problem
+    quota = RULES[name](sizes, recall, budget)
+    assert int(quota.sum()) == budget
+    assert bool(((quota >= 0) & (quota <= sizes)).all())
+    for smaller in {int(fraction * budget), max(budget - 1, 0)}:
+        assert bool((RULES[name](sizes, recall, smaller) <= quota).all())
+    cap = max(1, int(sizes.max()) // 2)
+    part = min(budget, int(sizes.clamp(max=cap).sum()))
+    quota = RULES[name](sizes, recall, part, cap=cap)
+    assert int(quota.sum()) == part
+    assert int(quota.max()) <= cap
+
+
+@given(large_problems(), st.sampled_from(list(RULES)))
+@settings(max_examples=40, deadline=None)
+def test_relabelling_the_classes_relabels_the_quotas(
+    problem: tuple[Tensor, Tensor, int], name: str
+) -> None:
+    sizes, recall, budget = problem
+    order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(budget))
+    quota = RULES[name](sizes, recall, budget)
+    other = RULES[name](sizes[order], recall[order], budget)
+    # The class index breaks ties, and the mean recall of `Minimax` and NaN is rounded in another
+    # order: a class may be a sample or two off, and only few are.
+    difference = (other - quota[order]).abs()
+    assert int(difference.max()) <= 2
+    for value in (quota, other):
+        assert int(value.sum()) == budget
+
+
+@given(st.integers(1, 40), st.integers(1, 50), st.floats(0, 1), st.floats(0, 1))
+@settings(max_examples=40, deadline=None)
+def test_equal_classes_differ_by_at_most_one(
+    k: int, size: int, recall: float, density: float
+) -> None:
+    for rule in RULES.values():
+        quota = rule([size] * k, [recall] * k, round(density * k * size))
+        assert int(quota.max() - quota.min()) <= 1
+        assert quota.tolist() == sorted(quota.tolist(), reverse=True)
+
+
+@given(st.integers(0, 2**32), st.floats(0.05, 0.95))
+@settings(max_examples=60, deadline=None)
+def test_drop_follows_the_paper_within_two_samples(seed: int, density: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(1, 3000, (12,), generator=generator)
+    recall = torch.rand(12, generator=generator, dtype=torch.float64) * 0.99
+    budget = round(density * int(sizes.sum()))
+    exact = oracle.passes(sizes.tolist(), recall.tolist(), budget)
+    shares = (sizes * (1 - recall)).tolist()
+    assert exact == pytest.approx(oracle.water_filling(shares, sizes.tolist(), budget), abs=1e-3)
+    quota = drop(sizes, recall, budget)
+    assert float((quota - torch.tensor(exact)).abs().max()) < 2.0
+
+
+# --- corner cases ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recall", [1.0, NAN, 0.0])
+def test_recalls_that_tell_nothing_keep_the_proportions(recall: float) -> None:
+    sizes = [60, 40, 10]
+    for cap in (None, 30):
+        expected = proportional(sizes, 33, cap=cap)
+        assert torch.equal(drop(sizes, [recall] * 3, 33, cap=cap), expected)
+        expected = balanced(sizes, 33, cap=cap)
+        assert torch.equal(drop_reference(sizes, [recall] * 3, 33, cap=cap), expected)
+
+
+def test_a_class_of_recall_1_keeps_nothing_or_its_floor() -> None:
+    assert drop([50, 50, 50], [1.0, 0.5, 0.5], 60).tolist() == [0, 30, 30]
+    assert drop([50, 50, 50], [1.0, 0.5, 0.5], 60, floor=10).tolist() == [10, 25, 25]
+
+
+def test_classes_of_recall_1_share_what_the_others_cannot_take() -> None:
+    assert drop([100, 50, 20], [1.0, 1.0, 0.5], 80).tolist() == [40, 20, 20]
+
+
+def test_a_class_of_recall_0_is_filled_first() -> None:
+    assert drop([50, 50, 50], [0.0, 0.8, 0.8], 70).tolist() == [50, 10, 10]
+
+
+def test_an_empty_class_gets_nothing_whatever_its_recall() -> None:
+    for recall in (0.0, NAN, 1.0):
+        for rule in RULES.values():
+            quota = rule([30, 0, 30], [0.5, recall, 0.5], 20)
+            assert quota.tolist() == [10, 0, 10]
+
+
+@every_rule
+def test_the_whole_budget_keeps_every_sample(rule: Callable[..., Tensor]) -> None:
+    assert rule([3, 0, 500], [1.0, 0.2, 0.0], 503).tolist() == [3, 0, 500]
+
+
+@every_rule
+def test_a_budget_of_zero_keeps_nothing(rule: Callable[..., Tensor]) -> None:
+    assert rule([3, 0, 500], [1.0, 0.2, 0.0], 0).tolist() == [0, 0, 0]
+
+
+@every_rule
+def test_a_budget_below_the_number_of_classes_is_met(rule: Callable[..., Tensor]) -> None:
+    quota = rule([100] * 10, RECALL, 7)
+    assert int(quota.sum()) == 7
+
+
+@every_rule
+def test_one_class_and_no_class(rule: Callable[..., Tensor]) -> None:
+    assert rule([9], [0.3], 4).tolist() == [4]
+    assert rule([], [], 0).tolist() == []
+
+
+@every_rule
+def test_floor_and_cap_hold_for_every_class(rule: Callable[..., Tensor]) -> None:
+    quota = rule([100, 100, 3, 0], [0.0, 1.0, 0.9, 0.5], 90, floor=5, cap=[80, 80, 80, 80])
+    assert int(quota.sum()) == 90
+    assert bool((quota >= torch.tensor([5, 5, 3, 0])).all())
+    assert bool((quota <= torch.tensor([80, 80, 3, 0])).all())
+
+
+def test_an_unknown_recall_counts_as_the_mean_of_the_known() -> None:
+    sizes = [60, 40, 10]
+    assert torch.equal(drop(sizes, [0.9, 0.7, NAN], 23), drop(sizes, [0.9, 0.7, 0.8], 23))
+
+
+@every_rule
+def test_tensors_lists_and_narrow_types_give_the_same(rule: Callable[..., Tensor]) -> None:
+    recall = [0.5, 0.25, 0.75]
+    expected = rule([60, 40, 10], recall, 33)
+    assert torch.equal(
+        rule(torch.tensor([60, 40, 10], dtype=torch.int32), torch.tensor(recall), 33), expected
+    )
+    assert torch.equal(rule((60, 40, 10), torch.tensor(recall).half(), 33), expected)
+    sizes = torch.tensor([60, 40, 10])
+    rule(sizes, recall, 33)
+    assert sizes.tolist() == [60, 40, 10]
+
+
+def test_tiny_and_huge_weights_together() -> None:
+    assert apportion([1e300, 1e-300], [5, 5], 7).tolist() == [5, 2]
+    assert apportion([5e-324, 5e-324], [50, 50], 20).tolist() == [10, 10]
+    assert apportion([1e-280, 1e308, 0.0], [50, 50, 50], 120).tolist() == [50, 50, 20]
+    share = apportion([1e-300, 3e-300], [10**8, 10**8], 10**7)
+    assert share.tolist() == [2_500_000, 7_500_000]
+
+
+# --- Minimax --------------------------------------------------------------------------------------
+
+
+def test_minimax_multiplies_weights_by_the_exponential_of_the_gap() -> None:
+    rule = Minimax(step=3.0, leak=0.25)
+    rule.log_weight = torch.tensor([0.4, -0.4, 0.0], dtype=torch.float64)
+    quota = rule([10**6, 10**6, 10**6], [0.5, 0.7, 0.9], 10**6)
+    log_weight = [0.75 * 0.4 + 3 * 0.2, 0.75 * -0.4, -3 * 0.2]
+    assert rule.log_weight.tolist() == pytest.approx(log_weight)
+    weights = [math.exp(value) for value in log_weight]
+    expected = [10**6 * value / sum(weights) for value in weights]
+    assert quota.tolist() == pytest.approx(expected, abs=1.0)
+
+
+def test_minimax_does_not_push_unknown_or_empty_classes() -> None:
+    rule = Minimax(step=10.0)
+    for _ in range(300):  # an empty class must not drag the others out of the range of exp
+        quota = rule([100, 100, 100, 0], [0.8, 0.6, NAN, 0.0], 150)
+    assert rule.log_weight is not None
+    assert rule.log_weight.tolist() == pytest.approx([-300.0, 300.0, 0.0, 0.0])
+    assert quota.tolist() == [0, 100, 50, 0]
+
+
+def test_minimax_survives_a_gap_that_never_closes() -> None:
+    rule = Minimax(step=100.0)
+    for _ in range(100):
+        quota = rule([100, 100], [1.0, 0.0], 120)
+    assert quota.tolist() == [20, 100]
+
+
+def test_minimax_goes_on_from_its_state() -> None:
+    first, second = Minimax(step=2.0), Minimax(step=2.0)
+    first([100, 100], [0.5, 0.9], 100)
+    state = first.state_dict()
+    assert {type(value) for value in state.values()} == {float, Tensor}
+    second.load_state_dict(state)
+    for _ in range(3):
+        assert torch.equal(first([100, 100], [0.6, 0.8], 100), second([100, 100], [0.6, 0.8], 100))
+    assert state["log_weight"].tolist() == pytest.approx([0.4, -0.4])  # a copy, not a view
+    second.load_state_dict(Minimax().state_dict())
+    assert second.log_weight is None
+
+
+def test_minimax_forgets_on_reset() -> None:
+    rule = Minimax()
+    first = rule([100, 100], [0.5, 0.9], 100)
+    rule.reset()
+    assert torch.equal(rule([100, 100], [0.5, 0.9], 100), first)
+
+
+def test_minimax_is_unchanged_by_a_call_that_raises() -> None:
+    rule = Minimax()
+    rule([100, 100], [0.5, 0.9], 100)
+    assert rule.log_weight is not None
+    before = rule.log_weight.clone()
+    with pytest.raises(ValueError, match="`budget`"):
+        rule([100, 100], [0.5, 0.9], 201)
+    assert torch.equal(rule.log_weight, before)
+
+
+def test_minimax_says_what_it_is() -> None:
+    assert repr(Minimax(step=0.5, leak=0.1)) == "Minimax(step=0.5, leak=0.1)"
+
+
+# --- of_subset ------------------------------------------------------------------------------------
+
+
+def test_of_subset_counts_the_classes_of_the_subset() -> None:
+    target = torch.tensor([2, 0, 1, 1, 2, -1])
+    assert of_subset(target, torch.tensor([0, 2, 3])).tolist() == [0, 2, 1]
+    assert of_subset(target, [], num_classes=2).tolist() == [0, 0]
+    assert of_subset([], []).tolist() == []
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda: apportion([-1.0], [3], 1), ValueError, "`weights` must be finite and >= 0"),
+        (lambda: apportion([NAN], [3], 1), ValueError, "`weights` must be finite and >= 0"),
+        (lambda: apportion([math.inf], [3], 1), ValueError, "`weights` must be finite and >= 0"),
+        (lambda: apportion([1.0, 2.0], [3], 1), ValueError, "`weights` must have one entry per"),
+        (lambda: apportion([1.0], [3], 4), ValueError, "`budget` must be at most the 3 .* got 4"),
+        (lambda: apportion([1.0], [3], -1), ValueError, "`budget` must be .* at least 0, got -1"),
+        (lambda: apportion([1.0], [3], 1.5), TypeError, "`budget` must be an int, got 1.5"),
+        (lambda: apportion([1.0], [3.0], 1), TypeError, "`capacity` must hold integers"),
+        (lambda: apportion([1.0], [-3], 1), ValueError, "`capacity` must be >= 0, got -3"),
+        (lambda: apportion([1.0], [[3]], 1), ValueError, "`capacity` must be one-dimensional"),
+        (lambda: apportion([1.0], [3], 1, floor=2), ValueError, "`floor` asks for 2 .*`budget`=1"),
+        (lambda: apportion([1.0], [3], 1, floor=-2), ValueError, "`floor` must be >= 0, got -2"),
+        (lambda: apportion([1.0], [3], 1, floor=[1, 1]), ValueError, r"`floor` must be .* \[1\]"),
+        (lambda: drop([3], [0.5], 1, cap=[1, 1]), ValueError, r"`cap` must be .* of shape \[1\]"),
+        (lambda: drop([9], [0.5], 5, cap=4), ValueError, "`budget` must be at most the 4"),
+        (
+            lambda: drop([3], [1.5], 1),
+            ValueError,
+            r"`recall` must be in \[0, 1\].* 1.5 for class 0",
+        ),
+        (lambda: drop([3], [-0.1], 1), ValueError, r"`recall` must be in \[0, 1\].* -0.1"),
+        (lambda: drop([3, 3], [0.5], 1), ValueError, "`recall` must have one entry per class"),
+        (lambda: drop([3, 3.5], [0.5, 0.5], 1), TypeError, "`sizes` must hold integers"),
+        (
+            lambda: drop([3, -3], [0.5, 0.5], 1),
+            ValueError,
+            "`sizes` must be >= 0, got -3 for class 1",
+        ),
+        (lambda: Minimax(step=0), ValueError, "`step` must be positive and finite, got 0"),
+        (lambda: Minimax(step=NAN), ValueError, "`step` must be positive and finite"),
+        (lambda: Minimax(leak=1.0), ValueError, r"`leak` must be in \[0, 1\), got 1.0"),
+        (lambda: Minimax().load_state_dict({"log_weight": [NAN]}), ValueError, "`log_weight` must"),
+        (lambda: of_subset([0, 1], [2]), ValueError, r"`indices` must be in \[0, 2\), got 2 to 2"),
+        (lambda: of_subset([0, -1], [1]), ValueError, r"`target` must be in \[0, 1\).* got -1"),
+        (lambda: of_subset([0, 5], [1], 3), ValueError, r"`target` must be in \[0, 3\).* got 5"),
+        (lambda: of_subset([0, 5], [1.0]), TypeError, "`indices` must hold integers"),
+    ],
+)
+def test_errors_say_what_must_hold(
+    call: Callable[[], Any], error: type[Exception], match: str
+) -> None:
+    with pytest.raises(error, match=match):
+        call()
+
+
+def test_minimax_refuses_another_number_of_classes() -> None:
+    rule = Minimax()
+    rule([3, 3], [0.5, 0.5], 2)
+    with pytest.raises(ValueError, match=r"must have 2 classes .* got 1; call reset\(\)"):
+        rule([3], [0.5], 1)
+
+
+def test_budget_may_be_any_integer_type() -> None:
+    assert operator.index(torch.tensor(4)) == 4
+    assert drop([5, 5], [0.5, 0.5], torch.tensor(4)).tolist() == [2, 2]  # type: ignore[arg-type]
