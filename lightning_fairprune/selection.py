@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import operator
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -261,8 +260,7 @@ def select(
     target = _labels(target)
     n = len(target)
     _check_keep(keep, score)
-    if type(seed) is not int:
-        raise TypeError(f"`seed` must be an int, got {seed!r}.")
+    seed = _integer("seed", "an int", seed)
     excluded = n > 0 and int(target.min()) < 0
     if (isinstance(quota, Tensor) and quota.dim() > 0) or isinstance(quota, Sequence):
         wanted = _class_quota(quota)
@@ -279,7 +277,7 @@ def select(
             )
         group = torch.where(target < 0, len(wanted), target) if excluded else target
     else:
-        budget = _integer(quota)
+        budget = _integer("quota", "an int or int64 [K]", quota)
         sizes = _class_sizes(target, excluded, 0)
         if not 0 <= budget <= int(sizes.sum()):
             raise ValueError(
@@ -448,11 +446,11 @@ def _class_quota(quota: Tensor | Sequence[int]) -> Tensor:
     return wanted.long()
 
 
-def _integer(quota: Tensor | Sequence[int] | int) -> int:
+def _integer(name: str, wanted: str, value: object) -> int:
     try:
-        return operator.index(quota)  # type: ignore[arg-type]
+        return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"`quota` must be an int or int64 [K], got {quota!r}.") from None
+        raise TypeError(f"`{name}` must be {wanted}, got {value!r}.") from None
 
 
 def _check_keep(keep: str, score: Tensor | None) -> None:
@@ -493,13 +491,11 @@ def _checked_score(score: Tensor, target: Tensor, excluded: bool, *, finite: boo
     return score
 
 
-def _replace(path: Path, write: Callable[[str], object]) -> None:
-    """Write through a temporary file in the same folder, so that readers never see half a file."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write next to ``path`` and rename, so that readers never see half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write(name)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
