@@ -167,6 +167,12 @@ def test_only_what_the_score_reads_is_recorded() -> None:
     assert list(scored.signals) == ["correct"]
 
 
+@pytest.mark.parametrize(("after", "every"), [("continue", 1), ("restart", None)])
+def test_automatic_rhythm(after: Any, every: int | None) -> None:
+    callback = lfp.DataPruning(0.3, 1, after=after)
+    assert callback.resample_every == callback.update_every == every
+
+
 # ----------------------------------------------------------------------------------------- groups
 
 

@@ -73,9 +73,10 @@ class DataPruning(pl.Callback):
             schedules back to where the fit began, so that the final model is trained on the kept
             samples alone, as in the papers.
         resample_every: draw a fresh subset under the same quotas every so many epochs; None keeps
-            the first one.
+            the first one; ``"auto"`` is 1 with ``after="continue"`` and None with ``"restart"``, whose
+            young model's recalls and data the papers leave alone.
         update_every: estimate the quotas anew every so many epochs (and draw under them); None keeps
-            the first ones.
+            the first ones; ``"auto"`` as above.
         recall_window: average the class counts of so many latest validations. Between epochs the
             recall of a class swings by tens of points while the learning rate is high.
         shrinkage: pseudo-samples at the mean recall that are added to every class, so that a class
@@ -113,8 +114,8 @@ class DataPruning(pl.Callback):
         quota: Callable[..., Tensor] | None = quotas.drop,
         keep: Literal["random", "hard", "easy", "stratified"] = "random",
         after: Literal["continue", "restart"] = "continue",
-        resample_every: int | None = 1,
-        update_every: int | None = 1,
+        resample_every: int | Literal["auto"] | None = "auto",
+        update_every: int | Literal["auto"] | None = "auto",
         recall_window: int = 3,
         shrinkage: float = 0.0,
         recall_dataloader: int = 0,
@@ -123,14 +124,17 @@ class DataPruning(pl.Callback):
         seed: int = 0,
         dry_run: bool | list[float] = False,
     ) -> None:
+        auto = 1 if after == "continue" else None
+        self.resample_every = auto if resample_every == "auto" else resample_every
+        self.update_every = auto if update_every == "auto" else update_every
         _checks.arguments(
             density=density,
             warmup_epochs=warmup_epochs,
             score=score,
             keep=keep,
             after=after,
-            resample_every=resample_every,
-            update_every=update_every,
+            resample_every=self.resample_every,
+            update_every=self.update_every,
             recall_window=recall_window,
             shrinkage=shrinkage,
         )
@@ -140,8 +144,6 @@ class DataPruning(pl.Callback):
         self.quota_fn = quota
         self.keep = keep
         self.after = after
-        self.resample_every = resample_every
-        self.update_every = update_every
         self.recall_window = recall_window
         self.shrinkage = shrinkage
         self.recall_dataloader = recall_dataloader
