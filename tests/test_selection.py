@@ -1,0 +1,456 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import oracles_quotas as oracle
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lightning_fairprune import selection
+from lightning_fairprune.selection import Keep, Selection, select
+
+KEEPS = get_args(Keep)
+every_keep = pytest.mark.parametrize("keep", KEEPS)
+
+
+@dataclasses.dataclass
+class Problem:
+    target: Tensor
+    score: Tensor
+    sizes: Tensor
+    quota: Tensor
+
+    def select(self, quota: Tensor | int, keep: Keep, **options: Any) -> Selection:
+        score = None if keep == "random" else self.score
+        return select(self.target, quota, score=score, keep=keep, **options)
+
+
+KINDS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
+    "normal": lambda n, g: torch.randn(n, generator=g),
+    "double": lambda n, g: torch.randn(n, generator=g, dtype=torch.float64) * 1e300,
+    "half": lambda n, g: torch.randn(n, generator=g).half(),
+    "counts": lambda n, g: torch.randint(-3, 4, (n,), generator=g),
+    "huge counts": lambda n, g: torch.randint(-(2**62), 2**62, (n,), generator=g) * 2,
+    "bytes": lambda n, g: torch.randint(0, 4, (n,), generator=g).byte(),
+    "signed zeros": lambda n, g: torch.randint(-1, 2, (n,), generator=g).float() * -0.0,
+    "constant": lambda n, g: torch.full((n,), 0.1),
+}
+
+
+def problem(seed: int, n: int, k: int, kind: str, lowest: int = -1) -> Problem:
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.randint(lowest, k, (n,), generator=generator)
+    sizes = torch.bincount(target + 1, minlength=k + 1)[1:]
+    share = torch.rand(k, generator=generator) * 1.2 - 0.1
+    quota = (sizes * share.clamp(0, 1)).round().long()
+    return Problem(target, KINDS[kind](n, generator), sizes, quota)
+
+
+problems = st.builds(
+    problem,
+    st.integers(0, 2**32),
+    st.integers(0, 120),
+    st.integers(1, 6),
+    st.sampled_from(list(KINDS)),
+    st.sampled_from([-1, 0]),
+)
+
+
+@pytest.fixture(params=[selection.CHUNK, 7], ids=["one chunk", "chunks of 7"])
+def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "CHUNK", request.param)
+
+
+# --- hard, easy -----------------------------------------------------------------------------------
+
+
+def test_hard_keeps_the_highest_and_easy_the_lowest_scores_of_each_class() -> None:
+    target = torch.tensor([0, 1, 0, 1, 0, 1])
+    score = torch.tensor([0.3, 5.0, 0.1, 4.0, 0.2, 6.0])
+    quota = torch.tensor([2, 1])
+    assert select(target, quota, score=score, keep="hard").indices.tolist() == [0, 4, 5]
+    assert select(target, quota, score=score, keep="easy").indices.tolist() == [2, 3, 4]
+
+
+def test_equal_scores_go_by_index_lower_first() -> None:
+    target, score = torch.zeros(5, dtype=torch.int64), torch.tensor([0.0, 1.0, -0.0, 0.0, 1.0])
+    assert select(target, [3], score=score, keep="hard").indices.tolist() == [0, 1, 4]
+    assert select(target, [2], score=score, keep="easy").indices.tolist() == [0, 2]
+
+
+def test_infinite_scores_are_the_hardest_and_the_easiest() -> None:
+    target, score = torch.zeros(4, dtype=torch.int64), torch.tensor([1.0, math.inf, -math.inf, 2.0])
+    assert select(target, [1], score=score, keep="hard").indices.tolist() == [1]
+    assert select(target, [1], score=score, keep="easy").indices.tolist() == [2]
+
+
+@pytest.mark.usefixtures("_chunks")
+@pytest.mark.parametrize("keep", ["hard", "easy"])
+def test_selection_by_score_equals_sorting_each_class(keep: Keep) -> None:
+    @given(problems, st.floats(0, 1))
+    @settings(max_examples=120, deadline=None)
+    def check(p: Problem, share: float) -> None:
+        target, score, quota = p.target.tolist(), p.score.tolist(), p.quota.tolist()
+        kept = p.select(p.quota, keep)
+        assert kept.indices.tolist() == oracle.by_score(target, score, quota, keep == "hard")
+        budget = round(share * int(p.sizes.sum()))
+        one_class = [min(label, 0) for label in target]
+        expected = oracle.by_score(one_class, score, [budget], keep == "hard")
+        assert p.select(budget, keep).indices.tolist() == expected
+
+    check()
+
+
+def test_selection_by_score_equals_sorting_where_digits_and_chunks_matter() -> None:
+    p = problem(0, 600_000, 300, "normal")
+    order = torch.argsort(p.score, descending=True, stable=True)
+    order = order[torch.argsort(p.target[order], stable=True)]
+    start = torch.cat([torch.zeros(1, dtype=torch.int64), (p.sizes.cumsum(0))])
+    start += int((p.target < 0).sum())
+    expected = torch.cat([order[s : s + q] for s, q in zip(start, p.quota, strict=False)])
+    assert torch.equal(p.select(p.quota, "hard").indices, expected.sort().values)
+
+
+# --- every order ----------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("_chunks")
+@every_keep
+def test_quotas_are_met_exactly_and_subsets_nest(keep: Keep) -> None:
+    @given(problems, st.integers(0, 2**40))
+    @settings(max_examples=60, deadline=None)
+    def check(p: Problem, seed: int) -> None:
+        kept = p.select(p.quota, keep, seed=seed)
+        assert torch.equal(kept.quota, p.quota)
+        assert torch.equal(kept.sizes, p.sizes)
+        counted = torch.bincount(p.target[kept.indices], minlength=len(p.quota))
+        assert torch.equal(counted, p.quota)
+        smaller = p.select(p.quota * 2 // 3, keep, seed=seed)
+        assert set(smaller.indices.tolist()) <= set(kept.indices.tolist())
+        total = int(p.sizes.sum())
+        for budget in (0, total // 2, total):
+            one = p.select(budget, keep, seed=seed)
+            assert len(one) == budget
+            assert int(one.quota.sum()) == budget
+            assert set(p.select(budget // 2, keep, seed=seed).indices.tolist()) <= set(
+                one.indices.tolist()
+            )
+
+    check()
+
+
+@every_keep
+def test_a_class_does_not_depend_on_the_quotas_of_others(keep: Keep) -> None:
+    p = problem(1, 500, 3, "normal")
+    one, other = p.quota.clone(), p.quota.clone()
+    other[0], other[2] = 0, p.sizes[2]
+    of_class_1 = [
+        set(kept.indices[p.target[kept.indices] == 1].tolist())
+        for kept in (p.select(one, keep), p.select(other, keep))
+    ]
+    assert of_class_1[0] == of_class_1[1]
+
+
+@every_keep
+def test_the_global_generator_is_neither_used_nor_moved(keep: Keep) -> None:
+    p = problem(2, 200, 3, "normal")
+    before = torch.get_rng_state()
+    first = p.select(p.quota, keep)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(77)
+    assert torch.equal(p.select(p.quota, keep).indices, first.indices)
+
+
+def test_random_is_pinned_so_that_every_machine_and_release_agrees() -> None:
+    target = torch.arange(20) % 2
+    pinned = [0, 1, 4, 6, 9, 15]
+    assert select(target, [3, 3], seed=0).indices.tolist() == pinned
+    assert select(target, [3, 3], seed=1).indices.tolist() != pinned
+
+
+def test_random_keeps_every_sample_equally_often() -> None:
+    target = torch.arange(40) % 2
+    times = torch.stack([select(target, [5, 10], seed=s).mask() for s in range(2000)]).double()
+    # 2000 draws with chance 1/4 and 1/2: standard errors 0.0097 and 0.0112; 4.5 of them for 40 tests
+    expected = torch.where(target == 0, 0.25, 0.5).double()
+    torch.testing.assert_close(times.mean(0), expected, atol=0.05, rtol=0)
+
+
+# --- stratified -----------------------------------------------------------------------------------
+
+
+def test_strata_share_equally_and_small_ones_give_what_they_have() -> None:
+    # Strata of width 1/50: 0.0 has 6 samples, 0.5 has 2, 1.0 has 4. Nine samples: 4, 2, 3.
+    score = torch.tensor([0.0] * 6 + [0.5] * 2 + [1.0] * 4)
+    kept = select(torch.zeros(12, dtype=torch.int64), [9], score=score, keep="stratified")
+    values = score[kept.indices].tolist()
+    assert [values.count(v) for v in (0.0, 0.5, 1.0)] == [4, 2, 3]
+
+
+@given(problems.filter(lambda p: bool(p.score.double().isfinite().all())))
+@settings(max_examples=80, deadline=None)
+def test_strata_get_what_sample_by_sample_levelling_gives(p: Problem) -> None:
+    kept = p.select(p.quota, "stratified")
+    for k in range(len(p.quota)):
+        values = p.score[p.target == k].double()
+        if not len(values):
+            continue
+        low, width = values.min(), values.max() / 2 - values.min() / 2
+        own = p.score[kept.indices[p.target[kept.indices] == k]].double()
+        place = [
+            ((v / 2 - low / 2) / width * 50).nan_to_num(0.0).clamp(0, 49).long()
+            for v in (values, own)
+        ]
+        sizes, taken = (torch.bincount(s, minlength=50).tolist() for s in place)
+        assert taken == oracle.level(sizes, int(p.quota[k]))
+
+
+def test_strata_of_extreme_scores_do_not_overflow() -> None:
+    score = torch.tensor([-1.7e308, 1.7e308, 0.0, 1.0], dtype=torch.float64)
+    kept = select(torch.zeros(4, dtype=torch.int64), [3], score=score, keep="stratified")
+    assert {0, 1} < set(kept.indices.tolist())
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+TARGET = torch.tensor([0, 0, 1, -1])
+SCORE = torch.tensor([0.1, 0.2, 0.3, 0.4])
+HOLES = torch.tensor([0.1, math.nan, math.nan, math.nan])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (
+            lambda: select(TARGET, [3, 1]),
+            ValueError,
+            "`quota` asks for 3 samples of class 0, which has 2.",
+        ),
+        (
+            lambda: select(TARGET, [0, 0, 1]),
+            ValueError,
+            "asks for 1 samples of class 2, which has 0",
+        ),
+        (
+            lambda: select(TARGET, [1]),
+            ValueError,
+            "`quota` has 1 classes, but .* holds the label 1",
+        ),
+        (lambda: select(TARGET, [-1, 1]), ValueError, "`quota` must be >= 0, got -1 for class 0"),
+        (lambda: select(TARGET, torch.tensor([1.0, 1.0])), TypeError, "`quota` must hold integers"),
+        (
+            lambda: select(TARGET, torch.ones(1, 2).long()),
+            ValueError,
+            r"`quota` must be .* \(1, 2\)",
+        ),
+        (lambda: select(TARGET, 1.5), TypeError, r"`quota` must be an int or int64 \[K\], got 1.5"),
+        (
+            lambda: select(TARGET, 4),
+            ValueError,
+            "`quota` must be between 0 and the 3 samples .* got 4",
+        ),
+        (lambda: select(TARGET, -1), ValueError, "`quota` must be between 0 and the 3 samples"),
+        (lambda: select([0, 1], 1), ValueError, r"`target` must be a tensor of shape \[N\]"),
+        (lambda: select(TARGET[None], 1), ValueError, r"`target` must be a tensor of shape \[N\]"),
+        (lambda: select(TARGET.float(), 1), TypeError, "`target` must hold integers"),
+        (lambda: select(TARGET - 1, 1), ValueError, "`target` must be >= -1, got -2"),
+        (
+            lambda: select(TARGET, 1, keep="best"),
+            ValueError,
+            "`keep` must be one of random, hard, easy",
+        ),
+        (lambda: select(TARGET, 1, keep="hard"), ValueError, "keep='hard' needs `score`"),
+        (
+            lambda: select(TARGET, 1, score=SCORE),
+            ValueError,
+            "`score` has no effect with keep='random'",
+        ),
+        (lambda: select(TARGET, 1, score=SCORE[1:], keep="easy"), ValueError, r"`score` .* \[4\]"),
+        (
+            lambda: select(TARGET, 1, score=SCORE * 1j, keep="easy"),
+            TypeError,
+            "`score` must be real",
+        ),
+        (
+            lambda: select(TARGET, 1, score=HOLES, keep="easy"),
+            ValueError,
+            r"2 of 4 samples have no score \(NaN\), first at index 1: observe",
+        ),
+        (
+            lambda: select(TARGET, 1, score=SCORE / torch.tensor([0, 1, 1, 1]), keep="stratified"),
+            ValueError,
+            "1 of 4 samples have no finite score, first at index 0",
+        ),
+        (lambda: select(TARGET, 1, seed=0.5), TypeError, "`seed` must be an int, got 0.5"),  # type: ignore[arg-type]
+    ],
+)
+def test_errors_say_what_must_hold(
+    call: Callable[[], Any], error: type[Exception], match: str
+) -> None:
+    with pytest.raises(error, match=match):
+        call()
+
+
+@pytest.mark.parametrize("keep", ["hard", "easy", "stratified"])
+def test_samples_left_out_need_no_score(keep: Keep) -> None:
+    score = torch.tensor([0.1, 0.2, 0.3, math.nan])
+    assert select(TARGET, [2, 1], score=score, keep=keep).indices.tolist() == [0, 1, 2]
+    assert select(TARGET, 3, score=score, keep=keep).indices.tolist() == [0, 1, 2]
+
+
+@every_keep
+def test_an_empty_set_and_an_empty_quota(keep: Keep) -> None:
+    p = problem(0, 0, 2, "normal")
+    assert len(p.select(torch.zeros(2, dtype=torch.int64), keep)) == 0
+    assert len(p.select(0, keep)) == 0
+    p = problem(0, 10, 2, "normal")
+    assert len(p.select(torch.zeros(2, dtype=torch.int64), keep)) == 0
+
+
+# --- Selection ------------------------------------------------------------------------------------
+
+
+def example() -> Selection:
+    target = torch.tensor([0, 1, 1, 1, -1, 0])
+    return select(target, torch.tensor([1, 2, 0]), score=torch.arange(6.0), keep="hard", seed=3)
+
+
+def test_a_selection_tells_what_was_kept() -> None:
+    kept = example()
+    assert kept.indices.tolist() == [2, 3, 5]
+    assert len(kept) == kept.budget == 3
+    assert kept.density == 0.5
+    assert kept.sizes.tolist() == [2, 3, 0]
+    assert kept.class_density[:2].tolist() == pytest.approx([1 / 2, 2 / 3])
+    assert bool(kept.class_density[2].isnan())
+    assert kept.mask().tolist() == [False, False, True, True, False, True]
+    assert repr(kept) == "Selection(3 of 6, density 0.500, keep='hard', seed=3)"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        kept.seed = 4  # type: ignore[misc]
+
+
+def test_the_summary_is_a_table_of_classes() -> None:
+    assert example().summary(["cat", "a long name", "none"]).splitlines() == [
+        "class        size  kept  density",
+        "cat             2     1    0.500",
+        "a long name     3     2    0.667",
+        "none            0     0      nan",
+        "all             5     3    0.600",
+    ]
+    with pytest.raises(ValueError, match="`class_names` must have 3 entries, got 1"):
+        example().summary(["cat"])
+
+
+def same(one: Selection, other: Selection) -> bool:
+    names = [field.name for field in dataclasses.fields(Selection)]
+    pairs = [(getattr(one, name), getattr(other, name)) for name in names]
+    return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs)
+
+
+def test_saving_and_loading_and_pickling_give_the_same(tmp_path: Path) -> None:
+    example().save(tmp_path / "kept.safetensors")
+    assert same(Selection.load(str(tmp_path / "kept.safetensors")), example())
+    assert same(pickle.loads(pickle.dumps(example())), example())
+    assert os.listdir(tmp_path) == ["kept.safetensors"]
+
+
+def test_a_failed_save_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "kept.safetensors"
+    example().save(path)
+    before = path.read_bytes()
+
+    def fail(tensors: object, name: str, metadata: object) -> None:
+        Path(name).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(selection, "save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        example().save(path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["kept.safetensors"]
+
+
+def test_files_that_are_no_selection_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "kept.safetensors"
+    with pytest.raises(FileNotFoundError, match=r"no selection file at .*kept\.safetensors"):
+        Selection.load(path)
+    example().save(path)
+    whole = path.read_bytes()
+    for size in (0, 5, 100, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"kept\.safetensors is not a complete selection"):
+            Selection.load(path)
+    path.write_bytes(whole)
+    tensors = load_file(path)
+    good = {"format": selection.FORMAT, "version": "1"}
+    good["selection"] = json.dumps({"num_samples": 6, "keep": "hard", "seed": 3})
+    save_file(tensors, path, metadata=good)
+    assert same(Selection.load(path), example())
+    for change, match in [
+        ({"format": "other"}, r"must be a file written by Selection\.save, got format 'other'"),
+        ({"version": "9"}, "has version 9, but this release reads version 1"),
+        ({"selection": "{}"}, "is not a valid selection: 'num_samples'"),
+        ({"selection": "{"}, "is not a valid selection"),
+    ]:
+        save_file(tensors, path, metadata=good | change)
+        with pytest.raises(ValueError, match=match):
+            Selection.load(path)
+    del tensors["quota"]
+    save_file(tensors, path, metadata=good)
+    with pytest.raises(ValueError, match="is not a valid selection: 'quota'"):
+        Selection.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"indices": torch.tensor([3, 2, 5])}, "`indices` must be sorted"),
+        ({"indices": torch.tensor([2, 2, 5])}, "`indices` must be sorted, each sample once"),
+        ({"indices": torch.tensor([2, 3, 6])}, r"`indices` must lie in \[0, 6\), got 2 to 6"),
+        ({"indices": torch.tensor([-1, 3, 5])}, r"`indices` must lie in \[0, 6\), got -1 to 5"),
+        ({"indices": torch.tensor([2.0, 3, 5])}, "`indices` must be .* int64 .* got torch.float32"),
+        ({"quota": torch.tensor([1, 1, 0])}, "sum to the 3 indices, got 3 entries .* sum 2"),
+        ({"quota": torch.tensor([1, 2])}, "got 2 entries for 3 classes"),
+        ({"quota": torch.tensor([0, 2, 1])}, r"`quota` must be in \[0, sizes\]"),
+        ({"sizes": torch.tensor([20, 30, 0])}, "`sizes` sum to at most num_samples"),
+    ],
+)
+def test_a_selection_that_contradicts_itself_is_refused(
+    change: dict[str, Any], match: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=match):
+        dataclasses.replace(example(), **change)
+    example().save(tmp_path / "bad.safetensors")
+    record = {"num_samples": 6, "keep": "hard", "seed": 3}
+    metadata = {"format": selection.FORMAT, "version": "1", "selection": json.dumps(record)}
+    tensors = load_file(tmp_path / "bad.safetensors") | change
+    save_file(tensors, tmp_path / "bad.safetensors", metadata=metadata)
+    with pytest.raises(ValueError, match=r"bad\.safetensors is not a valid selection: .*" + match):
+        Selection.load(tmp_path / "bad.safetensors")
+
+
+def test_parquet_has_the_indices(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    example().to_parquet(tmp_path / "kept.parquet")
+    assert parquet.read_table(tmp_path / "kept.parquet").to_pydict() == {"index": [2, 3, 5]}
+
+
+def test_parquet_without_pyarrow_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    with pytest.raises(ImportError, match=r"pip install 'lightning-fairprune\[parquet\]'"):
+        example().to_parquet(tmp_path / "kept.parquet")
