@@ -50,6 +50,10 @@ class IndexView(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
+    def __getitem__(self, index: int) -> Any:
+        # Not for the loader: a callback of the user's may look at single samples.
+        return self.dataset[index]
+
     def __getitems__(self, indices: list[int]) -> _Fetched:
         fetch = getattr(self.dataset, "__getitems__", None)
         samples = fetch(indices) if fetch else [self.dataset[i] for i in indices]
@@ -298,7 +302,7 @@ def sampled_dataset(loader: DataLoader[Any]) -> Dataset[Any]:
     A SubsetRandomSampler draws from a part of the dataset; that part, in the sampler's order, is
     then the data set of N samples.
     """
-    if type(loader.sampler) is SubsetRandomSampler:
+    if isinstance(loader.sampler, SubsetRandomSampler):
         return Subset(loader.dataset, list(loader.sampler.indices))
     return loader.dataset
 

@@ -21,9 +21,9 @@ _UNSEEN = -1
 class EpochRecorder:
     """Per-sample signals of the running epoch and of the epochs before it.
 
-    On the device there is one value per sample and signal, the label and a flag: at most 24 bytes a
-    sample however long training lasts. A finished epoch moves to host memory in the narrowest type
-    that serves. Recording copies nothing to the host and never waits for the device.
+    On the device there is one value per sample and signal, the label and a flag, in the narrowest
+    types that serve: at most 24 bytes a sample however long training lasts. A finished epoch moves to
+    host memory. Recording copies nothing to the host and never waits for the device.
 
     Args:
         num_samples: N of the training set.
@@ -54,8 +54,10 @@ class EpochRecorder:
     def to(self, device: torch.device | str) -> None:
         """Moves the buffers of the running epoch, allocating them when there are none."""
         if not self._now:
-            wide = dict.fromkeys(self.names, torch.float32)
-            dtypes = {"target": torch.int32, "seen": torch.uint8} | wide
+            dtypes = {"target": torch.int32, "seen": torch.uint8}
+            for name in self.names:
+                dtype = _HOST_DTYPE.get(name, torch.float16)
+                dtypes[name] = torch.uint8 if dtype is torch.bool else dtype
             if self.group is not None:
                 dtypes["group"] = torch.int32
             self._now = {
@@ -103,7 +105,7 @@ class EpochRecorder:
             if group is not None:
                 now["group"].index_copy_(0, indices, group.to(torch.int32))
             for name, value in signals.compute(self.names, logits.detach(), inside).items():
-                now[name].index_copy_(0, indices, value.float())
+                now[name].index_copy_(0, indices, value.to(now[name].dtype))
             now["seen"].index_fill_(0, indices, 1)
 
     def finish_epoch(
@@ -150,9 +152,11 @@ class EpochRecorder:
             buffer.zero_()
 
     def _reducible(self) -> dict[str, Tensor]:
-        # Counts go up to the number of ranks and labels are averaged, so both need room.
-        wide = {"seen": torch.float32, "target": torch.float64, "group": torch.float64}
-        return {name: buffer.to(wide.get(name, buffer.dtype)) for name, buffer in self._now.items()}
+        # Counts go up to the number of ranks and values are averaged, so all need room.
+        wide = {"target": torch.float64, "group": torch.float64}
+        return {
+            name: buffer.to(wide.get(name, torch.float32)) for name, buffer in self._now.items()
+        }
 
     def _learn_labels(
         self, name: str, mean: Mapping[str, Tensor], observed: Tensor, epoch: int
