@@ -1,0 +1,221 @@
+"""Class counts against scikit-learn and against loops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import ranks
+import torch
+from sklearn.metrics import accuracy_score, recall_score
+from torch import Tensor
+
+from lightning_fairprune.counts import ClassCounts, Tally, count
+
+
+def predictions(seed: int, n: int = 200, num_classes: int = 6) -> tuple[Tensor, Tensor]:
+    """Logits and labels; the last class is missing."""
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.randint(0, num_classes - 1, (n,), generator=generator)
+    logits = torch.randn(n, num_classes, generator=generator)
+    logits[torch.arange(n), target] += 0.7
+    return logits, target
+
+
+def slow_counts(right: list[bool], label: list[int], size: int) -> tuple[list[int], list[int]]:
+    tp, support = [0] * size, [0] * size
+    for hit, k in zip(right, label, strict=True):
+        support[k] += 1
+        tp[k] += hit
+    return tp, support
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_everything_derived_is_scikit_learns(seed: int) -> None:
+    logits, target = predictions(seed)
+    pred = logits.argmax(1)
+    counts = ClassCounts(*count(pred, target, 6))
+    recall = recall_score(target, pred, labels=range(5), average=None)
+    assert counts.recall[:5].tolist() == pytest.approx(recall.tolist(), abs=1e-15)
+    assert counts.recall[5].isnan()
+    assert counts.accuracy == pytest.approx(accuracy_score(target, pred))
+    macro = recall_score(target, pred, labels=range(5), average="macro")
+    assert counts.mean == pytest.approx(macro)
+    assert counts.worst == pytest.approx(recall.min())
+    assert counts.gap == pytest.approx(recall.max() - recall.min())
+    assert counts.std == pytest.approx(recall.std())
+    assert counts.num_classes == 6
+
+
+def test_shrinkage_pulls_towards_the_mean() -> None:
+    counts = ClassCounts(torch.tensor([9, 3, 0]), torch.tensor([10, 5, 0]))
+    # Mean recall .75; two pseudo-samples add 1.5 true positives.
+    assert counts.shrunk_recall(2).tolist() == pytest.approx([10.5 / 12, 4.5 / 7, 0.75])
+    assert torch.equal(counts.shrunk_recall(0)[:2], counts.recall[:2])
+    assert counts.shrunk_recall(0)[2].isnan()
+    assert counts.shrunk_recall(1e12).tolist() == pytest.approx([0.75] * 3)
+
+
+def test_pooled_counts_are_those_of_all_samples_together() -> None:
+    logits, target = predictions(1)
+    pred = logits.argmax(1)
+    parts = [ClassCounts(*count(pred[i::3], target[i::3], 6)) for i in range(3)]
+    pooled = ClassCounts.pooled(parts)
+    tp, support = count(pred, target, 6)
+    assert torch.equal(pooled.tp, tp)
+    assert torch.equal(pooled.support, support)
+
+
+def test_no_support_at_all_is_nan() -> None:
+    counts = ClassCounts(torch.zeros(2).long(), torch.zeros(2).long())
+    for value in (counts.worst, counts.gap, counts.std, counts.mean, counts.accuracy):
+        assert math.isnan(value)
+
+
+def test_one_class_has_neither_gap_nor_spread() -> None:
+    counts = ClassCounts(torch.tensor([3]), torch.tensor([4]))
+    assert (counts.worst, counts.mean, counts.gap, counts.std) == (0.75, 0.75, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("tp", "support", "match"),
+    [
+        ([1, 2], [3], r"must both be \[K\], got \[2\] and \[1\]"),
+        ([[1]], [[1]], r"must both be \[K\], got \[1, 1\] and \[1, 1\]"),
+        ([1, 4], [2, 3], "`tp` must be between 0 and `support`, got 4 of 3 for class 1"),
+        ([-1, 0], [2, 3], "got -1 of 2 for class 0"),
+    ],
+)
+def test_impossible_counts_are_refused(tp: Any, support: Any, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        ClassCounts(torch.tensor(tp), torch.tensor(support))
+
+
+def test_pooling_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="`counts` must hold at least one"):
+        ClassCounts.pooled([])
+
+
+def test_labels_out_of_range_are_not_counted() -> None:
+    tp, support = count(torch.tensor([0, 1, 0, 1]), torch.tensor([0, -100, 7, 1]), 2)
+    assert (tp.tolist(), support.tolist()) == ([1, 1], [1, 1])
+
+
+# ----------------------------------------------------------------------------------------- Tally
+
+
+def tally_of(logits: Tensor, target: Tensor, *, batch: int, group: Tensor | None = None) -> Tally:
+    tally = Tally()
+    for i in range(0, len(target), batch):
+        part = slice(i, i + batch)
+        tally.update(logits[part], target[part], None if group is None else group[part])
+    return tally
+
+
+@pytest.mark.parametrize("batch", [1, 7, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tally_is_a_slow_loop_however_batches_split(batch: int, dtype: torch.dtype) -> None:
+    logits, target = predictions(2)
+    logits = logits.to(dtype)
+    tally = tally_of(logits, target, batch=batch)
+    counts = tally.compute()
+    right = [int(z.argmax()) == int(y) for z, y in zip(logits, target, strict=True)]
+    expected = slow_counts(right, target.tolist(), 6)
+    assert (counts.tp.tolist(), counts.support.tolist()) == expected
+    assert len(tally) == 200
+
+
+def test_order_of_samples_does_not_matter() -> None:
+    logits, target = predictions(3)
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(0))
+    one = tally_of(logits, target, batch=9).compute()
+    other = tally_of(logits[order], target[order], batch=13).compute()
+    assert torch.equal(one.tp, other.tp)
+    assert torch.equal(one.support, other.support)
+
+
+def test_groups_take_the_place_of_classes() -> None:
+    logits, target = predictions(4)
+    group = torch.arange(200) % 8 // 2 * 2  # 0, 2, 4, 6: some have no samples
+    counts = tally_of(logits, target, batch=32, group=group).compute(grouped=True)
+    right = (logits.argmax(1) == target).tolist()
+    expected = slow_counts(right, group.tolist(), 7)
+    assert (counts.tp.tolist(), counts.support.tolist()) == expected
+
+
+def test_one_class() -> None:
+    counts = tally_of(torch.zeros(5, 1), torch.zeros(5).long(), batch=2).compute()
+    assert (counts.tp.tolist(), counts.support.tolist()) == ([5], [5])
+
+
+def test_empty_tally_has_no_classes() -> None:
+    for grouped in (False, True):
+        counts = Tally().compute(grouped=grouped)
+        assert counts.num_classes == 0
+        assert math.isnan(counts.worst)
+
+
+def broken(value: float) -> tuple[Tensor, Tensor]:
+    logits, target = predictions(5)
+    logits[3, 0] = logits[9, 5] = value
+    return logits, target
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_logits_that_are_not_finite_are_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="logits of 2 validation samples are not finite"):
+        tally_of(*broken(value), batch=50).compute()
+
+
+@pytest.mark.parametrize("label", [-100, -1, 6])
+def test_labels_out_of_range_are_refused(label: int) -> None:
+    logits, target = predictions(6)
+    target[:3] = label
+    with pytest.raises(ValueError, match=r"3 validation samples have a label outside \[0, 6\)"):
+        tally_of(logits, target, batch=50).compute()
+
+
+def test_negative_group_is_refused() -> None:
+    logits, target = predictions(6)
+    tally = tally_of(logits, target, batch=50, group=torch.arange(200) % 3 - 1)
+    with pytest.raises(ValueError, match=r"67 validation samples have a label outside \[0, 2\)"):
+        tally.compute(grouped=True)
+
+
+def on_ranks(tallies: list[Tally], **options: Any) -> list[ClassCounts]:
+    def of(tally: Tally) -> Callable[..., ClassCounts]:
+        return lambda add, most: tally.compute(reduce_sum=add, reduce_max=most, **options)
+
+    return ranks.together([of(tally) for tally in tallies])
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_ranks_agree_with_one_even_if_one_saw_nothing(grouped: bool) -> None:
+    logits, target = predictions(7)
+    group = torch.arange(200) // 40 if grouped else None
+    alone = tally_of(logits, target, batch=8, group=group).compute(grouped=grouped)
+    thirds = [slice(0, 100), slice(100, 200)]
+    tallies = [
+        tally_of(logits[part], target[part], batch=8, group=None if group is None else group[part])
+        for part in thirds
+    ]
+    for counts in on_ranks([*tallies, Tally()], grouped=grouped):
+        assert torch.equal(counts.tp, alone.tp)
+        assert torch.equal(counts.support, alone.support)
+
+
+def test_every_rank_raises_for_one_ranks_logits() -> None:
+    good, bad = tally_of(*predictions(8), batch=50), tally_of(*broken(torch.nan), batch=50)
+
+    def caught(tally: Tally) -> Callable[..., str]:
+        def run(add: Any, most: Any) -> str:
+            with pytest.raises(ValueError, match="2 validation samples") as error:
+                tally.compute(reduce_sum=add, reduce_max=most)
+            return str(error.value)
+
+        return run
+
+    first, second = ranks.together([caught(good), caught(bad)])
+    assert first == second
