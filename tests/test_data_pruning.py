@@ -378,7 +378,7 @@ def test_dry_run_prints_and_stops_before_training(capsys: pytest.CaptureFixture[
     for k, kept in enumerate(quota.tolist()):
         row = next(line for line in printed.splitlines() if line.strip("│ ").startswith(f"{k} "))
         assert f" {kept} " in row
-    assert "el2n; 9 bytes a sample" in printed
+    assert "el2n; 7 bytes a sample" in printed
     assert "11 in 2 warm-up epochs, then 5" in printed
     assert "batches in 4 epochs: 32, 73% of the 44" in printed
 
