@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import users
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
@@ -640,6 +641,34 @@ def test_batch_size_finder_sets_the_users_batch_size(
         users.Model(), datamodule=lfp.FairPruneDataModule(inner), max_trials=3, steps_per_trial=1
     )
     assert inner.batch_size == found == 8  # twice 2, twice 4
+
+
+class OfSize(users.Data):
+    def train_dataloader(self) -> Any:
+        self.asked = self.batch_size
+        return super().train_dataloader()
+
+
+FINDERS: dict[str, Callable[[], Any]] = {
+    "batch_size": lambda: BatchSizeFinder(max_trials=3, steps_per_trial=1),
+    "learning_rate": lambda: LearningRateFinder(num_training_steps=20, update_attr=True),
+}
+
+
+@pytest.mark.parametrize("finder", FINDERS)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_finders_try_things_out_before_the_warm_up(
+    wrapped: bool, finder: str, tmp_path: Any
+) -> None:
+    inner, prune, probe = OfSize(60, batch_size=5), lfp.DataPruning(0.5, 1), users.Probe()
+    callbacks = [prune, FINDERS[finder](), probe]
+    trainer = users.trainer(max_epochs=2, callbacks=callbacks, default_root_dir=tmp_path)
+    trainer.fit(users.Model(), lfp.FairPruneDataModule(inner) if wrapped else inner)
+    assert inner.asked == (8 if finder == "batch_size" else 5)
+    assert sorted(probe.samples[0]) == list(range(60))
+    assert prune.selection is not None
+    assert sorted(set(probe.samples[1])) == sorted(probe.samples[1])
+    assert len(probe.samples[1]) == len(prune.selection) == 30
 
 
 def test_copies_and_pickles_serve_their_own_data() -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -24,25 +23,18 @@ from lightning_fairprune.callbacks._observe import (
     max_over_ranks,
     sum_over_ranks,
 )
+from lightning_fairprune.callbacks._recalls import RecallWindow
 from lightning_fairprune.callbacks._snapshot import Snapshot
-from lightning_fairprune.counts import ClassCounts, Tally
 from lightning_fairprune.datamodule import FairPruneDataModule
+from lightning_fairprune.decision import Decision, Estimate
 from lightning_fairprune.dynamics import Dynamics
 from lightning_fairprune.recorder import EpochRecorder
-from lightning_fairprune.selection import Selection, select
+from lightning_fairprune.selection import Selection
 from lightning_fairprune.source import TrainSource
 
-__all__ = ["DataPruning", "Estimate"]
+__all__ = ["DataPruning"]
 
 GroupBy = str | int | Callable[[Any], Tensor]
-
-
-class Estimate(NamedTuple):
-    """One estimate of the quotas: after which epoch, from which recalls."""
-
-    epoch: int
-    recall: Tensor | None
-    quota: Tensor | None
 
 
 class DataPruning(pl.Callback):
@@ -93,8 +85,8 @@ class DataPruning(pl.Callback):
     Attributes:
         selection: the samples in use, a :class:`~lightning_fairprune.Selection`; None in warm-up.
         quota: samples kept per class, int64 [K]; None in warm-up or without quotas.
-        dynamics: what the warm-up recorded.
-        history: one :class:`Estimate` for each time that quotas were estimated.
+        dynamics: what the warm-up recorded; None in a fit that was resumed after it.
+        history: one record ``(epoch, recall, quota)`` for each time that quotas were estimated.
 
     Raises:
         ValueError: If an argument is out of range; at fit start, if model, data or Trainer settings
@@ -151,28 +143,24 @@ class DataPruning(pl.Callback):
         self.logits_fn = logits_fn
         self.seed = seed
         self.dry_run = dry_run
-        self.needs_recall = quota is not None and "recall" in inspect.signature(quota).parameters
         self._undo: list[Callable[[], Any]] = []
         self._forget()
 
     def _forget(self) -> None:
         self.selection: Selection | None = None
-        self.quota: Tensor | None = None
-        self.history: list[Estimate] = []
         self.warmup = 0
         self.stepping_batches_planned = False
         self._source: TrainSource | None = None
         self._recorder: EpochRecorder | None = None
         self._observer: StepObserver | None = None
-        self._tally = Tally()
-        self._counts: list[ClassCounts] = []
-        self._target: Tensor | None = None
-        self._scores: Tensor | None = None
         self._snapshot: Snapshot | None = None
         self._restart_due = False
         self._restored: Mapping[str, Any] | None = None
-        self._draws = 0
         self._epochs_done = 0
+        self.decision = Decision(self.density, self.quota_fn, self.keep, self.seed)
+        self._recalls = RecallWindow(
+            self.recall_window, self.shrinkage, grouped=self.group_by is not None
+        )
 
     # ---------------------------------------------------------------------------------- set up
 
@@ -184,8 +172,6 @@ class DataPruning(pl.Callback):
         self._forget()
         _checks.trainer(self, trainer, pl_module)
         self.warmup = _checks.resolve_warmup(self.warmup_epochs, trainer)
-        if hasattr(self.quota_fn, "reset"):
-            self.quota_fn.reset()  # type: ignore[union-attr]
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, FairPruneDataModule):
             source = data.source
@@ -200,12 +186,12 @@ class DataPruning(pl.Callback):
         self._source = source
         self._undo += [source.detach, source.strip_indices(trainer)]
         self._observer = StepObserver(trainer, self.logits_fn)
-        if self._restored is not None:  # a wrapper of late strategies; see load_state_dict
-            self._restore(self._restored)
 
     def _on_load(self, trainer: pl.Trainer, loader: DataLoader[Any]) -> None:
         """Looks at every training loader before the Trainer does."""
-        _checks.loader(self, trainer, self.source)
+        # A tuner (batch size, learning rate) takes a few steps with callbacks of its own.
+        if self in trainer.callbacks:  # type: ignore[attr-defined]
+            _checks.loader(self, trainer, self.source)
 
     @property
     def source(self) -> TrainSource:
@@ -219,9 +205,15 @@ class DataPruning(pl.Callback):
         """Whether the decision has been taken."""
         return self.selection is not None
 
-    def budget(self, num_samples: int) -> int:
-        """Samples to keep of `num_samples`."""
-        return max(1, round(self.density * num_samples))
+    @property
+    def quota(self) -> Tensor | None:
+        """Samples kept per class, int64 [K]."""
+        return self.decision.quota
+
+    @property
+    def history(self) -> list[Estimate]:
+        """Every estimate of the quotas."""
+        return self.decision.history
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prints the dry run and stops there, if asked to."""
@@ -247,7 +239,7 @@ class DataPruning(pl.Callback):
         epoch = trainer.current_epoch - 1
         if epoch < self._epochs_done:
             return
-        if self._counting(trainer, self.recall_dataloader):
+        if self._counting(self.recall_dataloader):
             rank_zero_warn(
                 f"the checkpoint was taken on the last batch of epoch {epoch}, before its "
                 "validation, so its recalls are missing: quotas use the recalls before it. "
@@ -339,14 +331,14 @@ class DataPruning(pl.Callback):
 
     # ------------------------------------------------------------------------------- validation
 
-    def _counting(self, trainer: pl.Trainer, dataloader_idx: int) -> bool:
-        wanted = self.needs_recall and dataloader_idx == self.recall_dataloader
+    def _counting(self, dataloader_idx: int) -> bool:
+        wanted = self.decision.needs_recall and dataloader_idx == self.recall_dataloader
         undecided = not self.pruned or self.update_every is not None
         return wanted and undecided
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begins a new count."""
-        self._tally = Tally()
+        self._recalls.begin()
 
     def on_validation_batch_start(
         self,
@@ -357,7 +349,7 @@ class DataPruning(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Starts looking."""
-        if self._observer is not None and self._counting(trainer, dataloader_idx):
+        if self._observer is not None and self._counting(dataloader_idx):
             self._observer.open(pl_module, batch)
 
     def on_validation_batch_end(
@@ -370,31 +362,17 @@ class DataPruning(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Counts which predictions were right."""
-        if self._observer is not None and self._counting(trainer, dataloader_idx):
+        if self._observer is not None and self._counting(dataloader_idx):
             logits, target = self._observer.read(outputs, None, "validation_step")
             group = None if self.group_by is None else self._groups(batch)
-            self._tally.update(logits, target, group)
+            self._recalls.update(logits, target, group)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Adds the count to the window, unless it was the sanity check."""
         if trainer.sanity_checking or self._observer is None:
             return
-        if not self._counting(trainer, self.recall_dataloader):
-            return
-        counts = self._tally.compute(
-            grouped=self.group_by is not None,
-            reduce_sum=sum_over_ranks(trainer),
-            reduce_max=max_over_ranks(trainer),
-            device=pl_module.device,
-        )
-        self._counts = [*self._counts, counts][-self.recall_window :]
-
-    def recall(self) -> Tensor:
-        """Returns the recalls that quotas are made from, float64 [K]."""
-        most = max(counts.num_classes for counts in self._counts)
-        return ClassCounts.pooled([_padded(c, most) for c in self._counts]).shrunk_recall(
-            self.shrinkage
-        )
+        if self._counting(self.recall_dataloader):
+            self._recalls.finish(trainer, pl_module)
 
     # ------------------------------------------------------------------------------ the decision
 
@@ -410,7 +388,7 @@ class DataPruning(pl.Callback):
             if self.recording:
                 assert self._recorder is not None
                 self._recorder.finish_epoch(epoch, sum_over_ranks(trainer))
-            if done < self.warmup or self._recalls_are_late(trainer):
+            if done < self.warmup or self._recalls_are_late():
                 return
             self._prepare()
             self._decide(trainer, epoch, estimate=True)
@@ -422,8 +400,8 @@ class DataPruning(pl.Callback):
         if estimate or draw:
             self._decide(trainer, epoch, estimate=estimate)
 
-    def _recalls_are_late(self, trainer: pl.Trainer) -> bool:
-        late = self.needs_recall and not self._counts
+    def _recalls_are_late(self) -> bool:
+        late = self.decision.needs_recall and not len(self._recalls)
         if late:
             rank_zero_warn(
                 f"no validation has finished in {self._epochs_done} epochs, so there are no recalls "
@@ -436,67 +414,30 @@ class DataPruning(pl.Callback):
         assert self._recorder is not None
         grouped = self._recorder.group
         target = self._recorder.target if grouped is None else grouped
-        unseen = target < 0
+        unseen, scores = target < 0, None
         if self.score is not None:
-            self._scores = self.score(self._recorder.dynamics()).detach().cpu()
-            target = target.masked_fill(self._scores.isnan(), -1)
+            scores = self.score(self._recorder.dynamics()).detach().cpu()
+            target = target.masked_fill(scores.isnan(), -1)
         elif grouped is None and unseen.any():
             # The data set may know the labels of the few that drop_last or a limit kept away.
             labels = labels_of(self.source.dataset)
             if labels is not None and torch.equal(labels[~unseen], target[~unseen]):
                 target = labels
-        _checks.unobserved(target, self.budget(len(target)))
-        self._target = target
+        _checks.unobserved(target, self.decision.budget(len(target)))
+        self.decision.learn(target, scores, self._recorder.num_classes if grouped is None else 0)
         self._recorder.release()
         self.source.carry_index = False
 
     def _decide(self, trainer: pl.Trainer, epoch: int, *, estimate: bool) -> None:
-        target = self._target
-        assert target is not None
-        budget = self.budget(len(target))
-        if estimate or self.quota is None:
-            self.quota = self._estimate(epoch, budget)
-        selection = select(
-            target,
-            budget if self.quota is None else self.quota,
-            score=self._scores,
-            keep=self.keep,
-            seed=self.seed + self._draws,
-        )
-        self._draws += 1
-        # Every rank computes the same; rank 0's word makes it certain.
-        kept = trainer.strategy.broadcast(selection.indices)
-        if not torch.equal(kept, selection.indices):
-            raise RuntimeError(
-                f"rank {trainer.global_rank} would keep other samples than rank 0: `score` and "
-                "`quota` must depend on their arguments alone."
-            )
-        before = self.selection
-        self.selection = selection
-        if before is None or not torch.equal(before.indices, kept):
-            self.source.keep(kept)
+        if estimate:
+            recall = self._recalls.recall() if self.decision.needs_recall else None
+            self.decision.estimate(epoch, recall)
+        before, self.selection = self.selection, self.decision.draw()
+        _same_on_all_ranks(trainer, self.selection)
+        if before is None or not torch.equal(before.indices, self.selection.indices):
+            self.source.keep(self.selection.indices)
         if before is None:
-            self._report(epoch, selection)
-
-    def _estimate(self, epoch: int, budget: int) -> Tensor | None:
-        if self.quota_fn is None:
-            return None
-        recall = self.recall() if self.needs_recall else None
-        assert self._target is not None
-        known = self._target[self._target >= 0]
-        num_classes = max(int(known.max()) + 1, 0 if recall is None else len(recall))
-        if self._recorder is not None and self.group_by is None:
-            num_classes = max(num_classes, self._recorder.num_classes)
-        sizes = torch.bincount(known, minlength=num_classes)
-        if recall is None:
-            quota = self.quota_fn(sizes, budget=budget)
-        else:
-            missing = recall.new_full((num_classes - len(recall),), torch.nan)
-            recall = torch.cat([recall, missing])
-            quota = self.quota_fn(sizes, recall, budget)
-        _checks.quota(quota, sizes, budget)
-        self.history.append(Estimate(epoch, recall, quota))
-        return quota
+            self._report(epoch, self.selection)
 
     def _report(self, epoch: int, selection: Selection) -> None:
         kept = selection.quota
@@ -544,55 +485,30 @@ class DataPruning(pl.Callback):
             return {}
         trainer = self._source.trainer
         in_data = isinstance(trainer.datamodule, FairPruneDataModule)  # type: ignore[attr-defined]
-        quota_state = getattr(self.quota_fn, "state_dict", None)
-        selection = self.selection
+        recorder, selection = self._recorder, self.selection
+        if self.pruned:
+            recorder = None  # has served; labels and scores are the decision's now
         return {
             "source": None if in_data else self._source.state_dict(),
-            "recorder": (
-                None
-                if self._recorder is None
-                else self._recorder.state_dict(sum_over_ranks(trainer))
-            ),
-            "counts": [(counts.tp, counts.support) for counts in self._counts],
-            "history": [tuple(estimate) for estimate in self.history],
-            "quota": self.quota,
-            "quota_fn": None if quota_state is None else quota_state(),
-            "selection": (
-                None
-                if selection is None
-                else {
-                    "num_samples": selection.num_samples,
-                    "quota": selection.quota,
-                    "sizes": selection.sizes,
-                    "keep": selection.keep,
-                    "seed": selection.seed,
-                }
-            ),
-            "draws": self._draws,
+            "recorder": None if recorder is None else recorder.state_dict(sum_over_ranks(trainer)),
+            "recalls": self._recalls.state_dict(),
+            "decision": self.decision.state_dict(),
+            "selection": None if selection is None else _without_indices(selection),
             "epochs_done": self._epochs_done,
-            "scores": self._scores,
-            "target": self._target if self.pruned else None,
             "snapshot": None if self._snapshot is None else self._snapshot.state_dict(),
             "restart_due": self._restart_due,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues where `state_dict` was taken."""
-        if state_dict:
-            self._restore(state_dict)
-
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        self._restored = state
+        if not state_dict:
+            return
+        state = self._restored = state_dict
         if state["source"] is not None:
             self.source.load_state_dict(state["source"])
-        self._counts = [ClassCounts(tp, support) for tp, support in state["counts"]]
-        self.history = [Estimate(*estimate) for estimate in state["history"]]
-        self.quota = state["quota"]
-        if state["quota_fn"] is not None and hasattr(self.quota_fn, "load_state_dict"):
-            self.quota_fn.load_state_dict(state["quota_fn"])  # type: ignore[union-attr]
-        self._draws = state["draws"]
+        self._recalls.load_state_dict(state["recalls"])
+        self.decision.load_state_dict(state["decision"])
         self._epochs_done = state["epochs_done"]
-        self._scores = state["scores"]
         if state["snapshot"] is not None:
             self._snapshot = Snapshot.from_state_dict(state["snapshot"])
         self._restart_due = state["restart_due"]
@@ -603,11 +519,24 @@ class DataPruning(pl.Callback):
                     "the checkpoint has a selection but not its samples: it was written with "
                     "FairPruneDataModule around the data, so resume with it."
                 )
-            self._target = state["target"]
             self.selection = Selection(indices=kept, **state["selection"])
             self.source.carry_index = False
 
 
-def _padded(counts: ClassCounts, num_classes: int) -> ClassCounts:
-    missing = counts.tp.new_zeros(num_classes - counts.num_classes)
-    return ClassCounts(torch.cat([counts.tp, missing]), torch.cat([counts.support, missing]))
+def _same_on_all_ranks(trainer: pl.Trainer, selection: Selection) -> None:
+    """Raises a RuntimeError on every rank if any of them would keep other samples than rank 0."""
+    if trainer.world_size == 1:
+        return
+    first = trainer.strategy.broadcast(selection.indices)
+    differs = not torch.equal(first, selection.indices)
+    flag = torch.tensor(int(differs), device=trainer.strategy.root_device)
+    if max_over_ranks(trainer)(flag):
+        raise RuntimeError(
+            "the ranks would keep different samples: `score` and `quota` must depend on their "
+            "arguments alone."
+        )
+
+
+def _without_indices(selection: Selection) -> dict[str, Any]:
+    names = ("num_samples", "quota", "sizes", "keep", "seed")
+    return {name: getattr(selection, name) for name in names}
