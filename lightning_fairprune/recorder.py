@@ -46,6 +46,7 @@ class EpochRecorder:
         self.target = torch.full((num_samples,), _UNSEEN, dtype=torch.int64)
         self.group = self.target.clone() if grouped else None
         self.num_classes = 0
+        self._labels_missing = True
         self._rows: dict[str, list[Tensor]] = {name: [] for name in self.names}
         self._observed: list[Tensor] = []
         self._now: dict[str, Tensor] = {}
@@ -78,7 +79,7 @@ class EpochRecorder:
     @property
     def needed(self) -> bool:
         """Whether the next epoch has anything left to record."""
-        return bool(self.names) or bool((self.target == _UNSEEN).any())
+        return bool(self.names) or self._labels_missing
 
     def update(
         self, indices: Tensor, logits: Tensor, target: Tensor, group: Tensor | None = None
@@ -182,6 +183,8 @@ class EpochRecorder:
                 "the samples' own labels (return 'logits' and 'target' from training_step then)."
             )
         setattr(self, name, torch.where(observed, label, known))
+        # Looked up in every step, so found out here.
+        self._labels_missing = bool((self.target == _UNSEEN).any())
 
     def dynamics(self) -> Dynamics:
         """Returns what the finished epochs saw; a signal that was not recorded is absent."""
@@ -234,6 +237,7 @@ class EpochRecorder:
             )
         self.num_classes = state["num_classes"]
         self.target = state["target"].long()
+        self._labels_missing = bool((self.target == _UNSEEN).any())
         if self.group is not None and state["group"] is not None:
             self.group = state["group"].long()
         n = self.num_samples

@@ -46,7 +46,7 @@ def planned_stepping_batches(trainer: pl.Trainer) -> int:
         return max_steps
     source, accumulated = callback.source, trainer.accumulate_grad_batches
     full = limited(source.num_batches(source.num_samples), trainer)
-    short = limited(source.num_batches(callback.budget(source.num_samples)), trainer)
+    short = limited(source.num_batches(callback.decision.budget(source.num_samples)), trainer)
     warmup_steps = callback.warmup * math.ceil(full / accumulated)
     steps = (epochs - callback.warmup) * math.ceil(short / accumulated)
     if callback.after == "continue":

@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_fairprune._bits import pack_bits, unpack_bits
 from lightning_fairprune._labels import fingerprint
 from lightning_fairprune.loader import (
     EpochSampler,
@@ -171,7 +173,7 @@ class TrainSource:
         """Returns kept indices, epoch and position as CPU tensors and primitives."""
         epoch, batches_seen = self._position()
         return {
-            "kept": None if self.kept is None else self.kept.clone(),
+            "kept": None if self.kept is None else _bits(self.kept),
             "epoch": epoch,
             "batches_seen": batches_seen,
             "fingerprint": self._fingerprint,
@@ -179,7 +181,8 @@ class TrainSource:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues where `state_dict` was taken."""
-        self.kept = state["kept"]
+        kept = state["kept"]
+        self.kept = None if kept is None else unpack_bits(*kept).nonzero().squeeze(1)
         self._epoch, self._batches_seen = state["epoch"], state["batches_seen"]
         self._fingerprint = state["fingerprint"]
         if self._loader is not None:
@@ -218,6 +221,13 @@ class TrainSource:
         if self.trainer is None:
             raise RuntimeError("a TrainSource needs a Trainer: call trainer.fit() first.")
         return self.trainer
+
+
+def _bits(kept: Tensor) -> tuple[Tensor, int]:
+    """Returns a bit per sample, and how many: an eighth of a byte where an index takes eight."""
+    mask = torch.zeros(int(kept[-1]) + 1 if len(kept) else 0, dtype=torch.bool)
+    mask[kept] = True
+    return pack_bits(mask), len(mask)
 
 
 def _shard(trainer: pl.Trainer) -> dict[str, int]:

@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "_probe": {"signals", "dynamics"},
     "capture": set(),
     "counts": set(),
+    "decision": {"selection"},
     "dynamics": {"_bits", "_files"},
     "loader": set(),
     "quotas": set(),
@@ -30,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "selection": {"_files", "quotas"},
     "signals": set(),
     # the rim
-    "source": {"_labels", "loader"},
+    "source": {"_bits", "_labels", "loader"},
     "datamodule": {"selection", "source"},
     "schedule": {"callbacks"},
 }

@@ -7,7 +7,6 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -110,7 +109,7 @@ def trainer(callback: DataPruning, trainer: pl.Trainer, module: pl.LightningModu
             "samples, so there is nothing to prune: leave it out or leave out DataPruning."
         )
     _data_source(trainer, module)
-    if callback.needs_recall and not trainer.enable_validation:
+    if callback.decision.needs_recall and not trainer.enable_validation:
         raise ValueError(
             f"`quota` {_name(callback.quota_fn)} needs the recall of each class, but there is no "
             "validation: give a val_dataloader and a validation_step (and limit_val_batches > 0), "
@@ -118,7 +117,7 @@ def trainer(callback: DataPruning, trainer: pl.Trainer, module: pl.LightningModu
         )
     every = trainer.check_val_every_n_epoch
     warmup = resolve_warmup(callback.warmup_epochs, trainer)
-    if callback.needs_recall and every is not None and every > warmup:
+    if callback.decision.needs_recall and every is not None and every > warmup:
         raise ValueError(
             f"validation runs every {every} epochs, later than the warm-up of {warmup} ends: set "
             "check_val_every_n_epoch or warmup_epochs so that recalls are there in time."
@@ -151,7 +150,7 @@ def _data_source(trainer: pl.Trainer, module: pl.LightningModule) -> None:
 
 def loader(callback: DataPruning, trainer: pl.Trainer, source: TrainSource) -> None:
     """Checks that an epoch over the kept samples will work, before the first one over all."""
-    batch_size, budget = source.loader.batch_size, callback.budget(source.num_samples)
+    batch_size, budget = source.loader.batch_size, callback.decision.budget(source.num_samples)
     batches = limited(source.num_batches(budget), trainer)
     if batches == 0:
         raise ValueError(
@@ -223,17 +222,6 @@ def unobserved(target: Tensor, budget: int) -> None:
         f"{missing} of {total} training samples were never observed in the warm-up and will not be "
         f"trained on: warm up longer, or {cause}."
     )
-
-
-def quota(quota: object, sizes: Tensor, budget: int) -> None:
-    """Checks what a quota function returned."""
-    if not isinstance(quota, Tensor) or quota.shape != sizes.shape or quota.dtype != torch.int64:
-        raise ValueError(
-            f"`quota` must return int64 [{len(sizes)}], got "
-            f"{getattr(quota, 'dtype', type(quota).__name__)} {list(getattr(quota, 'shape', []))}."
-        )
-    if int(quota.sum()) != budget:
-        raise ValueError(f"`quota` must sum to the budget {budget}, got {int(quota.sum())}.")
 
 
 def _name(function: object) -> str:

@@ -34,7 +34,7 @@ def dry_run(callback: DataPruning, trainer: pl.Trainer) -> None:
         target = _read_labels(source.loader)
     sizes = torch.bincount(target)
     recall = _assumed(callback.dry_run, len(sizes))
-    budget = callback.budget(len(target))
+    budget = callback.decision.budget(len(target))
     quota = _quota(callback, sizes, recall, budget)
     _print(callback, trainer, sizes, recall, quota, budget)
     # The Trainer honours should_stop only once the minima are met.
@@ -56,7 +56,7 @@ def _assumed(given: bool | Sequence[float], num_classes: int) -> Tensor:
 def _quota(callback: DataPruning, sizes: Tensor, recall: Tensor, budget: int) -> Tensor | None:
     if callback.quota_fn is None:
         return None
-    if callback.needs_recall:
+    if callback.decision.needs_recall:
         quota: Tensor = callback.quota_fn(sizes, recall, budget)
     else:
         quota = callback.quota_fn(sizes, budget=budget)
