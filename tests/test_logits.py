@@ -412,16 +412,16 @@ def test_no_mode_is_left_when_the_module_ends_an_epoch() -> None:
 
 @pytest.mark.parametrize("monitor_first", [False, True])
 def test_two_callbacks_share_one_look(monitor_first: bool) -> None:
-    prune, monitor, model = pruning(quota=lfp.quotas.drop), lfp.RecallMonitor(), Functional()
+    prune = pruning(quota=lfp.quotas.drop, recall_window=1)
+    monitor, model = lfp.RecallMonitor(), Functional()
     callbacks: list[Any] = [monitor, prune] if monitor_first else [prune, monitor]
     trainer = users.trainer(callbacks=callbacks, max_epochs=WARMUP + 1)
     trainer.fit(model, Data(**DATA))
     check(prune, model.logits)
     counts = monitor.counts["val"]
     assert int(counts.support.sum()) == 60
-    assert len(prune.history) >= 1
-    # The last validation is in the window of the last estimate.
-    assert torch.equal(prune._counts[-1].tp, counts.tp)
+    assert prune.history[-1].recall is not None
+    assert torch.equal(prune.history[-1].recall, counts.recall)
     assert depth() == 0
 
 

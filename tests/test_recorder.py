@@ -259,6 +259,22 @@ def test_ranks_may_all_load_their_sum() -> None:
         assert_same(record, uninterrupted[0])
 
 
+def test_sample_that_two_ranks_saw_stays_their_mean() -> None:
+    def run(rank: int) -> Callable[..., Tensor]:
+        def on_rank(add: Any, _: Any) -> Tensor:
+            recorder = EpochRecorder(2, ("margin",))
+            recorder.update(torch.tensor([0]), torch.tensor([[1.0 + rank, 0]]), torch.tensor([0]))
+            state = through_a_file(recorder.state_dict(add))
+            recorder = EpochRecorder(2, ("margin",))
+            recorder.load_state_dict(state)
+            recorder.finish_epoch(0, add)
+            return recorder.dynamics().signal("margin")[0, 0]
+
+        return on_rank
+
+    assert [float(mean) for mean in ranks.together([run(0), run(1)])] == [1.5, 1.5]
+
+
 def test_state_is_small_and_plain() -> None:
     recorder = EpochRecorder(N, ("correct", "p_true"))
     for batch in Stream().epoch(8):
