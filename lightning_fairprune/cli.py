@@ -1,0 +1,92 @@
+"""The command `fairprune`: any LightningModule and DataModule from YAML, and a demonstration."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+# As they are listed by --help. All but `demo` are LightningCLI's.
+COMMANDS = {
+    "fit": "train a LightningModule, with DataPruning among trainer.callbacks",
+    "validate": "run one validation",
+    "test": "run one test",
+    "predict": "run inference",
+    "demo": "compare five ways to choose training data, on images that come with scikit-learn",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status.
+
+    ``fit``, ``validate``, ``test`` and ``predict`` are those of
+    :class:`lightning.pytorch.cli.LightningCLI` for any model and data module given by class path.
+    Modules in the working directory can be imported, and the classes of this package go by their
+    short names: ``DataPruning``, ``RecallMonitor``, ``FairPruneDataModule``.
+
+    Args:
+        argv: the arguments, without the name of the program; those of the process by default.
+
+    Returns:
+        0 if all went well.
+
+    Raises:
+        SystemExit: With status 2, if the arguments cannot be understood.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["demo"]:
+        from lightning_fairprune import demo
+
+        return demo.main(arguments[1:])
+    # LightningCLI allows options before the command: fairprune --config common.yaml fit
+    if any(name in arguments for name in COMMANDS):
+        _lightning(arguments)
+        return 0
+    parser = _parser()
+    parser.parse_args(arguments)
+    parser.print_help()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Returns the parser for what comes without a command: help, version and mistakes."""
+    from lightning_fairprune import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="fairprune",
+        description="Train on less data without the worst class paying for it.",
+        epilog="fairprune COMMAND --help lists the options of a command; "
+        "fairprune fit --print_config prints a configuration to start from.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for name, does in COMMANDS.items():
+        commands.add_parser(name, help=does)
+    return parser
+
+
+def _lightning(arguments: list[str]) -> None:
+    from lightning.pytorch.cli import LightningCLI
+
+    # Imported classes are those that go by their short names.
+    import lightning_fairprune.callbacks
+    import lightning_fairprune.datamodule  # noqa: F401
+
+    # A console script, unlike `python -m`, cannot import from where it is called.
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    before = sys.argv
+    # LightningCLI reads the arguments there and names the program after the first.
+    sys.argv = ["fairprune", *arguments]
+    try:
+        LightningCLI(seed_everything_default=0)
+    finally:
+        sys.argv = before
+
+
+if __name__ == "__main__":
+    sys.exit(main())
