@@ -1,0 +1,109 @@
+"""The command line of the demonstration."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from lightning_fairprune.demo import _runs
+from lightning_fairprune.demo._digits import (
+    BATCH,
+    NUM_CLASSES,
+    NUM_TRAIN,
+    NUM_VAL,
+    load,
+    train_sizes,
+)
+from lightning_fairprune.demo._report import terminal_table, write
+
+SECONDS = 3  # a run, measured
+
+NEXT = """\
+Next: put two lines into your own training, as in examples/01_two_lines.py, or start from YAML with
+`fairprune fit --help`. All settings of the callback: python -m pydoc lightning_fairprune.DataPruning"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the demonstration, prints the table and says where the files are.
+
+    Args:
+        argv: arguments after ``fairprune demo``; those of the process by default.
+
+    Returns:
+        0 if all went well, 1 if something that it needs is not installed.
+
+    Raises:
+        SystemExit: With status 2 and one sentence, if an argument is wrong.
+    """
+    parser = argparse.ArgumentParser(
+        prog="fairprune demo",
+        description="Train a small network on handwritten digits, the hardest digits rarest, with five "
+        "ways to choose the training data, and compare what each costs the weakest class. Takes about "
+        "a minute on two cores; needs no download.",
+    )
+    parser.add_argument(
+        "--density",
+        type=float,
+        default=0.3,
+        help="fraction of the training images to keep (%(default)s)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=3,
+        help="runs of each method; 1 is quick, 10 is telling (%(default)s)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("fairprune-demo"),
+        help="folder for the files (%(default)s)",
+    )
+    arguments = parser.parse_args(argv)
+    console = Console()
+    try:
+        _runs.require_extras()
+        arguments.out.mkdir(parents=True, exist_ok=True)  # now, rather than after a minute of work
+        _runs.check(arguments.density, arguments.seeds, list(_runs.METHODS), _runs.STEPS)
+    except ImportError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        parser.error(f"--out {arguments.out} cannot be written to: {error.strerror}.")
+    except ValueError as error:
+        parser.error(str(error))
+    console.print(_introduction(arguments.density, arguments.seeds), highlight=False)
+    records = _runs.run(arguments.density, arguments.seeds, steps=_runs.STEPS, console=console)
+    files = write(records, arguments.out)
+    console.print(terminal_table(records))
+    console.print(_explanation(arguments.seeds), highlight=False)
+    console.print("\nWritten: " + ", ".join(map(str, files)), highlight=False, soft_wrap=True)
+    console.print(NEXT, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _introduction(density: float, seeds: int) -> str:
+    sizes, order = train_sizes(), load()[2]
+    easy, hard = int(order[0]), int(order[-1])
+    return (
+        f"Handwritten digits, {NUM_TRAIN} training images: {int(sizes[easy])} of the digit {easy}, the "
+        f"easiest for a linear classifier, down to {int(sizes[hard])} of the digit {hard}, the hardest. "
+        f"{len(_runs.METHODS)} methods, {seeds} {'seeds' if seeds > 1 else 'seed'}, density {density:g}; "
+        f"about {SECONDS * len(_runs.METHODS) * seeds:.0f} seconds on two free cores.\n"
+    )
+
+
+def _explanation(seeds: int) -> str:
+    brackets = "Mean over the seeds, lowest and highest in brackets. " if seeds > 1 else ""
+    test = len(load()[1]) - int(NUM_CLASSES * NUM_VAL) - NUM_CLASSES * int(train_sizes().max())
+    return (
+        f"{brackets}Every run takes {_runs.STEPS} steps of {BATCH} images, those of the "
+        f"{_runs.WARMUP_EPOCHS} warm-up epochs on all the data included, so no method sees more than "
+        f"another; full data simply goes on. Afterwards a fresh subset is drawn every epoch (EL2N always "
+        f"keeps the hardest). Quotas read the recalls of {NUM_CLASSES * NUM_VAL} validation images; the "
+        f"table is about {test} others."
+    )
