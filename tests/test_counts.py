@@ -101,6 +101,8 @@ def test_pooling_nothing_is_refused() -> None:
 def test_labels_out_of_range_are_not_counted() -> None:
     tp, support = count(torch.tensor([0, 1, 0, 1]), torch.tensor([0, -100, 7, 1]), 2)
     assert (tp.tolist(), support.tolist()) == ([1, 1], [1, 1])
+    tp, support = count(torch.tensor([True] * 3), torch.tensor([0, -100, 7]), 2)
+    assert (tp.tolist(), support.tolist()) == ([1, 0], [1, 0])
 
 
 # ----------------------------------------------------------------------------------------- Tally
