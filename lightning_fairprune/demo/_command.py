@@ -98,7 +98,7 @@ def _introduction(density: float, seeds: int) -> str:
 
 
 def _explanation(seeds: int) -> str:
-    brackets = "Mean over the seeds, lowest and highest in brackets. " if seeds > 1 else ""
+    brackets = "Mean over the seeds, lowest and highest below it. " if seeds > 1 else ""
     test = len(load()[1]) - int(NUM_CLASSES * NUM_VAL) - NUM_CLASSES * int(train_sizes().max())
     return (
         f"{brackets}Every run takes {_runs.STEPS} steps of {BATCH} images, those of the "
