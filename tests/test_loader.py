@@ -360,6 +360,7 @@ def test_shards_come_from_the_arguments_otherwise() -> None:
     assert set(first) | set(second) == set(range(N))
 
 
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata 0.11 with torch 2.15
 def test_torchdatas_loader_is_rebuilt() -> None:
     torchdata = pytest.importorskip("torchdata.stateful_dataloader")
     for shuffle in (False, True):
