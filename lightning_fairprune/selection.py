@@ -24,7 +24,9 @@ __all__ = ["Selection", "select"]
 Keep = Literal["random", "hard", "easy", "stratified"]
 
 STRATA = 50  # equal-width score ranges per class, the number used by Zheng et al. (2023)
-CHUNK = 1 << 18  # samples at a time: temporaries of 2 MiB stay in the cache
+# Samples at a time. The temporaries stay in the cache, and below 2**15 elements torch does not start
+# threads, which would wait for each other at every step on a machine that is busy.
+CHUNK = 32_000
 FORMAT = "lightning_fairprune.Selection"
 VERSION = 1
 
@@ -257,11 +259,10 @@ def select(
     High Pruning Rates", ICLR 2023 (arXiv 2210.15809), Algorithm 1, applied to each class, with
     hard cut-off 0.
     """
-    target = _labels(target)
+    target, excluded = _labels(target)
     n = len(target)
     _check_keep(keep, score)
     seed = _integer("seed", "an int", seed)
-    excluded = n > 0 and int(target.min()) < 0
     if (isinstance(quota, Tensor) and quota.dim() > 0) or isinstance(quota, Sequence):
         wanted = _class_quota(quota)
         sizes = _class_sizes(target, excluded, len(wanted))
@@ -299,7 +300,7 @@ def select(
             key, bits = _score_key(score, group if excluded else None, len(wanted), keep == "hard")
     mask = _lowest(group, key, bits, wanted)
     indices = mask.nonzero().flatten()
-    kept = torch.bincount(target[indices], minlength=len(sizes))
+    kept = torch.bincount(target.index_select(0, indices), minlength=len(sizes))
     return Selection(indices, n, kept, sizes, keep, seed)
 
 
@@ -327,20 +328,23 @@ def _lowest(group: Tensor, key: Callable[[slice], Tensor], bits: int, quota: Ten
         return digit.add_(group[part] << width)
 
     count = torch.zeros(groups << width, dtype=torch.int64)
+    one = torch.ones(1, dtype=torch.int64)
     for part in parts:
-        count += torch.bincount(bucket(part), minlength=len(count))
+        place = bucket(part)
+        count.scatter_add_(0, place, one.expand(len(place)))
     quota = torch.cat([quota, quota.new_zeros(1)])
     fits = count.view(groups, -1).cumsum(1)
     full = (fits <= quota[:, None]).sum(1)  # leading digits that fit into the quota entirely
     taken = torch.cat([fits.new_zeros(groups, 1), fits], 1).gather(1, full[:, None]).flatten()
     rest = quota - taken
     edge = (torch.arange(groups) << width) + full
-    tied: list[Tensor] = []
+    tied: list[Tensor] = []  # index_select, not [...]: that starts threads even for short tensors
     for part in parts:
         offset = bucket(part).sub_(edge.index_select(0, group[part]))
         mask[part] = offset < 0
-        open_ = (offset == 0).nonzero().flatten().add_(part.start)
-        tied.append(open_[rest[group[open_]] > 0])
+        open_ = (offset == 0).nonzero().flatten()
+        open_ = open_.masked_select(rest.index_select(0, group[part].index_select(0, open_)) > 0)
+        tied.append(open_ + part.start)
     member = torch.cat(tied)
     if len(member) == n:  # nothing settled: go on without a copy
         return _lowest(group, key, shift, rest[:-1])
@@ -348,11 +352,11 @@ def _lowest(group: Tensor, key: Callable[[slice], Tensor], bits: int, quota: Ten
         low = (1 << shift) - 1
         left = torch.cat(
             [
-                key(part)[some - part.start].long() & low
+                key(part).index_select(0, some - part.start).long() & low
                 for part, some in zip(parts, tied, strict=True)
             ]
         )
-        mask[member] = _lowest(group[member], left.__getitem__, shift, rest[:-1])
+        mask[member] = _lowest(group.index_select(0, member), left.__getitem__, shift, rest[:-1])
     return mask
 
 
@@ -382,18 +386,21 @@ def _score_key(
 def _strata(group: Tensor, score: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]:
     """Split every group into strata of equal score width; return stratum ids and their quotas."""
     groups = len(quota) + 1
-    value = score.double()
-    low = value.new_full((groups,), torch.inf).scatter_reduce_(0, group, value, "amin")
-    high = value.new_full((groups,), -torch.inf).scatter_reduce_(0, group, value, "amax")
+    low = torch.full((groups,), torch.inf, dtype=torch.float64)
+    high = -low
+    parts = [slice(start, start + CHUNK) for start in range(0, len(group), CHUNK)]
+    for part in parts:
+        low.scatter_reduce_(0, group[part], score[part].double(), "amin")
+        high.scatter_reduce_(0, group[part], score[part].double(), "amax")
     # Halves: the difference of two finite numbers may overflow, that of their halves does not.
-    width = (high / 2 - low / 2).clamp_(min=torch.finfo(torch.float64).tiny)
-    stratum = torch.empty_like(group, memory_format=torch.contiguous_format)
-    for start in range(0, len(group), CHUNK):
-        part = slice(start, start + CHUNK)
+    half, width = low / 2, (high / 2 - low / 2).clamp_(min=torch.finfo(torch.float64).tiny)
+    stratum = torch.empty(len(group), dtype=torch.int64)
+    for part in parts:
         own = group[part]
-        share = (value[part] / 2 - (low / 2).index_select(0, own)) / width.index_select(0, own)
-        place = (share * STRATA).nan_to_num_(0.0).clamp_(0, STRATA - 1).long()
-        stratum[part] = (own * STRATA + place).clamp_(max=len(quota) * STRATA)
+        share = score[part].double() / 2  # a copy: the scores are the caller's
+        share.sub_(half.index_select(0, own)).div_(width.index_select(0, own))
+        place = share.mul_(STRATA).nan_to_num_(0.0).clamp_(0, STRATA - 1).long()
+        stratum[part] = place.add_(own * STRATA).clamp_(max=len(quota) * STRATA)
     count = torch.bincount(stratum, minlength=len(quota) * STRATA)[: len(quota) * STRATA]
     return stratum, _share(count.view(-1, STRATA), quota).flatten()
 
@@ -415,7 +422,8 @@ def _share(sizes: Tensor, quota: Tensor) -> Tensor:
     return share.add_((rank < (quota - share.sum(1))[:, None]).long())
 
 
-def _labels(target: Tensor) -> Tensor:
+def _labels(target: Tensor) -> tuple[Tensor, bool]:
+    """Return the labels as int64 on the CPU, and whether any sample is left out (-1)."""
     if not isinstance(target, Tensor) or target.dim() != 1:
         raise ValueError(
             f"`target` must be a tensor of shape [N], got {getattr(target, 'shape', target)!r}."
@@ -423,9 +431,10 @@ def _labels(target: Tensor) -> Tensor:
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise TypeError(f"`target` must hold integers, got {target.dtype}.")
     target = target.detach().cpu().long()
-    if len(target) and int(target.min()) < -1:
-        raise ValueError(f"`target` must be >= -1, got {int(target.min())}.")
-    return target
+    least = int(target.min()) if len(target) else 0
+    if least < -1:
+        raise ValueError(f"`target` must be >= -1, got {least}.")
+    return target, least < 0
 
 
 def _class_sizes(target: Tensor, excluded: bool, num_classes: int) -> Tensor:

@@ -131,7 +131,9 @@ def test_quotas_are_met_exactly_and_subsets_nest(keep: Keep) -> None:
     @given(problems, st.integers(0, 2**40))
     @settings(max_examples=60, deadline=None)
     def check(p: Problem, seed: int) -> None:
+        before = p.target.clone(), p.score.clone(), p.quota.clone()
         kept = p.select(p.quota, keep, seed=seed)
+        assert all(map(torch.equal, before, (p.target, p.score, p.quota)))
         assert torch.equal(kept.quota, p.quota)
         assert torch.equal(kept.sizes, p.sizes)
         counted = torch.bincount(p.target[kept.indices], minlength=len(p.quota))
