@@ -53,6 +53,11 @@ class LossCapture(TorchFunctionMode):
             self._hits.append((logits.detach(), target.detach()))
         return func(*args, **kwargs)
 
+    @property
+    def noted(self) -> int:
+        """Number of calls since the first entry."""
+        return len(self._hits)
+
     def enter(self) -> None:
         """Starts noting calls; forgets the earlier ones unless somebody is already noting."""
         if self._owners == 0:

@@ -75,10 +75,10 @@ class ClassCounts:
         .. math:: (tp_k + a \bar r) / (n_k + a)
 
         A class with few validation samples has a noisy recall; its quota should not follow the
-        noise. With a = 0 this is `recall`; a class without support gets the mean when a > 0.
+        noise. With a = 0 this is `recall`; a class without support stays NaN.
         """
-        mean = self.recall.nanmean()
-        return (self.tp + pseudo * mean) / (self.support + pseudo)
+        shrunk = (self.tp + pseudo * self.recall.nanmean()) / (self.support + pseudo)
+        return torch.where(self.support > 0, shrunk, torch.nan)
 
     @property
     def accuracy(self) -> float:

@@ -32,6 +32,7 @@ class Decision:
         quota_fn: ``(sizes, recall, budget)`` or ``(sizes, budget) -> int64 [K]``; None for no quotas.
         keep: which samples of a class, see :func:`~lightning_fairprune.select`.
         seed: of the first draw; later draws count up from it.
+        floor: samples that each class keeps at least, handed to `quota_fn` unless 0.
 
     Example:
         >>> from lightning_fairprune import quotas
@@ -49,8 +50,10 @@ class Decision:
         quota_fn: Callable[..., Tensor] | None,
         keep: Keep = "random",
         seed: int = 0,
+        floor: int = 0,
     ) -> None:
         self.density, self.quota_fn, self.keep, self.seed = density, quota_fn, keep, seed
+        self.floor = floor
         self.needs_recall = (
             quota_fn is not None and "recall" in inspect.signature(quota_fn).parameters
         )
@@ -84,14 +87,18 @@ class Decision:
             unknown = recall.new_full((num_classes - len(recall),), torch.nan)
             recall = torch.cat([recall, unknown])
         sizes = torch.bincount(known, minlength=num_classes)
-        if self.needs_recall:
-            quota = self.quota_fn(sizes, recall, budget)
-        else:
-            quota = self.quota_fn(sizes, budget=budget)
-        _check(quota, sizes, budget)
-        self.quota = quota
-        self.history.append(Estimate(epoch, recall, quota))
+        self.quota = self.quotas(sizes, recall, budget)
+        self.history.append(Estimate(epoch, recall, self.quota))
         return self.quota
+
+    def quotas(self, sizes: Tensor, recall: Tensor | None, budget: int) -> Tensor:
+        """Returns the quotas that the rule gives, checked."""
+        assert self.quota_fn is not None
+        options = {"floor": self.floor} if self.floor else {}
+        given = (sizes, recall) if self.needs_recall else (sizes,)
+        quota: Tensor = self.quota_fn(*given, budget=budget, **options)
+        _check(quota, sizes, budget)
+        return quota
 
     def draw(self) -> Selection:
         """Returns the next subset under the quotas in force."""

@@ -54,6 +54,7 @@ def fit(
         ({"update_every": 0}, "`update_every` must be None or at least 1"),
         ({"recall_window": 0}, "`recall_window` must be at least 1"),
         ({"shrinkage": -1.0}, "`shrinkage` must be 0 or more"),
+        ({"floor": -1}, "`floor` must be 0 or more"),
     ],
 )
 def test_arguments(arguments: dict[str, Any], match: str) -> None:
@@ -355,6 +356,22 @@ def test_last_batch_of_one_sample_is_told_before_batch_norm_fails_on_it() -> Non
     with pytest.raises(ValueError, match=r"epoch of 41 samples ends in .* single sample.*`net.1`"):
         fit(model=Normalised())
     fit(model=Normalised(), density=0.39)
+
+
+class SkipsBatches(Model):
+    """Returns None before any loss on every third batch of the first epoch."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if self.current_epoch == 0 and batch_idx % 3 == 0:
+            return None
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+def test_skipped_steps_are_no_fault() -> None:
+    callback = fit(model=SkipsBatches(), score=lfp.scores.el2n, keep="hard")
+    assert callback.dynamics is not None
+    assert callback.dynamics.observed.sum(1).tolist() == [103 - 4 * 10, 103]
 
 
 class BreaksInValidation(Model):

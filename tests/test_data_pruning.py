@@ -52,7 +52,7 @@ class Recalls(users.pl.Callback):
 @pytest.mark.parametrize("window", [1, 3])
 def test_quotas_follow_the_pooled_recalls(window: int) -> None:
     recalls = Recalls()
-    callback = fit(others=(recalls,), recall_window=window, warmup_epochs=2)
+    callback = fit(others=(recalls,), recall_window=window, shrinkage=0.0)
     sizes = torch.bincount(Blobs().y)
     assert [estimate.epoch for estimate in callback.history] == [1, 2, 3]
     for epoch, recall, quota in callback.history:
@@ -75,6 +75,23 @@ def test_shrinkage_pulls_to_the_mean() -> None:
     assert quota is not None
     proportional = lfp.quotas.proportional(torch.bincount(Blobs().y), 41)
     assert quota.tolist() == proportional.tolist()
+
+
+def test_no_class_loses_everything_by_default() -> None:
+    """A class without an error in a small validation set has a quota of 0 by the plain formula."""
+    recall = [1.0, 1.0, 1.0, 0.9]
+    assert lfp.quotas.drop([100] * 4, recall, 40).tolist() == [0, 0, 0, 40]
+    support = torch.tensor([20] * 4)
+    counts = ClassCounts(torch.tensor([20, 20, 20, 18]), support)
+    shrunk = counts.shrunk_recall(lfp.DataPruning(0.3, 1).shrinkage)
+    assert lfp.quotas.drop([100] * 4, shrunk, 40).min() > 0
+
+
+def test_floor_reaches_the_quotas() -> None:
+    callback = fit(floor=8)
+    for estimate in callback.history:
+        assert estimate.quota is not None
+        assert int(estimate.quota.min()) >= 8
 
 
 def test_selection_is_the_one_of_the_pure_functions() -> None:
@@ -151,7 +168,12 @@ def test_quotas_from_the_second_validation_loader() -> None:
 
     recalls = Recalls()
     callback = fit(
-        model=Takes(), data=TwoLoaders(), others=(recalls,), recall_dataloader=1, recall_window=1
+        model=Takes(),
+        data=TwoLoaders(),
+        others=(recalls,),
+        recall_dataloader=1,
+        recall_window=1,
+        shrinkage=0.0,
     )
     recall = callback.history[0].recall
     assert recall is not None

@@ -39,9 +39,7 @@ class Blobs(Dataset[Any]):
 
 
 class Data(pl.LightningDataModule):
-    def __init__(
-        self, n: int = 103, batch_size: int = 10, workers: int = 0, **loader: Any
-    ) -> None:
+    def __init__(self, n: int = 103, batch_size: int = 10, workers: int = 0, **loader: Any) -> None:
         super().__init__()
         self.n, self.batch_size, self.workers = n, batch_size, workers
         self.loader = {"shuffle": True, "persistent_workers": workers > 0} | loader

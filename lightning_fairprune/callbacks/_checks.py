@@ -34,6 +34,7 @@ def arguments(
     update_every: int | None,
     recall_window: int,
     shrinkage: float,
+    floor: int,
 ) -> None:
     """Checks the arguments of DataPruning on their own."""
     if isinstance(density, bool) or not 0 < density <= 1:
@@ -65,6 +66,8 @@ def arguments(
         raise ValueError(f"`recall_window` must be at least 1 validation, got {recall_window}.")
     if not shrinkage >= 0:
         raise ValueError(f"`shrinkage` must be 0 or more samples, got {shrinkage}.")
+    if floor < 0:
+        raise ValueError(f"`floor` must be 0 or more samples, got {floor}.")
 
 
 def resolve_warmup(warmup_epochs: float, trainer: pl.Trainer) -> int:

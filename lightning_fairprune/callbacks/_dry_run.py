@@ -56,11 +56,7 @@ def _assumed(given: bool | Sequence[float], num_classes: int) -> Tensor:
 def _quota(callback: DataPruning, sizes: Tensor, recall: Tensor, budget: int) -> Tensor | None:
     if callback.quota_fn is None:
         return None
-    if callback.decision.needs_recall:
-        quota: Tensor = callback.quota_fn(sizes, recall, budget)
-    else:
-        quota = callback.quota_fn(sizes, budget=budget)
-    return quota
+    return callback.decision.quotas(sizes, recall, budget)
 
 
 def _read_labels(loader: Any) -> Tensor:

@@ -58,6 +58,11 @@ class StepObserver:
             self._open = False
             self._capture.leave()
 
+    @property
+    def saw_nothing(self) -> bool:
+        """Whether the step that was just closed computed no loss that could be noted."""
+        return self._own is None and not self._capture.noted
+
     def read(self, outputs: Any, batch_size: int | None, where: str) -> tuple[Tensor, Tensor]:
         """Returns logits [B, C] and target [B] of the step that was just closed."""
         self.close()

@@ -34,7 +34,9 @@ from lightning_fairprune.source import TrainSource
 
 __all__ = ["DataPruning"]
 
-GroupBy = str | int | Callable[[Any], Tensor]
+# As jsonargparse reads them: a callable that returns a class is one that builds it, and the first type
+# that fits is taken.
+GroupBy = Callable[[Any], Any] | int | str
 
 
 class DataPruning(pl.Callback):
@@ -72,7 +74,9 @@ class DataPruning(pl.Callback):
         recall_window: average the class counts of so many latest validations. Between epochs the
             recall of a class swings by tens of points while the learning rate is high.
         shrinkage: pseudo-samples at the mean recall that are added to every class, so that a class
-            with few validation samples does not get its quota from noise.
+            with few validation samples does not get its quota from noise, nor a class without an
+            error no sample at all.
+        floor: samples that every class keeps at least, or all it has; passed on to `quota`.
         recall_dataloader: which validation loader the recalls come from.
         group_by: groups instead of classes in quotas and recalls: the key or position of the group
             ids in a batch, or a function from the batch to them, int [B] in [0, G).
@@ -102,14 +106,15 @@ class DataPruning(pl.Callback):
         self,
         density: float,
         warmup_epochs: int | float,
-        score: Callable[[Dynamics], Tensor] | None = None,
-        quota: Callable[..., Tensor] | None = quotas.drop,
+        score: Callable[[Dynamics], Any] | None = None,
+        quota: Callable[..., Any] | None = quotas.drop,
         keep: Literal["random", "hard", "easy", "stratified"] = "random",
         after: Literal["continue", "restart"] = "continue",
         resample_every: int | Literal["auto"] | None = "auto",
         update_every: int | Literal["auto"] | None = "auto",
         recall_window: int = 3,
-        shrinkage: float = 0.0,
+        shrinkage: float = 10.0,
+        floor: int = 0,
         recall_dataloader: int = 0,
         group_by: GroupBy | None = None,
         logits_fn: LogitsFn | None = None,
@@ -129,6 +134,7 @@ class DataPruning(pl.Callback):
             update_every=self.update_every,
             recall_window=recall_window,
             shrinkage=shrinkage,
+            floor=floor,
         )
         self.density = density
         self.warmup_epochs = warmup_epochs
@@ -138,6 +144,7 @@ class DataPruning(pl.Callback):
         self.after = after
         self.recall_window = recall_window
         self.shrinkage = shrinkage
+        self.floor = floor
         self.recall_dataloader = recall_dataloader
         self.group_by = group_by
         self.logits_fn = logits_fn
@@ -157,7 +164,9 @@ class DataPruning(pl.Callback):
         self._restart_due = False
         self._restored: Mapping[str, Any] | None = None
         self._epochs_done = 0
-        self.decision = Decision(self.density, self.quota_fn, self.keep, self.seed)
+        self.decision = Decision(
+            self.density, self.quota_fn, self.keep, self.seed, floor=self.floor
+        )
         self._recalls = RecallWindow(
             self.recall_window, self.shrinkage, grouped=self.group_by is not None
         )
@@ -304,6 +313,9 @@ class DataPruning(pl.Callback):
             return
         assert self._observer is not None
         assert self._recorder is not None
+        self._observer.close()
+        if pl_module.automatic_optimization and not outputs and self._observer.saw_nothing:
+            return  # the step returned None: the user skips this batch
         indices = self.source.indices
         if indices is None:
             raise RuntimeError(
