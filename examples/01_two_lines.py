@@ -72,10 +72,9 @@ def main():
     pl.seed_everything(0, verbose=False)
 
     # ----------------------------------------------------------------- the two lines
-    prune = lfp.DataPruning(
-        density=0.3, warmup_epochs=0.25
-    )  # a quarter of training on all the data
-    track = lfp.RecallMonitor()  # logs val/recall/worst, val/recall/gap, ...
+    # After a quarter of training keep 30 %; log val/recall/worst, val/recall/gap, ...
+    prune = lfp.DataPruning(density=0.3, warmup_epochs=0.25)
+    track = lfp.RecallMonitor()
 
     # The recall of the weakest class is a metric like any other: keep the best model by it.
     best = ModelCheckpoint(monitor="val/recall/worst", mode="max")

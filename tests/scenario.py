@@ -47,6 +47,16 @@ class ModelData(users.Model):
         return self.data[0].val_dataloader()
 
 
+class PlannedModel(users.Model):
+    """Asks for the length of training, which builds the training loader ahead of time."""
+
+    def configure_optimizers(self) -> Any:
+        steps = lfp.planned_stepping_batches(self.trainer)
+        optimizer = super().configure_optimizers()
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, steps)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
 class ShardedData(users.Data):
     """A user who shards by hand."""
 
@@ -67,7 +77,7 @@ def run(
     checkpoint: dict[str, Any] | None = None,
     folder: str | None = None,
     resume: str | None = None,
-    lr: float = 0.1,
+    planned: bool = False,
 ) -> dict[str, Any]:
     """Fits once and returns what each epoch did and what came out."""
     pl.seed_everything(1, verbose=False)
@@ -82,8 +92,8 @@ def run(
         name = {"filename": "{epoch}-{step}", "save_top_k": -1}
         callbacks.append(ModelCheckpoint(folder, **(name | checkpoint)))
     kind = partial(ShardedData if sharded else users.Data, n, batch_size, workers)
-    model: Any = ModelData(kind()) if form == "module" else users.Model(lr)
-    model.lr = lr
+    plain = PlannedModel if planned else users.Model
+    model: Any = ModelData(kind()) if form == "module" else plain()
     data: Any = {"wrapper": lambda: lfp.FairPruneDataModule(kind()), "datamodule": kind}.get(
         form, lambda: None
     )()

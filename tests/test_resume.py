@@ -58,6 +58,17 @@ def test_from_every_epoch(prune: str, when: str, workers: int, tmp_path: Path) -
         check(full, scenario.run(**settings, resume=path), path)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_from_inside_an_epoch_with_a_loader_built_ahead_of_time(
+    workers: int, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"prune": PRUNE["scored"], "planned": True, "workers": workers}
+    checkpoint = {"every_n_train_steps": 1, "save_on_train_epoch_end": False}
+    full = scenario.run(**settings, checkpoint=checkpoint, folder=str(tmp_path))
+    for path in saved(tmp_path, {5, 14, 25}):
+        check(full, scenario.run(**settings, resume=path), path)
+
+
 @pytest.mark.parametrize("form", ["wrapper", "datamodule", "module"])
 def test_from_inside_an_epoch(form: str, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"prune": PRUNE["scored"], "form": form, "workers": 2}
