@@ -77,16 +77,18 @@ def drop(every: int, window: int) -> Setting:
     )
 
 
-def minimax(step: float, leak: float) -> Setting:
+def minimax(step: float, leak: float, every: int = 1, window: int = 2) -> Setting:
     return Setting(
-        f"Minimax step {step:g}" + (f", leak {leak:g}" if leak else ""),
+        f"Minimax step {step:g}"
+        + (f", leak {leak:g}" if leak else "")
+        + (f", every {every}" if every > 1 else ""),
         "Minimax",
         3 / 8,
         {
             "quota": quotas.Minimax(step, leak),
             "resample_every": 1,
-            "update_every": 1,
-            "recall_window": 2,
+            "update_every": every,
+            "recall_window": window,
         },
     )
 
@@ -113,6 +115,10 @@ SETTINGS = {
     "minimax_step3": minimax(3, 0),
     "minimax_step1_leak.2": minimax(1, 0.2),
     "minimax_step1_leak.5": minimax(1, 0.5),
+    "minimax_step1_leak.1": minimax(1, 0.1),
+    "minimax_step.5": minimax(0.5, 0),
+    "minimax_step1_every2": minimax(1, 0, every=2, window=3),
+    "default": Setting("DataPruning's defaults", "DRoP", 3 / 8),
     "uniform_restart": Setting(
         "random, restart", "random", 1 / 2, {"quota": quotas.proportional, **RESTART}
     ),

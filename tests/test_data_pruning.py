@@ -52,7 +52,7 @@ class Recalls(users.pl.Callback):
 @pytest.mark.parametrize("window", [1, 3])
 def test_quotas_follow_the_pooled_recalls(window: int) -> None:
     recalls = Recalls()
-    callback = fit(others=(recalls,), recall_window=window, shrinkage=0.0)
+    callback = fit(others=(recalls,), recall_window=window, shrinkage=0.0, update_every=1)
     sizes = torch.bincount(Blobs().y)
     assert [estimate.epoch for estimate in callback.history] == [1, 2, 3]
     for epoch, recall, quota in callback.history:
@@ -189,10 +189,10 @@ def test_only_what_the_score_reads_is_recorded() -> None:
     assert list(scored.signals) == ["correct"]
 
 
-@pytest.mark.parametrize(("after", "every"), [("continue", 1), ("restart", None)])
-def test_automatic_rhythm(after: Any, every: int | None) -> None:
+@pytest.mark.parametrize(("after", "rhythm"), [("continue", (1, 2)), ("restart", (None, None))])
+def test_automatic_rhythm(after: Any, rhythm: tuple[int | None, int | None]) -> None:
     callback = lfp.DataPruning(0.3, 1, after=after)
-    assert callback.resample_every == callback.update_every == every
+    assert (callback.resample_every, callback.update_every) == rhythm
 
 
 # ----------------------------------------------------------------------------------------- groups

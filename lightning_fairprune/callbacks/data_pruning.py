@@ -70,7 +70,7 @@ class DataPruning(pl.Callback):
             the first one; ``"auto"`` is 1 with ``after="continue"`` and None with ``"restart"``, whose
             young model's recalls and data the papers leave alone.
         update_every: estimate the quotas anew every so many epochs (and draw under them); None keeps
-            the first ones; ``"auto"`` as above.
+            the first ones; ``"auto"`` is 2 or None likewise.
         recall_window: average the class counts of so many latest validations. Between epochs the
             recall of a class swings by tens of points while the learning rate is high.
         shrinkage: pseudo-samples at the mean recall that are added to every class, so that a class
@@ -121,9 +121,13 @@ class DataPruning(pl.Callback):
         seed: int = 0,
         dry_run: bool | list[float] = False,
     ) -> None:
-        auto = 1 if after == "continue" else None
-        self.resample_every = auto if resample_every == "auto" else resample_every
-        self.update_every = auto if update_every == "auto" else update_every
+        stays = after == "restart"
+        if resample_every == "auto":
+            resample_every = None if stays else 1
+        if update_every == "auto":
+            # Quotas that answer every epoch overshoot: the recalls have not had time to answer back.
+            update_every = None if stays else 2
+        self.resample_every, self.update_every = resample_every, update_every
         _checks.arguments(
             density=density,
             warmup_epochs=warmup_epochs,
