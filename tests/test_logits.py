@@ -644,3 +644,13 @@ def test_step_without_readable_logits_is_named(name: str) -> None:
     trainer = users.trainer(callbacks=[pruning()], max_epochs=3)
     with pytest.raises(ValueError, match=match):
         trainer.fit(Odd(), Data(**DATA))
+
+
+def test_monitor_checks_the_number_of_classes() -> None:
+    with pytest.raises(ValueError, match="`num_classes` must be at least 1, got 0"):
+        lfp.RecallMonitor(num_classes=0)
+    with pytest.raises(ValueError, match="`class_names` must name each of 3 classes, got 2"):
+        lfp.RecallMonitor(num_classes=3, class_names=["a", "b"])
+    trainer = users.trainer(callbacks=[lfp.RecallMonitor(num_classes=7)], max_epochs=1)
+    with pytest.raises(ValueError, match="`num_classes` is 7, but the logits are for 4"):
+        trainer.fit(Model(), Data(**DATA))

@@ -1,0 +1,87 @@
+"""From labels, scores and recalls to subsets, without a Trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_fairprune import quotas, select
+from lightning_fairprune.decision import Decision
+
+TARGET = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)
+
+
+def test_budget_is_rounded_and_never_empty() -> None:
+    decision = Decision(0.25, None)
+    assert [decision.budget(n) for n in (100, 102, 3, 1)] == [25, 26, 1, 1]
+
+
+def test_draws_are_those_of_select_under_consecutive_seeds() -> None:
+    decision = Decision(0.3, quotas.drop, seed=7)
+    decision.learn(TARGET, num_classes=3)
+    quota = decision.estimate(4, torch.tensor([0.9, 0.8, 0.5]))
+    assert quota is not None
+    assert quota.tolist() == quotas.drop([50, 30, 20], [0.9, 0.8, 0.5], 30).tolist()
+    for seed in (7, 8, 9):
+        assert torch.equal(
+            decision.draw().indices, select(TARGET, quota, keep="random", seed=seed).indices
+        )
+    assert [estimate.epoch for estimate in decision.history] == [4]
+
+
+@pytest.mark.parametrize("rule", [quotas.balanced, quotas.drop, quotas.Minimax(), None])
+def test_state_goes_on_where_it_was(rule: Any) -> None:
+    recalls = torch.tensor([[0.9, 0.8, 0.5], [0.7, 0.9, 0.6]], dtype=torch.float64)
+    score = torch.rand(100)
+
+    def begin() -> Decision:
+        decision = Decision(0.3, rule, "hard" if rule is None else "random", seed=1)
+        decision.learn(TARGET, score if rule is None else None, 3)
+        return decision
+
+    whole = begin()
+    for epoch, recall in enumerate(recalls):
+        whole.estimate(epoch, recall)
+        expected = whole.draw()
+    half = begin()
+    half.estimate(0, recalls[0])
+    half.draw()
+    state = half.state_dict()
+    resumed = Decision(0.3, rule, "hard" if rule is None else "random", seed=1)
+    resumed.load_state_dict(state)
+    resumed.estimate(1, recalls[1])
+    assert torch.equal(resumed.draw().indices, expected.indices)
+    assert len(resumed.history) == len(whole.history)
+
+
+def test_state_is_narrow() -> None:
+    decision = Decision(0.3, quotas.balanced)
+    decision.learn(TARGET, torch.rand(100), 3)
+    state = decision.state_dict()
+    assert state["target"].dtype == torch.int16
+    decision.learn(TARGET * 20_000)
+    assert decision.state_dict()["target"].dtype == torch.int32
+
+
+def test_classes_without_recall_or_sample() -> None:
+    decision = Decision(0.3, quotas.drop)
+    decision.learn(TARGET, num_classes=5)  # the logits tell five classes apart
+    quota = decision.estimate(0, torch.tensor([0.9, 0.8]))
+    assert quota is not None
+    assert quota.tolist()[3:] == [0, 0]
+    assert quota[2] > 0
+
+
+def test_rule_with_memory_forgets_an_earlier_fit() -> None:
+    rule = quotas.Minimax()
+    rule([1, 1], [0.1, 0.9], 1)
+    assert rule.log_weight is not None
+    Decision(0.3, rule)
+    assert rule.log_weight is None
+
+
+def test_nothing_learned_yet() -> None:
+    with pytest.raises(RuntimeError, match=r"call learn\(\) first"):
+        Decision(0.3, None).draw()
