@@ -1,0 +1,27 @@
+"""How many samples of each class to keep: (sizes, recall, budget) -> quota, int64 [K].
+
+Every rule here is a choice of weights; `apportion` turns weights into integers that sum to the
+budget exactly, never exceed a class, and never shrink for any class when the budget grows.
+"""
+
+from __future__ import annotations
+
+from lightning_fairprune.quotas._rules import (
+    Minimax,
+    apportion,
+    balanced,
+    drop,
+    drop_reference,
+    of_subset,
+    proportional,
+)
+
+__all__ = [
+    "Minimax",
+    "apportion",
+    "balanced",
+    "drop",
+    "drop_reference",
+    "of_subset",
+    "proportional",
+]
