@@ -6,9 +6,9 @@ budget exactly, never exceed a class, and never shrink for any class when the bu
 
 from __future__ import annotations
 
+from lightning_fairprune.quotas._apportion import apportion
+from lightning_fairprune.quotas._minimax import Minimax
 from lightning_fairprune.quotas._rules import (
-    Minimax,
-    apportion,
     balanced,
     drop,
     drop_reference,
