@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lightning_fairprune.selection import Keep, Selection, _select, select
+from lightning_fairprune.selection import Keep, Selection, _order, _record, select
 
 KEEPS = get_args(Keep)
 every_keep = pytest.mark.parametrize("keep", KEEPS)
@@ -66,9 +66,9 @@ problems = st.builds(
 )
 
 
-@pytest.fixture(params=[_select.CHUNK, 7], ids=["one chunk", "chunks of 7"])
+@pytest.fixture(params=[_order.CHUNK, 7], ids=["one chunk", "chunks of 7"])
 def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_select, "CHUNK", request.param)
+    monkeypatch.setattr(_order, "CHUNK", request.param)
 
 
 # --- hard, easy -----------------------------------------------------------------------------------
@@ -377,7 +377,7 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(
         Path(name).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(_select, "save_file", fail)
+    monkeypatch.setattr(_record, "save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         example().save(path)
     assert path.read_bytes() == before
@@ -396,7 +396,7 @@ def test_files_that_are_no_selection_are_refused_by_name(tmp_path: Path) -> None
             Selection.load(path)
     path.write_bytes(whole)
     tensors = load_file(path)
-    good = {"format": _select.FORMAT, "version": "1"}
+    good = {"format": _record.FORMAT, "version": "1"}
     good["selection"] = json.dumps({"num_samples": 6, "keep": "hard", "seed": 3})
     save_file(tensors, path, metadata=good)
     assert same(Selection.load(path), example())
@@ -436,7 +436,7 @@ def test_a_selection_that_contradicts_itself_is_refused(
         dataclasses.replace(example(), **change)
     example().save(tmp_path / "bad.safetensors")
     record = {"num_samples": 6, "keep": "hard", "seed": 3}
-    metadata = {"format": _select.FORMAT, "version": "1", "selection": json.dumps(record)}
+    metadata = {"format": _record.FORMAT, "version": "1", "selection": json.dumps(record)}
     tensors = load_file(tmp_path / "bad.safetensors") | change
     save_file(tensors, tmp_path / "bad.safetensors", metadata=metadata)
     with pytest.raises(ValueError, match=r"bad\.safetensors is not a valid selection: .*" + match):

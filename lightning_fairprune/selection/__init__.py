@@ -6,7 +6,8 @@ order of the samples does not depend on the quota, so a smaller quota selects a 
 
 from __future__ import annotations
 
+from lightning_fairprune.selection._record import Selection
 from lightning_fairprune.selection._select import Keep as Keep
-from lightning_fairprune.selection._select import Selection, select
+from lightning_fairprune.selection._select import select
 
 __all__ = ["Selection", "select"]

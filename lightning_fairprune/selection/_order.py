@@ -1,0 +1,133 @@
+"""The order inside a class: integer keys, strata, and the lowest keys of every group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["lowest", "score_key", "strata"]
+
+STRATA = 50  # equal-width score ranges per class, the number used by Zheng et al. (2023)
+# Samples at a time. The temporaries stay in the cache, and below 2**15 elements torch does not start
+# threads, which would wait for each other at every step on a machine that is busy.
+CHUNK = 32_000
+
+
+def lowest(group: Tensor, key: Callable[[slice], Tensor], bits: int, quota: Tensor) -> Tensor:
+    """Return bool [n]: the quota[g] members of lowest key of every group g, ties by position.
+
+    Radix selection: count the members by (group, leading digit of the key), which settles all but
+    those in the digit at which a group's quota runs out, and repeat with the next digit of these.
+    Two sweeps over the samples and no sort. Groups >= len(quota) are left out.
+    """
+    n, groups = len(group), len(quota) + 1
+    mask = torch.zeros(n, dtype=torch.bool)
+    if not int(quota.sum()):
+        return mask
+    if bits == 0:  # equal keys: the position decides
+        bits = max(1, n.bit_length())
+        return lowest(group, lambda part: torch.arange(part.start, part.stop), bits, quota)
+    # Bits of the digit: few enough that the counts, groups * 2**width, take at most 16 MiB.
+    width = min(bits, max(1, min(8, 21 - groups.bit_length())))
+    shift = bits - width
+    parts = [slice(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
+
+    def bucket(part: slice) -> Tensor:
+        digit = (key(part) >> shift).long().bitwise_and_((1 << width) - 1)
+        return digit.add_(group[part] << width)
+
+    count = torch.zeros(groups << width, dtype=torch.int64)
+    one = torch.ones(1, dtype=torch.int64)
+    for part in parts:
+        place = bucket(part)
+        count.scatter_add_(0, place, one.expand(len(place)))
+    quota = torch.cat([quota, quota.new_zeros(1)])
+    fits = count.view(groups, -1).cumsum(1)
+    full = (fits <= quota[:, None]).sum(1)  # leading digits that fit into the quota entirely
+    taken = torch.cat([fits.new_zeros(groups, 1), fits], 1).gather(1, full[:, None]).flatten()
+    rest = quota - taken
+    edge = (torch.arange(groups) << width) + full
+    tied: list[Tensor] = []  # index_select, not [...]: that starts threads even for short tensors
+    for part in parts:
+        offset = bucket(part).sub_(edge.index_select(0, group[part]))
+        mask[part] = offset < 0
+        open_ = (offset == 0).nonzero().flatten()
+        open_ = open_.masked_select(rest.index_select(0, group[part].index_select(0, open_)) > 0)
+        tied.append(open_ + part.start)
+    member = torch.cat(tied)
+    if len(member) == n:  # nothing settled: go on without a copy
+        return lowest(group, key, shift, rest[:-1])
+    if len(member):
+        low = (1 << shift) - 1
+        left = torch.cat(
+            [
+                key(part).index_select(0, some - part.start).long() & low
+                for part, some in zip(parts, tied, strict=True)
+            ]
+        )
+        mask[member] = lowest(group.index_select(0, member), left.__getitem__, shift, rest[:-1])
+    return mask
+
+
+def score_key(
+    score: Tensor, group: Tensor | None, num_groups: int, descending: bool
+) -> tuple[Callable[[slice], Tensor], int]:
+    """Return integer keys >= 0 (as unsigned numbers) in the order of the scores, and their bits."""
+
+    def ordered(value: Tensor) -> Tensor:
+        if value.is_floating_point():
+            # IEEE numbers are ordered like sign and magnitude; + 0.0 makes -0.0 equal to 0.0
+            short = value.dtype == torch.float32
+            pattern = (value + 0.0).view(torch.int32 if short else torch.int64)
+            magnitude = 0x7FFFFFFF if short else 0x7FFFFFFFFFFFFFFF
+            value = pattern ^ ((pattern >> (31 if short else 63)) & magnitude)
+        value = value.long()
+        return ~value if descending else value
+
+    some = score if group is None else score[group < num_groups]
+    if not some.numel():
+        return (lambda part: torch.zeros_like(score[part], dtype=torch.int64)), 0
+    ends = ordered(torch.stack(some.aminmax())).tolist()
+    least = min(ends)
+    return (lambda part: ordered(score[part]) - least), (max(ends) - least).bit_length()
+
+
+def strata(group: Tensor, score: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]:
+    """Split every group into strata of equal score width; return stratum ids and their quotas."""
+    groups = len(quota) + 1
+    low = torch.full((groups,), torch.inf, dtype=torch.float64)
+    high = -low
+    parts = [slice(start, start + CHUNK) for start in range(0, len(group), CHUNK)]
+    for part in parts:
+        low.scatter_reduce_(0, group[part], score[part].double(), "amin")
+        high.scatter_reduce_(0, group[part], score[part].double(), "amax")
+    # Halves: the difference of two finite numbers may overflow, that of their halves does not.
+    half, width = low / 2, (high / 2 - low / 2).clamp_(min=torch.finfo(torch.float64).tiny)
+    stratum = torch.empty(len(group), dtype=torch.int64)
+    for part in parts:
+        own = group[part]
+        share = score[part].double() / 2  # a copy: the scores are the caller's
+        share.sub_(half.index_select(0, own)).div_(width.index_select(0, own))
+        place = share.mul_(STRATA).nan_to_num_(0.0).clamp_(0, STRATA - 1).long()
+        stratum[part] = place.add_(own * STRATA).clamp_(max=len(quota) * STRATA)
+    count = torch.bincount(stratum, minlength=len(quota) * STRATA)[: len(quota) * STRATA]
+    return stratum, _share(count.view(-1, STRATA), quota).flatten()
+
+
+def _share(sizes: Tensor, quota: Tensor) -> Tensor:
+    """Split quota [G] over strata of the given sizes [G, S] equally: n_s = min(size_s, level).
+
+    What is left below one sample per open stratum goes to the largest strata. Seat j of every
+    stratum comes before seat j + 1 of any, so the shares never shrink when the quota grows.
+    """
+    low = torch.zeros_like(quota)
+    high = quota.clone()
+    while bool((low < high).any()):  # the highest level that does not exceed the quota
+        middle = (low + high + 1) // 2
+        fits = sizes.minimum(middle[:, None]).sum(1) <= quota
+        low, high = torch.where(fits, middle, low), torch.where(fits, high, middle - 1)
+    share = sizes.minimum(low[:, None])
+    rank = sizes.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return share.add_((rank < (quota - share.sum(1))[:, None]).long())

@@ -1,0 +1,207 @@
+"""The result: which samples are kept, on disk as a safetensors file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lightning_fairprune._files import write_whole
+
+__all__ = ["Selection"]
+
+FORMAT = "lightning_fairprune.Selection"
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Selection:
+    """Which samples of a training set are kept, and how they were chosen.
+
+    Args:
+        indices: int64 [n] on the CPU, strictly increasing, in [0, num_samples).
+        num_samples: N, the size of the set that was selected from.
+        quota: int64 [K], samples kept per class.
+        sizes: int64 [K], samples available per class.
+        keep: the order inside a class, see `select`.
+        seed: the seed of the random order.
+
+    Raises:
+        ValueError: the fields contradict each other.
+
+    Example:
+        >>> from lightning_fairprune import select
+        >>> kept = select(torch.tensor([0, 0, 0, 1]), torch.tensor([2, 1]), seed=1)
+        >>> kept
+        Selection(3 of 4, density 0.750, keep='random', seed=1)
+        >>> kept.quota
+        tensor([2, 1])
+    """
+
+    indices: Tensor
+    num_samples: int
+    quota: Tensor
+    sizes: Tensor
+    keep: str = "random"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("indices", "quota", "sizes"):
+            value = getattr(self, name)
+            if value.dtype != torch.int64 or value.dim() != 1 or value.device.type != "cpu":
+                raise ValueError(
+                    f"`{name}` must be a one-dimensional int64 tensor on the CPU, got "
+                    f"{value.dtype} of shape {tuple(value.shape)} on {value.device}."
+                )
+        index, n = self.indices, self.num_samples
+        if not bool((index[1:] > index[:-1]).all()):
+            raise ValueError("`indices` must be sorted, each sample once.")
+        if len(index) and not 0 <= int(index[0]) <= int(index[-1]) < n:
+            raise ValueError(
+                f"`indices` must lie in [0, {n}), got {int(index[0])} to {int(index[-1])}."
+            )
+        if self.quota.shape != self.sizes.shape or int(self.quota.sum()) != len(index):
+            raise ValueError(
+                f"`quota` must have one entry per entry of `sizes` and sum to the {len(index)} "
+                f"indices, got {len(self.quota)} entries for {len(self.sizes)} classes with sum "
+                f"{int(self.quota.sum())}."
+            )
+        if bool(((self.quota < 0) | (self.quota > self.sizes)).any()) or int(self.sizes.sum()) > n:
+            raise ValueError(
+                "`quota` must be in [0, sizes] and `sizes` sum to at most num_samples."
+            )
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __repr__(self) -> str:
+        return (
+            f"Selection({len(self)} of {self.num_samples}, density {self.density:.3f}, "
+            f"keep={self.keep!r}, seed={self.seed})"
+        )
+
+    @property
+    def budget(self) -> int:
+        """Number of samples kept."""
+        return len(self)
+
+    @property
+    def density(self) -> float:
+        """Fraction of all samples that is kept; NaN for an empty set."""
+        return len(self) / self.num_samples if self.num_samples else float("nan")
+
+    @property
+    def class_density(self) -> Tensor:
+        """Fraction of each class that is kept, float64 [K]; NaN for a class without samples."""
+        return self.quota.double() / self.sizes
+
+    def mask(self) -> Tensor:
+        """Return bool [N], True where a sample is kept."""
+        mask = torch.zeros(self.num_samples, dtype=torch.bool)
+        mask[self.indices] = True
+        return mask
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the selection to a safetensors file; an interrupted write leaves no file behind."""
+        record = {"num_samples": self.num_samples, "keep": self.keep, "seed": self.seed}
+        metadata = {"format": FORMAT, "version": str(VERSION), "selection": json.dumps(record)}
+        tensors = {"indices": self.indices, "quota": self.quota, "sizes": self.sizes}
+        tensors = {name: value.contiguous() for name, value in tensors.items()}
+        write_whole(path, lambda name: save_file(tensors, name, metadata=metadata))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Selection:
+        """Read a selection written by `save` and check it.
+
+        Raises:
+            ValueError: the file is damaged, of another kind or version, or contradicts itself.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no selection file at {path}.")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                names = file.keys()
+                tensors = {name: file.get_tensor(name) for name in names}
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path} is not a complete selection file ({error}); write it again with "
+                "Selection.save."
+            ) from error
+        if metadata.get("format") != FORMAT:
+            raise ValueError(
+                f"{path} must be a file written by Selection.save, got format "
+                f"{metadata.get('format')!r}."
+            )
+        if metadata.get("version") != str(VERSION):
+            raise ValueError(
+                f"{path} has version {metadata.get('version')}, but this release reads version "
+                f"{VERSION}; write the file again."
+            )
+        try:
+            record = json.loads(metadata["selection"])
+            return cls(
+                indices=tensors["indices"],
+                num_samples=int(record["num_samples"]),
+                quota=tensors["quota"],
+                sizes=tensors["sizes"],
+                keep=str(record["keep"]),
+                seed=int(record["seed"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not a valid selection: {error}") from error
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> None:
+        """Write the kept indices as the column ``index`` of a Parquet file (needs pyarrow)."""
+        try:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+        except ImportError as error:
+            raise ImportError(
+                "to_parquet needs pyarrow: pip install 'lightning-fairprune[parquet]'."
+            ) from error
+        table = pa.table({"index": self.indices.numpy()})
+        write_whole(path, lambda name: pq.write_table(table, name))
+
+    def summary(self, class_names: Sequence[str] | None = None) -> str:
+        """Return a plain-text table: size, samples kept and density of every class.
+
+        Example:
+            >>> from lightning_fairprune import select
+        >>> kept = select(torch.tensor([0, 0, 0, 1]), torch.tensor([1, 1]))
+            >>> print(kept.summary(["cat", "dog"]))
+            class  size  kept  density
+            cat       3     1    0.333
+            dog       1     1    1.000
+            all       4     2    0.500
+        """
+        count = len(self.sizes)
+        names = [str(k) for k in range(count)] if class_names is None else list(class_names)
+        if len(names) != count:
+            raise ValueError(f"`class_names` must have {count} entries, got {len(names)}.")
+        total = int(self.sizes.sum())
+        density = [*self.class_density.tolist(), len(self) / total if total else float("nan")]
+        cells = [("class", "size", "kept", "density")]
+        cells += [
+            (name, str(size), str(kept), f"{share:.3f}")
+            for name, size, kept, share in zip(
+                [*names, "all"],
+                [*self.sizes.tolist(), total],
+                [*self.quota.tolist(), len(self)],
+                density,
+                strict=True,
+            )
+        ]
+        width = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        return "\n".join(
+            "  ".join([row[0].ljust(width[0]), *map(str.rjust, row[1:], width[1:])])
+            for row in cells
+        )
