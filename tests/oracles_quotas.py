@@ -1,4 +1,4 @@
-"""Slow and obvious versions of what quotas.py and selection.py compute."""
+"""Slow and obvious versions of what quotas and selection compute."""
 
 from __future__ import annotations
 

@@ -14,6 +14,9 @@ from torch import Tensor
 from lightning_fairprune.capture import LossCapture
 
 LogitsFn = Callable[[pl.LightningModule, Any], tuple[Tensor, Tensor]]
+# In this order for jsonargparse, which takes the first type that fits; and Any, because it reads a
+# callable that returns a class as one that builds an object of it.
+GroupBy = Callable[[Any], Any] | int | str
 
 # Callbacks open and close their captures in the same order, not in reverse. A stack of modes would
 # close the wrong one, so there is a single mode for all of them.
@@ -82,6 +85,24 @@ class StepObserver:
                 "multi-label targets have no class to balance."
             )
         return logits, target
+
+
+def groups_of(batch: Any, group_by: GroupBy | None) -> Tensor | None:
+    """Returns the group ids, int [B], that `group_by` finds in a batch; None without it."""
+    if group_by is None:
+        return None
+    if callable(group_by):
+        group = group_by(batch)
+    elif isinstance(group_by, int) or isinstance(batch, Mapping):
+        group = batch[group_by]
+    else:
+        group = getattr(batch, group_by)
+    if not isinstance(group, Tensor) or group.ndim != 1 or group.is_floating_point():
+        raise ValueError(
+            "`group_by` must give one integer group id per sample, got "
+            f"{getattr(group, 'dtype', type(group).__name__)} {list(getattr(group, 'shape', []))}."
+        )
+    return group
 
 
 @contextmanager

@@ -17,9 +17,11 @@ from lightning_fairprune._probe import required_signals
 from lightning_fairprune.callbacks import _checks
 from lightning_fairprune.callbacks._dry_run import dry_run as run_dry
 from lightning_fairprune.callbacks._observe import (
+    GroupBy,
     LogitsFn,
     StepObserver,
     capture_of,
+    groups_of,
     max_over_ranks,
     sum_over_ranks,
 )
@@ -33,10 +35,6 @@ from lightning_fairprune.selection import Selection
 from lightning_fairprune.source import TrainSource
 
 __all__ = ["DataPruning"]
-
-# As jsonargparse reads them: a callable that returns a class is one that builds it, and the first type
-# that fits is taken.
-GroupBy = Callable[[Any], Any] | int | str
 
 
 class DataPruning(pl.Callback):
@@ -327,23 +325,8 @@ class DataPruning(pl.Callback):
                 "`on_before_batch_transfer` after DataPruning was set up."
             )
         logits, target = self._observer.read(outputs, len(indices), "training_step")
-        group = None if self.group_by is None else self._groups(batch)
+        group = groups_of(batch, self.group_by)
         self._recorder.update(indices, logits, target, group)
-
-    def _groups(self, batch: Any) -> Tensor:
-        if callable(self.group_by):
-            group = self.group_by(batch)
-        elif isinstance(self.group_by, int) or isinstance(batch, Mapping):
-            group = batch[self.group_by]
-        else:
-            group = getattr(batch, str(self.group_by))
-        if not isinstance(group, Tensor) or group.ndim != 1 or group.is_floating_point():
-            raise ValueError(
-                "`group_by` must give one integer group id per sample, got "
-                f"{getattr(group, 'dtype', type(group).__name__)} "
-                f"{list(getattr(group, 'shape', []))}."
-            )
-        return group
 
     # ------------------------------------------------------------------------------- validation
 
@@ -380,7 +363,7 @@ class DataPruning(pl.Callback):
         """Counts which predictions were right."""
         if self._observer is not None and self._counting(dataloader_idx):
             logits, target = self._observer.read(outputs, None, "validation_step")
-            group = None if self.group_by is None else self._groups(batch)
+            group = groups_of(batch, self.group_by)
             self._recalls.update(logits, target, group)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
