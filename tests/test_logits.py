@@ -412,7 +412,7 @@ def test_no_mode_is_left_when_the_module_ends_an_epoch() -> None:
 
 @pytest.mark.parametrize("monitor_first", [False, True])
 def test_two_callbacks_share_one_look(monitor_first: bool) -> None:
-    prune = pruning(quota=lfp.quotas.drop, recall_window=1, shrinkage=0.0)
+    prune = pruning(quota=lfp.quotas.drop, recall_window=1, shrinkage=0.0, update_every=1)
     monitor, model = lfp.RecallMonitor(), Functional()
     callbacks: list[Any] = [monitor, prune] if monitor_first else [prune, monitor]
     trainer = users.trainer(callbacks=callbacks, max_epochs=WARMUP + 1)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_fairprune.callbacks._observe import (
@@ -103,43 +104,20 @@ class RecallMonitor(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Counts which predictions were right."""
-        self._count(outputs, dataloader_idx, "validation_step")
+        assert self._observer is not None
+        step = "test_step" if trainer.testing else "validation_step"
+        logits, target = self._observer.read(outputs, None, step)
+        self._tallies.setdefault(dataloader_idx, Tally()).update(logits, target)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs the recalls."""
-        self._finish(trainer, pl_module, "val")
+        if not trainer.sanity_checking:
+            self._finish(trainer, pl_module, "test" if trainer.testing else "val")
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begins a new count."""
-        self._tallies = {}
-
-    def on_test_batch_start(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Starts looking."""
-        assert self._observer is not None
-        self._observer.open(pl_module, batch)
-
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Counts which predictions were right."""
-        self._count(outputs, dataloader_idx, "test_step")
-
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Logs the recalls."""
-        self._finish(trainer, pl_module, "test")
+    on_test_start = on_validation_start
+    on_test_batch_start = on_validation_batch_start
+    on_test_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_validation_epoch_end
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -147,16 +125,11 @@ class RecallMonitor(pl.Callback):
         """Leaves nothing behind in torch."""
         capture_of(trainer).abandon()
 
-    def _count(self, outputs: Any, dataloader_idx: int, where: str) -> None:
-        assert self._observer is not None
-        logits, target = self._observer.read(outputs, None, where)
-        self._tallies.setdefault(dataloader_idx, Tally()).update(logits, target)
-
     def _finish(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
-        if trainer.sanity_checking:
-            return
-        for index, tally in sorted(self._tallies.items()):
-            counts = tally.compute(
+        # A rank may have had no batch of a loader; it must take part in the sums all the same.
+        highest = torch.tensor(max(self._tallies, default=-1), device=module.device)
+        for index in range(int(max_over_ranks(trainer)(highest)) + 1):
+            counts = self._tallies.get(index, Tally()).compute(
                 reduce_sum=sum_over_ranks(trainer),
                 reduce_max=max_over_ranks(trainer),
                 device=module.device,
