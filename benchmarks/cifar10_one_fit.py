@@ -61,7 +61,7 @@ class Setting:
         return self.prune.get("after") == "restart"
 
 
-STATIC = {"resample_every": None, "update_every": None}
+STATIC = {"resample_every": None, "update_every": None, "shrinkage": 0.0}
 FRESH = {"resample_every": 1, "update_every": None}
 # Restarting, the query model takes half of the samples and the final model the other half, so that both
 # run through one complete schedule and the recalls come from an annealed model: one validation is enough.
@@ -73,11 +73,19 @@ def drop(every: int, window: int) -> Setting:
         f"DRoP, every {every}, window {window}",
         "DRoP",
         3 / 8,
-        {"quota": quotas.drop, "resample_every": 1, "update_every": every, "recall_window": window},
+        {
+            "quota": quotas.drop,
+            "resample_every": 1,
+            "update_every": every,
+            "recall_window": window,
+            "shrinkage": 0.0,
+        },
     )
 
 
-def minimax(step: float, leak: float, every: int = 1, window: int = 2) -> Setting:
+def minimax(
+    step: float, leak: float, every: int = 1, window: int = 2, shrinkage: float = 10.0
+) -> Setting:
     return Setting(
         f"Minimax step {step:g}"
         + (f", leak {leak:g}" if leak else "")
@@ -89,6 +97,7 @@ def minimax(step: float, leak: float, every: int = 1, window: int = 2) -> Settin
             "resample_every": 1,
             "update_every": every,
             "recall_window": window,
+            "shrinkage": shrinkage,
         },
     )
 
@@ -111,14 +120,16 @@ SETTINGS = {
     "drop_every2_window3": drop(2, 3),
     "drop_every1_window5": drop(1, 5),
     "drop_every2_window5": drop(2, 5),
-    "minimax_step1": minimax(1, 0),
-    "minimax_step3": minimax(3, 0),
-    "minimax_step1_leak.2": minimax(1, 0.2),
-    "minimax_step1_leak.5": minimax(1, 0.5),
+    "minimax_step1": minimax(1, 0, shrinkage=0.0),
+    "minimax_step3": minimax(3, 0, shrinkage=0.0),
+    "minimax_step1_leak.2": minimax(1, 0.2, shrinkage=0.0),
+    "minimax_step1_leak.5": minimax(1, 0.5, shrinkage=0.0),
     "minimax_step1_leak.1": minimax(1, 0.1),
     "minimax_step.5": minimax(0.5, 0),
     "minimax_step1_every2": minimax(1, 0, every=2, window=3),
     "default": Setting("DataPruning's defaults", "DRoP", 3 / 8),
+    "default_warmup1": Setting("defaults, 1 warm-up epoch", "DRoP", 1 / 8),
+    "default_warmup2": Setting("defaults, 2 warm-up epochs", "DRoP", 2 / 8),
     "uniform_restart": Setting(
         "random, restart", "random", 1 / 2, {"quota": quotas.proportional, **RESTART}
     ),

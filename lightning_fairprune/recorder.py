@@ -16,6 +16,9 @@ __all__ = ["EpochRecorder"]
 
 _HOST_DTYPE = {"correct": torch.bool, "loss": torch.float32, "margin": torch.float32}
 _UNSEEN = -1
+# Batches are put by and worked through together: on a small batch the dozen tensor functions that it
+# takes cost their fixed price, not their arithmetic. At most so many batches or logits wait.
+_MOST_BATCHES, _MOST_LOGITS = 16, 1 << 22
 
 
 class EpochRecorder:
@@ -50,6 +53,8 @@ class EpochRecorder:
         self._rows: dict[str, list[Tensor]] = {name: [] for name in self.names}
         self._observed: list[Tensor] = []
         self._now: dict[str, Tensor] = {}
+        self._waiting: list[tuple[Tensor, Tensor, Tensor, Tensor | None]] = []
+        self._waiting_logits = 0
         self.to(device)
 
     def to(self, device: torch.device | str) -> None:
@@ -98,6 +103,25 @@ class EpochRecorder:
                 "it must neither drop nor repeat samples, or their indices are unknown."
             )
         self.num_classes = logits.shape[1]
+        # Copies: a compiled step or a loader may use the same memory again for the next batch.
+        group = None if group is None else group.clone()
+        logits = logits.detach().clone() if self.names else logits.detach()[:0]
+        self._waiting.append((indices, logits, target.clone(), group))
+        self._waiting_logits += logits.numel()
+        if len(self._waiting) >= _MOST_BATCHES or self._waiting_logits >= _MOST_LOGITS:
+            self._work_through()
+
+    def _work_through(self) -> None:
+        if not self._waiting:
+            return
+        columns = zip(*self._waiting, strict=True)
+        indices, logits, target, group = (
+            None if column[0] is None else torch.cat(column) for column in columns
+        )
+        self._waiting, self._waiting_logits = [], 0
+        assert indices is not None
+        assert logits is not None
+        assert target is not None
         now = self._now
         # A label out of range (-100 to be ignored) must not crash the device; finish_epoch names it.
         inside = target.clamp(0, logits.shape[1] - 1)
@@ -105,8 +129,9 @@ class EpochRecorder:
             now["target"].index_copy_(0, indices, target.to(torch.int32))
             if group is not None:
                 now["group"].index_copy_(0, indices, group.to(torch.int32))
-            for name, value in signals.compute(self.names, logits.detach(), inside).items():
-                now[name].index_copy_(0, indices, value.to(now[name].dtype))
+            if self.names:
+                for name, value in signals.compute(self.names, logits, inside).items():
+                    now[name].index_copy_(0, indices, value.to(now[name].dtype))
             now["seen"].index_fill_(0, indices, 1)
 
     def finish_epoch(
@@ -123,6 +148,7 @@ class EpochRecorder:
             ValueError: If an observed value is not finite, a label is out of range, or a sample's
                 label is not the one it had before.
         """
+        self._work_through()
         total = {name: reduce_sum(buffer) for name, buffer in self._reducible().items()}
         seen = total.pop("seen").cpu()
         observed = seen > 0
@@ -203,6 +229,7 @@ class EpochRecorder:
         `reduce_sum` adds up the ranks, so that every rank may load the sums: values and counts
         grow together and their ratio stays right.
         """
+        self._work_through()
         running = {name: reduce_sum(buffer) for name, buffer in self._reducible().items()}
         narrow = self.num_classes <= 2**15
         return {

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_fairprune.capture import LossCapture
+from lightning_fairprune.capture import LossCapture, from_graph
 
 LOGITS = torch.tensor([[2.0, 0.0, 1.0], [0.5, 0.25, -1.0]])
 TARGET = torch.tensor([2, 0])
@@ -155,3 +155,50 @@ def test_message_says_what_was_seen_instead(name: str, capture: LossCapture) -> 
     looked_at(capture, step)
     with pytest.raises(ValueError, match=match):
         capture.pick(batch_size)
+
+
+# ------------------------------------------------------------------------------------- the graph
+
+
+def losses(logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+    smooth = F.cross_entropy(logits, target, label_smoothing=0.1)
+    each = F.cross_entropy(logits, target, reduction="none")
+    return {
+        "plain": F.cross_entropy(logits, target),
+        "module": torch.nn.CrossEntropyLoss()(logits, target),
+        "accumulated": F.cross_entropy(logits, target) / 3,
+        "scaled": 65536.0 * F.cross_entropy(logits, target),
+        "smoothed": smooth,
+        "weighted": F.cross_entropy(logits, target, weight=torch.rand(logits.shape[1])),
+        "focal": ((1 - torch.exp(-each)) ** 2 * each).mean(),
+        "with_penalty": F.cross_entropy(logits, target) + 0.1 * logits.square().mean(),
+        "nll": F.nll_loss(logits.log_softmax(1), target),
+        "mixup": 0.7 * F.cross_entropy(logits, target)
+        + 0.3 * F.cross_entropy(logits, target.flip(0)),
+    }
+
+
+@pytest.mark.parametrize("name", losses(torch.rand(2, 3), torch.tensor([0, 1])))
+def test_graph_shows_what_the_loss_was_given(name: str) -> None:
+    weight = torch.randn(4, 5, requires_grad=True)
+    logits, target = torch.randn(6, 4) @ weight, torch.randint(5, (6,))
+    loss = losses(logits, target)[name]
+    seen = from_graph(loss, 6)
+    assert seen is not None
+    assert not seen[0].requires_grad
+    assert torch.equal(seen[1], target)
+    torch.testing.assert_close(seen[0], logits.detach().log_softmax(1))
+    loss.backward()  # looking changes nothing
+    assert weight.grad is not None
+
+
+def test_graph_of_another_loss_or_batch_shows_nothing() -> None:
+    logits, target = torch.randn(6, 5, requires_grad=True), torch.randint(5, (6,))
+    assert from_graph(F.cross_entropy(logits, target), 7) is None
+    assert from_graph(F.cross_entropy(logits, F.one_hot(target, 5).float()), 6) is None
+    assert from_graph(logits.square().mean(), 6) is None
+    assert from_graph(torch.tensor(1.0), 6) is None
+    deep = logits
+    for _ in range(500):
+        deep = deep + 1
+    assert from_graph(deep.sum(), 6) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from users import NUM_CLASSES, Blobs, Data, Model
 
 import lightning_fairprune as lfp
+from lightning_fairprune.callbacks import data_pruning
+from lightning_fairprune.callbacks._observe import TrainingObserver
 
 N, BATCH, WARMUP = 53, 8, 2
 DATA = {"n": N, "batch_size": BATCH}
@@ -190,26 +193,52 @@ def pruning(**options: Any) -> lfp.DataPruning:
     return lfp.DataPruning(**(defaults | options))
 
 
-def check(prune: lfp.DataPruning, logits: Tensor) -> None:
+def check(prune: lfp.DataPruning, logits: Tensor, lost: int = 0) -> None:
     seen, target = prune.dynamics, Blobs(N).y
     assert seen is not None
-    assert seen.observed.all()
+    there = seen.observed
+    assert int((~there).sum()) == lost
     assert torch.equal(seen.target, target)
     el2n, correct = slow_signals(logits[:WARMUP], target)
-    torch.testing.assert_close(seen.signal("el2n"), el2n, atol=2e-3, rtol=0)
-    assert torch.equal(seen.signal("correct"), correct)
+    torch.testing.assert_close(seen.signal("el2n")[there], el2n[there], atol=2e-3, rtol=0)
+    assert torch.equal(seen.signal("correct")[there], correct[there])
     assert len(seen.signal("el2n").unique()) > N  # it is not one value all over
 
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.filterwarnings("ignore:`training_step` returned `None`")  # it does so on purpose
+@pytest.mark.filterwarnings("ignore:8 of 53 training samples were never observed")  # skipped_steps
 def test_signals_are_those_of_the_steps_own_logits(name: str) -> None:
     kind, prune_options, trainer_options = CASES[name]
     prune, model = pruning(**prune_options), kind()
     trainer = users.trainer(callbacks=[prune], max_epochs=WARMUP + 1, **trainer_options)
     trainer.fit(model, Data(**DATA))
-    check(prune, model.logits)
+    # The first skipped step has no graph to look at; from then on the function mode is back.
+    check(prune, model.logits, lost=DATA["batch_size"] if name == "skipped_steps" else 0)
     assert prune.selection is not None
+
+
+@pytest.mark.parametrize("name", ["functional", "returned", "logits_fn", "skipped_steps"])
+def test_way_of_looking_is_learned_from_the_first_step(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways: list[str] = []
+    kind, prune_options, _ = CASES[name]
+
+    class Noting(TrainingObserver):
+        def read_step(self, outputs: Any, batch_size: int) -> Any:
+            result = super().read_step(outputs, batch_size)
+            ways.append(self._way)
+            return result
+
+    monkeypatch.setattr(data_pruning, "TrainingObserver", Noting)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = users.trainer(callbacks=[pruning(**prune_options)], max_epochs=WARMUP + 1)
+        trainer.fit(kind(), Data(**DATA))
+    first = {"functional": "graph", "returned": "outputs", "logits_fn": "mode"}
+    assert ways[0] == first.get(name, "graph")
+    assert set(ways[1:]) == ({"mode"} if name == "skipped_steps" else {ways[0]})
 
 
 class CompiledStep(Model):
@@ -382,13 +411,14 @@ class Watching(Functional):
         self.note("epoch_end")
 
 
-def test_mode_is_active_in_observed_steps_only() -> None:
+def test_mode_is_active_in_the_first_step_only() -> None:
     model = Watching()
     users.trainer(callbacks=[pruning()], max_epochs=WARMUP + 1).fit(model, Data(**DATA))
-    expected = {("step", epoch, int(epoch < WARMUP)) for epoch in range(WARMUP + 1)}
+    expected = {("step", epoch, 0) for epoch in range(WARMUP + 1)} | {("step", 0, 1)}
     for where in ("validation", "backward", "epoch_end"):
         expected |= {(where, epoch, 0) for epoch in range(WARMUP + 1)}
     assert set(model.depths) == expected
+    assert model.depths.count(("step", 0, 1)) == 1
 
 
 class CutShort(Functional):

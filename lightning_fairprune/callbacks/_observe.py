@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_fairprune.capture import LossCapture
+from lightning_fairprune.capture import LossCapture, from_graph
 
 LogitsFn = Callable[[pl.LightningModule, Any], tuple[Tensor, Tensor]]
 # In this order for jsonargparse, which takes the first type that fits; and Any, because it reads a
@@ -31,7 +31,7 @@ def capture_of(trainer: pl.Trainer) -> LossCapture:
 
 
 class StepObserver:
-    """Reads logits and targets of the steps that it is told of.
+    """Reads logits and targets of the steps that it is told of, by looking at their losses.
 
     Args:
         trainer: whose steps.
@@ -71,7 +71,7 @@ class StepObserver:
         self.close()
         if self._own is not None:
             (logits, target), self._own = self._own, None
-        elif isinstance(outputs, Mapping) and {"logits", "target"} <= outputs.keys():
+        elif _has_logits(outputs):
             logits, target = outputs["logits"].detach(), outputs["target"].detach()
         else:
             try:
@@ -85,6 +85,68 @@ class StepObserver:
                 "multi-label targets have no class to balance."
             )
         return logits, target
+
+
+class TrainingObserver(StepObserver):
+    """Learns from the first training step where the logits of the others are found for less.
+
+    A step that returns them need not be looked into. Where the graph of the loss shows the same loss
+    as the function mode did, the graph is enough: the mode costs microseconds at each of the hundreds
+    of functions that a deep network calls, the graph a few in all.
+    """
+
+    def __init__(self, trainer: pl.Trainer, logits_fn: LogitsFn | None = None) -> None:
+        super().__init__(trainer, logits_fn)
+        self._graph: tuple[Tensor, Tensor] | None = None
+        self._way: Literal["any", "outputs", "graph", "mode"] = (
+            "any" if logits_fn is None else "mode"
+        )
+
+    def open(self, module: pl.LightningModule, batch: Any) -> None:
+        """Before the step."""
+        self._graph = None
+        if self._way in ("any", "mode"):
+            super().open(module, batch)
+
+    def look(self, loss: Tensor, batch_size: int) -> None:
+        """Between the forward and the backward pass; the first of several losses counts."""
+        if self._graph is None and self._way in ("any", "graph"):
+            self._graph = from_graph(loss, batch_size)
+
+    @property
+    def saw_nothing(self) -> bool:
+        """Whether the step that was just closed computed no loss that could be noted."""
+        if self._way != "graph":
+            return super().saw_nothing
+        if self._graph is None:
+            self._way = "mode"  # this batch is lost to the record, the next ones are not
+        return self._graph is None
+
+    def read_step(self, outputs: Any, batch_size: int) -> tuple[Tensor, Tensor] | None:
+        """Returns logits and target, or None for a step that did not do what the first one did."""
+        self.close()
+        if self._way == "graph":
+            return None if self.saw_nothing else self._graph
+        seen = self.read(outputs, batch_size, "training_step")
+        if self._way == "any":
+            self._way = "outputs" if _has_logits(outputs) else "mode"
+            if self._way == "mode" and self._graph is not None and _alike(self._graph, seen):
+                # Already for this step, so that a fit records the same bits wherever it resumes.
+                self._way, seen = "graph", self._graph
+        return seen
+
+
+def _has_logits(outputs: Any) -> bool:
+    return isinstance(outputs, Mapping) and {"logits", "target"} <= outputs.keys()
+
+
+def _alike(graph: tuple[Tensor, Tensor], called: tuple[Tensor, Tensor]) -> bool:
+    """Whether the graph shows the very loss that was called; waits for the device, once a fit."""
+    (found, found_target), (logits, target) = graph, called
+    if found.shape != logits.shape or not torch.equal(found_target, target):
+        return False
+    same = torch.allclose(found.float(), logits.float().log_softmax(1), atol=1e-3, equal_nan=True)
+    return bool(same)
 
 
 def groups_of(batch: Any, group_by: GroupBy | None) -> Tensor | None:

@@ -20,6 +20,7 @@ from lightning_fairprune.callbacks._observe import (
     GroupBy,
     LogitsFn,
     StepObserver,
+    TrainingObserver,
     capture_of,
     groups_of,
     max_over_ranks,
@@ -161,7 +162,8 @@ class DataPruning(pl.Callback):
         self.stepping_batches_planned = False
         self._source: TrainSource | None = None
         self._recorder: EpochRecorder | None = None
-        self._observer: StepObserver | None = None
+        self._observer: TrainingObserver | None = None
+        self._validation: StepObserver | None = None
         self._snapshot: Snapshot | None = None
         self._restart_due = False
         self._restored: Mapping[str, Any] | None = None
@@ -196,7 +198,8 @@ class DataPruning(pl.Callback):
         source.carry_index = True
         self._source = source
         self._undo += [source.detach, source.strip_indices(trainer)]
-        self._observer = StepObserver(trainer, self.logits_fn)
+        self._observer = TrainingObserver(trainer, self.logits_fn)
+        self._validation = StepObserver(trainer, self.logits_fn)
 
     def _on_load(self, trainer: pl.Trainer, loader: DataLoader[Any]) -> None:
         """Looks at every training loader before the Trainer does."""
@@ -299,7 +302,11 @@ class DataPruning(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
     ) -> None:
         """Stops looking as soon as the loss is known."""
-        if self._observer is not None and pl_module.automatic_optimization:
+        if not self.recording or self._observer is None:
+            return
+        if self.source.indices is not None:
+            self._observer.look(loss, len(self.source.indices))
+        if pl_module.automatic_optimization:
             self._observer.close()
 
     def on_train_batch_end(
@@ -324,9 +331,9 @@ class DataPruning(pl.Callback):
                 "batches arrive without their indices: something replaced "
                 "`on_before_batch_transfer` after DataPruning was set up."
             )
-        logits, target = self._observer.read(outputs, len(indices), "training_step")
-        group = groups_of(batch, self.group_by)
-        self._recorder.update(indices, logits, target, group)
+        seen = self._observer.read_step(outputs, len(indices))
+        if seen is not None:
+            self._recorder.update(indices, *seen, groups_of(batch, self.group_by))
 
     # ------------------------------------------------------------------------------- validation
 
@@ -348,8 +355,8 @@ class DataPruning(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Starts looking."""
-        if self._observer is not None and self._counting(dataloader_idx):
-            self._observer.open(pl_module, batch)
+        if self._validation is not None and self._counting(dataloader_idx):
+            self._validation.open(pl_module, batch)
 
     def on_validation_batch_end(
         self,
@@ -361,14 +368,14 @@ class DataPruning(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Counts which predictions were right."""
-        if self._observer is not None and self._counting(dataloader_idx):
-            logits, target = self._observer.read(outputs, None, "validation_step")
+        if self._validation is not None and self._counting(dataloader_idx):
+            logits, target = self._validation.read(outputs, None, "validation_step")
             group = groups_of(batch, self.group_by)
             self._recalls.update(logits, target, group)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Adds the count to the window, unless it was the sanity check."""
-        if trainer.sanity_checking or self._observer is None:
+        if trainer.sanity_checking or self._validation is None:
             return
         if self._counting(self.recall_dataloader):
             self._recalls.finish(trainer, pl_module)
@@ -466,7 +473,7 @@ class DataPruning(pl.Callback):
         """Gives the user's objects back as they were."""
         if stage == "fit":
             self._unpatch()
-            self._observer = None
+            self._observer, self._validation = None, None
 
     def _unpatch(self) -> None:
         while self._undo:
