@@ -25,8 +25,9 @@ class EpochRecorder:
     """Per-sample signals of the running epoch and of the epochs before it.
 
     On the device there is one value per sample and signal, the label and a flag, in the narrowest
-    types that serve: at most 24 bytes a sample however long training lasts. A finished epoch moves to
-    host memory. Recording copies nothing to the host and never waits for the device.
+    types that serve: at most 24 bytes a sample however long training lasts, besides the logits of
+    sixteen batches at most. A finished epoch moves to host memory. Recording copies nothing to the
+    host and never waits for the device.
 
     Args:
         num_samples: N of the training set.
