@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from users import NUM_CLASSES, Blobs, Data, Model
 
 import lightning_fairprune as lfp
-from lightning_fairprune.callbacks import data_pruning
+from lightning_fairprune.callbacks import _warmup
 from lightning_fairprune.callbacks._observe import TrainingObserver
 
 N, BATCH, WARMUP = 53, 8, 2
@@ -231,7 +231,7 @@ def test_way_of_looking_is_learned_from_the_first_step(
             ways.append(self._way)
             return result
 
-    monkeypatch.setattr(data_pruning, "TrainingObserver", Noting)
+    monkeypatch.setattr(_warmup, "TrainingObserver", Noting)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = users.trainer(callbacks=[pruning(**prune_options)], max_epochs=WARMUP + 1)

@@ -189,6 +189,19 @@ def max_over_ranks(trainer: pl.Trainer) -> Callable[[Tensor], Tensor]:
     return lambda tensor: _reduced(trainer, tensor, "max")
 
 
+def check_same_on_all_ranks(trainer: pl.Trainer, indices: Tensor) -> None:
+    """Raises a RuntimeError on every rank if any of them would keep other samples than rank 0."""
+    if trainer.world_size == 1:
+        return
+    differs = not torch.equal(trainer.strategy.broadcast(indices), indices)
+    flag = torch.tensor(int(differs), device=trainer.strategy.root_device)
+    if max_over_ranks(trainer)(flag):
+        raise RuntimeError(
+            "the ranks would keep different samples: `score` and `quota` must depend on their "
+            "arguments alone."
+        )
+
+
 def _reduced(trainer: pl.Trainer, tensor: Tensor, how: str) -> Tensor:
     if trainer.world_size == 1:
         return tensor.clone()

@@ -13,25 +13,22 @@ from torch.utils.data import DataLoader
 
 from lightning_fairprune import quotas
 from lightning_fairprune._labels import labels_of
-from lightning_fairprune._probe import required_signals
 from lightning_fairprune.callbacks import _checks
 from lightning_fairprune.callbacks._dry_run import dry_run as run_dry
 from lightning_fairprune.callbacks._observe import (
     GroupBy,
     LogitsFn,
     StepObserver,
-    TrainingObserver,
     capture_of,
+    check_same_on_all_ranks,
     groups_of,
-    max_over_ranks,
-    sum_over_ranks,
 )
 from lightning_fairprune.callbacks._recalls import RecallWindow
 from lightning_fairprune.callbacks._snapshot import Snapshot
+from lightning_fairprune.callbacks._warmup import WarmUp
 from lightning_fairprune.datamodule import FairPruneDataModule
 from lightning_fairprune.decision import Decision, Estimate
 from lightning_fairprune.dynamics import Dynamics
-from lightning_fairprune.recorder import EpochRecorder
 from lightning_fairprune.selection import Selection
 from lightning_fairprune.source import TrainSource
 
@@ -161,8 +158,7 @@ class DataPruning(pl.Callback):
         self.warmup = 0
         self.stepping_batches_planned = False
         self._source: TrainSource | None = None
-        self._recorder: EpochRecorder | None = None
-        self._observer: TrainingObserver | None = None
+        self._record: WarmUp | None = None
         self._validation: StepObserver | None = None
         self._snapshot: Snapshot | None = None
         self._restart_due = False
@@ -198,7 +194,6 @@ class DataPruning(pl.Callback):
         source.carry_index = True
         self._source = source
         self._undo += [source.detach, source.strip_indices(trainer)]
-        self._observer = TrainingObserver(trainer, self.logits_fn)
         self._validation = StepObserver(trainer, self.logits_fn)
 
     def _on_load(self, trainer: pl.Trainer, loader: DataLoader[Any]) -> None:
@@ -239,7 +234,16 @@ class DataPruning(pl.Callback):
         """Makes room for what will be observed, and decides now what a checkpoint left undecided."""
         _checks.stepping(self, trainer)
         if not self.pruned:
-            self._make_room(pl_module.device)
+            self._record = WarmUp(
+                trainer,
+                self.source,
+                self.warmup,
+                score=self.score,
+                group_by=self.group_by,
+                logits_fn=self.logits_fn,
+            )
+            if self._restored is not None and self._restored["record"] is not None:
+                self._record.load_state_dict(self._restored["record"])
             if self.after == "restart" and self._snapshot is None:
                 self._snapshot = Snapshot.take(trainer, pl_module)
         self._catch_up(trainer)
@@ -263,24 +267,7 @@ class DataPruning(pl.Callback):
         if self.pruned:
             self.source.request_reload(at_once=True)
 
-    def _make_room(self, device: torch.device) -> None:
-        if self._recorder is None:
-            names: tuple[str, ...] = ()
-            if self.score is not None:
-                names = required_signals(self.score, num_epochs=self.warmup)
-            self._recorder = EpochRecorder(
-                self.source.num_samples, names, grouped=self.group_by is not None, device=device
-            )
-            if self._restored is not None and self._restored["recorder"] is not None:
-                self._recorder.load_state_dict(self._restored["recorder"])
-        self._recorder.to(device)
-
     # --------------------------------------------------------------------------- warm-up epochs
-
-    @property
-    def recording(self) -> bool:
-        """Whether training steps are looked into."""
-        return not self.pruned and self._recorder is not None and self._recorder.needed
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restarts the model where the swap asked for it."""
@@ -294,20 +281,15 @@ class DataPruning(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Starts looking."""
-        if self.recording:
-            assert self._observer is not None
-            self._observer.open(pl_module, batch)
+        if self._record is not None and not self.pruned:
+            self._record.open(pl_module, batch)
 
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
     ) -> None:
         """Stops looking as soon as the loss is known."""
-        if not self.recording or self._observer is None:
-            return
-        if self.source.indices is not None:
-            self._observer.look(loss, len(self.source.indices))
-        if pl_module.automatic_optimization:
-            self._observer.close()
+        if self._record is not None and not self.pruned:
+            self._record.look(pl_module, loss)
 
     def on_train_batch_end(
         self,
@@ -318,22 +300,8 @@ class DataPruning(pl.Callback):
         batch_idx: int,
     ) -> None:
         """Notes what the step saw of each sample."""
-        if not self.recording:
-            return
-        assert self._observer is not None
-        assert self._recorder is not None
-        self._observer.close()
-        if pl_module.automatic_optimization and not outputs and self._observer.saw_nothing:
-            return  # the step returned None: the user skips this batch
-        indices = self.source.indices
-        if indices is None:
-            raise RuntimeError(
-                "batches arrive without their indices: something replaced "
-                "`on_before_batch_transfer` after DataPruning was set up."
-            )
-        seen = self._observer.read_step(outputs, len(indices))
-        if seen is not None:
-            self._recorder.update(indices, *seen, groups_of(batch, self.group_by))
+        if self._record is not None and not self.pruned:
+            self._record.note(pl_module, outputs, batch)
 
     # ------------------------------------------------------------------------------- validation
 
@@ -384,16 +352,13 @@ class DataPruning(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Closes the epoch's record; decides, draws or estimates anew where that is due."""
-        if self._observer is not None:
-            self._observer.close()  # a module may end an epoch when its step has been announced
         self._finish_epoch(trainer, trainer.current_epoch)
 
     def _finish_epoch(self, trainer: pl.Trainer, epoch: int) -> None:
         done = self._epochs_done = epoch + 1
         if not self.pruned:
-            if self.recording:
-                assert self._recorder is not None
-                self._recorder.finish_epoch(epoch, sum_over_ranks(trainer))
+            assert self._record is not None
+            self._record.finish_epoch(epoch)
             if done < self.warmup or self._recalls_are_late():
                 return
             self._prepare()
@@ -417,12 +382,13 @@ class DataPruning(pl.Callback):
 
     def _prepare(self) -> None:
         """Turns the record into labels and scores, and lets go of the device memory."""
-        assert self._recorder is not None
-        grouped = self._recorder.group
-        target = self._recorder.target if grouped is None else grouped
+        assert self._record is not None
+        recorder = self._record.recorder
+        grouped = recorder.group
+        target = recorder.target if grouped is None else grouped
         unseen, scores = target < 0, None
         if self.score is not None:
-            scores = self.score(self._recorder.dynamics()).detach().cpu()
+            scores = self.score(recorder.dynamics()).detach().cpu()
             target = target.masked_fill(scores.isnan(), -1)
         elif grouped is None and unseen.any():
             # The data set may know the labels of the few that drop_last or a limit kept away.
@@ -430,8 +396,8 @@ class DataPruning(pl.Callback):
             if labels is not None and torch.equal(labels[~unseen], target[~unseen]):
                 target = labels
         _checks.unobserved(target, self.decision.budget(len(target)))
-        self.decision.learn(target, scores, self._recorder.num_classes if grouped is None else 0)
-        self._recorder.release()
+        self.decision.learn(target, scores, recorder.num_classes if grouped is None else 0)
+        recorder.release()
         self.source.carry_index = False
 
     def _decide(self, trainer: pl.Trainer, epoch: int, *, estimate: bool) -> None:
@@ -439,7 +405,7 @@ class DataPruning(pl.Callback):
             recall = self._recalls.recall() if self.decision.needs_recall else None
             self.decision.estimate(epoch, recall)
         before, self.selection = self.selection, self.decision.draw()
-        _same_on_all_ranks(trainer, self.selection)
+        check_same_on_all_ranks(trainer, self.selection.indices)
         if before is None or not torch.equal(before.indices, self.selection.indices):
             self.source.keep(self.selection.indices)
         if before is None:
@@ -458,7 +424,7 @@ class DataPruning(pl.Callback):
     @property
     def dynamics(self) -> Dynamics | None:
         """What the warm-up recorded."""
-        return None if self._recorder is None else self._recorder.dynamics()
+        return None if self._record is None else self._record.recorder.dynamics()
 
     # ----------------------------------------------------------------------------------- the end
 
@@ -473,7 +439,7 @@ class DataPruning(pl.Callback):
         """Gives the user's objects back as they were."""
         if stage == "fit":
             self._unpatch()
-            self._observer, self._validation = None, None
+            self._validation = None
 
     def _unpatch(self) -> None:
         while self._undo:
@@ -491,12 +457,12 @@ class DataPruning(pl.Callback):
             return {}
         trainer = self._source.trainer
         in_data = isinstance(trainer.datamodule, FairPruneDataModule)  # type: ignore[attr-defined]
-        recorder, selection = self._recorder, self.selection
+        record, selection = self._record, self.selection
         if self.pruned:
-            recorder = None  # has served; labels and scores are the decision's now
+            record = None  # has served; labels and scores are the decision's now
         return {
             "source": None if in_data else self._source.state_dict(),
-            "recorder": None if recorder is None else recorder.state_dict(sum_over_ranks(trainer)),
+            "record": None if record is None else record.state_dict(),
             "recalls": self._recalls.state_dict(),
             "decision": self.decision.state_dict(),
             "selection": None if selection is None else _without_indices(selection),
@@ -527,20 +493,6 @@ class DataPruning(pl.Callback):
                 )
             self.selection = Selection(indices=kept, **state["selection"])
             self.source.carry_index = False
-
-
-def _same_on_all_ranks(trainer: pl.Trainer, selection: Selection) -> None:
-    """Raises a RuntimeError on every rank if any of them would keep other samples than rank 0."""
-    if trainer.world_size == 1:
-        return
-    first = trainer.strategy.broadcast(selection.indices)
-    differs = not torch.equal(first, selection.indices)
-    flag = torch.tensor(int(differs), device=trainer.strategy.root_device)
-    if max_over_ranks(trainer)(flag):
-        raise RuntimeError(
-            "the ranks would keep different samples: `score` and `quota` must depend on their "
-            "arguments alone."
-        )
 
 
 def _without_indices(selection: Selection) -> dict[str, Any]:

@@ -1,0 +1,99 @@
+"""Looking into the training steps of the warm-up and recording what they saw of each sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor
+
+from lightning_fairprune._probe import required_signals
+from lightning_fairprune.callbacks._observe import (
+    GroupBy,
+    LogitsFn,
+    TrainingObserver,
+    groups_of,
+    sum_over_ranks,
+)
+from lightning_fairprune.dynamics import Dynamics
+from lightning_fairprune.recorder import EpochRecorder
+from lightning_fairprune.source import TrainSource
+
+
+class WarmUp:
+    """One recorder and one observer, from the first step of a fit to its last warm-up epoch.
+
+    Args:
+        trainer: whose steps.
+        source: knows the indices of the current batch.
+        epochs: length of the warm-up.
+        score: whose signals are recorded; None records labels only.
+        group_by: where group ids are found in a batch.
+        logits_fn: see :class:`~lightning_fairprune.DataPruning`.
+    """
+
+    def __init__(
+        self,
+        trainer: pl.Trainer,
+        source: TrainSource,
+        epochs: int,
+        *,
+        score: Callable[[Dynamics], Any] | None,
+        group_by: GroupBy | None,
+        logits_fn: LogitsFn | None,
+    ) -> None:
+        self._trainer, self._source, self._group_by = trainer, source, group_by
+        names = () if score is None else required_signals(score, num_epochs=epochs)
+        self.recorder = EpochRecorder(
+            source.num_samples,
+            names,
+            grouped=group_by is not None,
+            device=trainer.strategy.root_device,
+        )
+        self._observer = TrainingObserver(trainer, logits_fn)
+
+    def open(self, module: pl.LightningModule, batch: Any) -> None:
+        """Before a step."""
+        if self.recorder.needed:
+            self._observer.open(module, batch)
+
+    def look(self, module: pl.LightningModule, loss: Tensor) -> None:
+        """Between its forward and its backward pass."""
+        if not self.recorder.needed:
+            return
+        if self._source.indices is not None:
+            self._observer.look(loss, len(self._source.indices))
+        if module.automatic_optimization:
+            self._observer.close()
+
+    def note(self, module: pl.LightningModule, outputs: Any, batch: Any) -> None:
+        """After it."""
+        if not self.recorder.needed:
+            return
+        self._observer.close()
+        if module.automatic_optimization and not outputs and self._observer.saw_nothing:
+            return  # the step returned None: the user skips this batch
+        indices = self._source.indices
+        if indices is None:
+            raise RuntimeError(
+                "batches arrive without their indices: something replaced "
+                "`on_before_batch_transfer` after DataPruning was set up."
+            )
+        seen = self._observer.read_step(outputs, len(indices))
+        if seen is not None:
+            self.recorder.update(indices, *seen, groups_of(batch, self._group_by))
+
+    def finish_epoch(self, epoch: int) -> None:
+        """After the last step of an epoch; all ranks must call this."""
+        self._observer.close()  # a module may end an epoch when its step has been announced
+        if self.recorder.needed:
+            self.recorder.finish_epoch(epoch, sum_over_ranks(self._trainer))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the record; all ranks must call this."""
+        return self.recorder.state_dict(sum_over_ranks(self._trainer))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where `state_dict` was taken."""
+        self.recorder.load_state_dict(state)
