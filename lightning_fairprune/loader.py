@@ -20,7 +20,7 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
-__all__ = ["EpochSampler", "IndexedBatch", "indexed_dataset", "rebuild", "sampled_dataset"]
+__all__ = ["EpochSampler", "IndexView", "IndexedBatch", "rebuild", "sampled_dataset"]
 
 
 class IndexedBatch(NamedTuple):
@@ -280,7 +280,7 @@ def rebuild(
         options.pop("pin_memory_device", None)  # deprecated; passing it on empty would warn
     options["collate_fn"] = IndexCollate(loader.collate_fn) if carry_index else loader.collate_fn
     kind = ResumedLoader if type(loader) is DataLoader else type(loader)
-    view = indexed_dataset(dataset) if carry_index else dataset
+    view = IndexView(dataset) if carry_index else dataset
     options |= {"batch_size": loader.batch_size, "drop_last": loader.drop_last}
     try:
         return kind(view, sampler=epoch_sampler, **options)
@@ -289,11 +289,6 @@ def rebuild(
             f"a {type(loader).__name__} cannot be rebuilt over the kept samples ({error}): its "
             "__init__ must take the keyword arguments of torch.utils.data.DataLoader."
         ) from error
-
-
-def indexed_dataset(dataset: Dataset[Any]) -> IndexView:
-    """Returns the view whose batches carry their indices."""
-    return IndexView(dataset)
 
 
 def sampled_dataset(loader: DataLoader[Any]) -> Dataset[Any]:

@@ -30,8 +30,8 @@ from lightning_fairprune.loader import (
     _COPIED,
     EpochSampler,
     IndexedBatch,
+    IndexView,
     check_restrictable,
-    indexed_dataset,
     rebuild,
     sampled_dataset,
 )
@@ -392,13 +392,13 @@ class AtOnce(OneByOne):
 def test_view_fetches_as_the_data_set_does() -> None:
     at_once = AtOnce()
     for dataset in (OneByOne(), at_once, Subset(OneByOne(), range(9))):
-        fetched = indexed_dataset(dataset).__getitems__([3, 1])
+        fetched = IndexView(dataset).__getitems__([3, 1])
         assert (fetched.samples, fetched.indices) == ([30, 10], [3, 1])
     assert at_once.asked == [[3, 1]]
 
 
 def test_view_looks_like_the_data_set() -> None:
-    view: Any = indexed_dataset(OneByOne())
+    view: Any = IndexView(OneByOne())
     assert len(view) == 9
     assert view[4] == 40
     assert view.tokens == "abc"
