@@ -1,12 +1,19 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and tensor files that say what they hold."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-__all__ = ["write_whole"]
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+__all__ = ["RUN_FOLDER", "check_format", "read_tensors", "write_tensors", "write_whole"]
+
+# Where a run keeps what this library notes of it, inside the folder of its logger.
+RUN_FOLDER = "fairprune"
 
 
 def write_whole(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
@@ -26,3 +33,60 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[Path], object]) -
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Writes a safetensors file.
+
+    Args:
+        path: File to make or to replace.
+        tensors: What it holds, by name.
+        metadata: Text to go with them; `read_tensors` expects ``format`` and ``version``.
+    """
+    # Cloned: the format knows no strides and no tensor that shares memory with another.
+    whole = {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
+    write_whole(path, lambda temporary: save_file(whole, temporary, dict(metadata)))
+
+
+def read_tensors(
+    path: str | os.PathLike[str], kind: str, version: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Returns tensors and metadata of a safetensors file.
+
+    Args:
+        path: File to read.
+        kind: What its metadata must name as ``format``.
+        version: What they must name as ``version``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, of another kind or of another version.
+    """
+    name = os.fspath(path)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no file {name!r}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            check_format(name, metadata, kind, version)
+            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(
+            f"{name!r} cannot be loaded: it is no safetensors file or was cut short ({error})."
+        ) from error
+
+
+def check_format(name: str, metadata: Mapping[str, object], kind: str, version: str) -> None:
+    """Raises a ValueError unless a file says that it is of this kind and version."""
+    if metadata.get("format") != kind:
+        raise ValueError(
+            f"{name!r} cannot be loaded: it must be written by `{kind}.save`, its format is "
+            f"{metadata.get('format')!r}."
+        )
+    if str(metadata.get("version")) != version:
+        raise ValueError(
+            f"{name!r} cannot be loaded: it has format version {metadata.get('version')}, this "
+            f"release reads {version}: upgrade lightning-fairprune or write the file again."
+        )
