@@ -1,0 +1,39 @@
+"""Over models: does pruning intensify the differences between classes, and is that more than chance?
+
+The unit of inference is a model (a random seed). Numbers may be tensors, arrays or sequences; all is computed
+in float64 on the CPU. NaN stands for what is not known (a class without support, an undefined ratio) and is
+left out.
+"""
+
+from lightning_fairprune.statistics._classes import ClassChange, class_change_test
+from lightning_fairprune.statistics._intensification import (
+    Summary,
+    intensification_line,
+    intensification_ratio,
+    summarise,
+)
+from lightning_fairprune.statistics._multiplicity import benjamini_hochberg, bonferroni, holm
+from lightning_fairprune.statistics._ttests import (
+    TTest,
+    all_pairs_tests,
+    consecutive_tests,
+    independent_test,
+    paired_test,
+)
+
+__all__ = [
+    "ClassChange",
+    "Summary",
+    "TTest",
+    "all_pairs_tests",
+    "benjamini_hochberg",
+    "bonferroni",
+    "class_change_test",
+    "consecutive_tests",
+    "holm",
+    "independent_test",
+    "intensification_line",
+    "intensification_ratio",
+    "paired_test",
+    "summarise",
+]

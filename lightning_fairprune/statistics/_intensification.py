@@ -1,0 +1,194 @@
+"""The intensification ratio of each model, its interval over models, and the line through all points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_fairprune import recalls
+from lightning_fairprune.statistics._numbers import (
+    ROUNDING,
+    accuracies,
+    fractions,
+    moments,
+    numbers,
+    special,
+)
+
+__all__ = ["Summary", "intensification_line", "intensification_ratio", "summarise"]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Mean over models and its t interval.
+
+    Args:
+        mean: mean over the models; NaN without one.
+        sd: unbiased standard deviation; NaN below two models, as are the ends of the interval.
+        low: lower end of the confidence interval of the mean.
+        high: upper end.
+        label: ">" if the interval lies above the value compared with, "<" if below, "?" otherwise.
+        num_models: models that count, those whose value is not NaN.
+    """
+
+    mean: float
+    sd: float
+    low: float
+    high: float
+    label: Literal["<", ">", "?"]
+    num_models: int
+
+
+def intensification_ratio(
+    recall_before: Tensor | Sequence[Any],
+    recall_after: Tensor | Sequence[Any],
+    *,
+    accuracy_before: Tensor | Sequence[Any] | float | None = None,
+    accuracy_after: Tensor | Sequence[Any] | float | None = None,
+) -> Tensor:
+    r"""Return how much wider the class recalls lie around the accuracy after pruning than before.
+
+    .. math:: \alpha = \sum_c \bar B^c \bar B_t^c / \sum_c (\bar B^c)^2, \quad \bar B^c = (R^c - A) / A
+
+    The slope without intercept of the normalised recall balances after pruning on those before: Good et al.,
+    "Recall Distortion in Neural Network Pruning and the Undecayed Pruning Algorithm" (NeurIPS 2022). Above 1
+    the differences between classes intensify. In this form a class with no balance before has weight 0; the
+    paper does not say what holds when no class has any, or an accuracy is 0: NaN here.
+
+    Args:
+        recall_before: recalls of the unpruned models in [0, 1], [..., K]. A class that is NaN here or in
+            `recall_after` is left out of both.
+        recall_after: recalls after pruning, [..., K].
+        accuracy_before: accuracies of the unpruned models, [...]; None: the mean recall.
+        accuracy_after: accuracies after pruning, [...]; None: the mean recall.
+
+    Returns:
+        alpha, float64, [...].
+
+    Raises:
+        ValueError: If the shapes do not fit or a value is infinite.
+
+    Example:
+        The paper's: balances of 1/8 either way become 1/6.
+
+        >>> intensification_ratio([0.9, 0.7], [0.7, 0.5])
+        tensor(1.3333, dtype=torch.float64)
+    """
+    before, after, first, second = _arguments(
+        recall_before, recall_after, accuracy_before, accuracy_after
+    )
+    return recalls.intensification(after, before, second, first)
+
+
+def intensification_line(
+    recall_before: Tensor | Sequence[Any],
+    recall_after: Tensor | Sequence[Any],
+    *,
+    accuracy_before: Tensor | Sequence[Any] | float | None = None,
+    accuracy_after: Tensor | Sequence[Any] | float | None = None,
+) -> tuple[float, float]:
+    """Return slope and r^2 of all (model, class) points together.
+
+    The line through the origin and the squared Pearson correlation of the normalised balances: the legend of
+    Good et al., Figure 5. The mean of the models' own ratios is another number: here a model with large
+    balances weighs more.
+
+    Args:
+        recall_before: recalls of the unpruned models, [M, K].
+        recall_after: recalls of the same models after pruning, [M, K].
+        accuracy_before: as for `intensification_ratio`, [M].
+        accuracy_after: as for `intensification_ratio`, [M].
+
+    Returns:
+        The slope and r^2; NaN where undefined.
+
+    Raises:
+        ValueError: If the shapes do not fit or a value is infinite.
+
+    Example:
+        Balances of 1/8 and 1/4 either way become twice as large in both models.
+
+        >>> slope, r2 = intensification_line([[0.9, 0.7], [0.5, 0.3]], [[0.5, 0.3], [0.6, 0.2]])
+        >>> round(slope, 3), round(r2, 3)
+        (2.0, 1.0)
+    """
+    before, after, first, second = _arguments(
+        recall_before, recall_after, accuracy_before, accuracy_after
+    )
+    known = ~(before.isnan() | after.isnan())
+    x = recalls.normalised_balance(before.where(known, torch.nan), first)
+    y = recalls.normalised_balance(after.where(known, torch.nan), second)
+    known = ~(x.isnan() | y.isnan())  # an accuracy of 0 leaves out a model
+    x, y = x[known], y[known]
+    x, y = x.where(x.abs() > ROUNDING, 0), y.where(y.abs() > ROUNDING, 0)
+    u, v = x - x.mean(), y - y.mean()
+    r2 = (u @ v).square() / ((u @ u) * (v @ v))
+    return float((x @ y) / (x @ x)), float(r2.clamp_max(1))
+
+
+def summarise(
+    alpha: Tensor | Sequence[float], level: float = 0.99, *, against: float = 1.0
+) -> Summary:
+    r"""Return mean, deviation and t interval over models, and on which side of `against` it lies.
+
+    The interval is `mean +- t_{(1 + level) / 2, M - 1} sd / sqrt(M)`. With the defaults the labels are those
+    of Good et al., Figures 1 to 4, where 99 % is 95 % for five pruning ratios (Bonferroni).
+
+    Args:
+        alpha: one value per model, [M]. NaN, an undefined ratio, is left out: compare `num_models` with M.
+        level: confidence level in (0, 1).
+        against: the value compared with; 1 = neither wider nor narrower.
+
+    Returns:
+        The summary; below two models its label is "?".
+
+    Raises:
+        ValueError: If `alpha` is not [M] or `level` is not in (0, 1).
+        ImportError: If scipy is missing.
+
+    Example:
+        Mean 1.5, deviation .1; t is 4.303, so the interval is 1.5 -+ .248.
+
+        >>> found = summarise([1.4, 1.5, 1.6], level=0.95)
+        >>> round(found.low, 3), round(found.high, 3), found.label
+        (1.252, 1.748, '>')
+    """
+    values = numbers("alpha", alpha)
+    if values.ndim != 1:
+        raise ValueError(f"`alpha` must be [M], one value per model, got {list(values.shape)}.")
+    if not 0 < level < 1:
+        raise ValueError(f"`level` must be in (0, 1), got {level}.")
+    n, mean, squares = moments(values)
+    sd = (squares / (n - 1)).sqrt()
+    quantile = float(special().stdtrit(max(int(n) - 1, 0), (1 + level) / 2))
+    reach = quantile * sd / n.sqrt()
+    low, high = float(mean - reach), float(mean + reach)
+    slack = ROUNDING * max(abs(against), 1.0)
+    label: Literal["<", ">", "?"] = "?"
+    if low > against + slack:
+        label = ">"
+    elif high < against - slack:
+        label = "<"
+    return Summary(float(mean), float(sd), low, high, label, int(n))
+
+
+def _arguments(
+    recall_before: Tensor | Sequence[Any],
+    recall_after: Tensor | Sequence[Any],
+    accuracy_before: Tensor | Sequence[Any] | float | None,
+    accuracy_after: Tensor | Sequence[Any] | float | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Return the four as float64, or raise."""
+    before = fractions("recall_before", recall_before)
+    after = fractions("recall_after", recall_after)
+    if before.shape != after.shape or not before.ndim:
+        raise ValueError(
+            "`recall_before` and `recall_after` must have one shape [..., K], got "
+            f"{list(before.shape)} and {list(after.shape)}."
+        )
+    first = accuracies("accuracy_before", accuracy_before, before)
+    return before, after, first, accuracies("accuracy_after", accuracy_after, after)

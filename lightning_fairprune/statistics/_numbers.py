@@ -1,0 +1,83 @@
+"""What the functions of this package compute with: float64 on the CPU, NaN left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["ROUNDING", "accuracies", "fractions", "moments", "numbers", "special", "table"]
+
+ROUNDING = 1e-12  # of the values: what is closer than this differs by rounding alone
+
+
+def numbers(name: str, values: Tensor | Sequence[Any] | float) -> Tensor:
+    """Return the values as float64 on the CPU; a sequence may hold tensors of one shape."""
+    if isinstance(values, list | tuple) and any(isinstance(v, Tensor) for v in values):
+        values = torch.stack([numbers(name, v) for v in values])
+    if isinstance(values, Tensor):
+        found = values.detach().cpu().double()  # in this order: a device may have no float64
+    else:
+        found = torch.tensor(values, dtype=torch.float64)  # copies: an array may be read-only
+    if bool(found.isinf().any()):
+        raise ValueError(f"`{name}` must be finite, or NaN for what is not known; it holds inf.")
+    return found
+
+
+def table(name: str, values: Tensor | Sequence[Any]) -> Tensor:
+    """Return [T, M] with at least two rows."""
+    found = numbers(name, values)
+    if found.ndim != 2 or len(found) < 2:
+        raise ValueError(
+            f"`{name}` must be [T, M], a row for each of at least two conditions and a column per model, "
+            f"got {list(found.shape)}."
+        )
+    return found
+
+
+def fractions(name: str, values: Tensor | Sequence[Any] | float) -> Tensor:
+    """Return values in [0, 1] or NaN."""
+    found = numbers(name, values)
+    wrong = (found < 0) | (found > 1)
+    if bool(wrong.any()):
+        raise ValueError(
+            f"`{name}` must be in [0, 1] (fractions, not per cent), or NaN for what is not known, "
+            f"got {float(found[wrong][0])}."
+        )
+    return found
+
+
+def accuracies(
+    name: str, accuracy: Tensor | Sequence[Any] | float | None, recall: Tensor
+) -> Tensor | None:
+    """Return the accuracies that go with the recalls [..., K]: [...] or one number; None stays None."""
+    if accuracy is None:
+        return None
+    found = fractions(name, accuracy)
+    if found.shape not in ((), recall.shape[:-1]):
+        raise ValueError(
+            f"`{name}` must be one number or one per model as in the recalls, "
+            f"{list(recall.shape[:-1])}, got {list(found.shape)}."
+        )
+    return found
+
+
+def moments(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return number, mean and sum of squared deviations over the last axis of what is not NaN."""
+    n = (~values.isnan()).sum(-1).double()
+    mean = values.nansum(-1) / n
+    squares = (values - mean[..., None]).square().nansum(-1)
+    return n, mean, squares.where(n > 0, torch.nan)
+
+
+def special() -> Any:
+    """Return `scipy.special`, which knows the t distribution."""
+    try:
+        from scipy import special
+    except ImportError as error:
+        raise ImportError(
+            "intervals and tests need scipy: pip install 'lightning-fairprune[report]'."
+        ) from error
+    return special

@@ -1,0 +1,188 @@
+"""t tests over models, and the families of them that the papers make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_fairprune.statistics._multiplicity import bonferroni
+from lightning_fairprune.statistics._numbers import ROUNDING, moments, numbers, special, table
+
+__all__ = ["TTest", "all_pairs_tests", "consecutive_tests", "independent_test", "paired_test"]
+
+Alternative = Literal["two-sided", "less", "greater"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TTest:
+    """One or several t tests, as float64 tensors of one shape.
+
+    Args:
+        statistic: t; infinite if the means differ and the models do not.
+        p: p-value; NaN where there are too few models, or no difference and no spread.
+        adjusted: p times the number of tests made together, at most 1 (`bonferroni`).
+    """
+
+    statistic: Tensor
+    p: Tensor
+    adjusted: Tensor
+
+
+def paired_test(
+    x: Tensor | Sequence[Any], y: Tensor | Sequence[Any], alternative: Alternative = "two-sided"
+) -> TTest:
+    """Return the paired t test of the same models under two conditions.
+
+    Args:
+        x: one value per model, [..., M].
+        y: values of the same models, [..., M]; a model that is NaN in either is left out.
+        alternative: "less" for the alternative that the mean of `x` is below that of `y`, "greater" for
+            above, "two-sided" for either.
+
+    Returns:
+        The tests, [...]; undefined below two models.
+
+    Raises:
+        ValueError: If the shapes differ or `alternative` is none of the three.
+        ImportError: If scipy is missing.
+
+    Example:
+        Differences -1, -2, -3: mean -2 and standard error .577.
+
+        >>> found = paired_test([1.0, 2.0, 3.0], [2.0, 4.0, 6.0], "less")
+        >>> round(found.statistic.item(), 3), round(found.p.item(), 4)
+        (-3.464, 0.0371)
+    """
+    first, second = numbers("x", x), numbers("y", y)
+    if first.shape != second.shape or not first.ndim:
+        raise ValueError(
+            "`x` and `y` must have one shape [..., M], a value per model, got "
+            f"{list(first.shape)} and {list(second.shape)}."
+        )
+    n, mean, squares = moments(first - second)
+    error = (squares / (n - 1) / n).sqrt()
+    return _t_test(mean, error, n - 1, torch.cat([first, second], -1), alternative)
+
+
+def independent_test(
+    x: Tensor | Sequence[Any],
+    y: Tensor | Sequence[Any],
+    alternative: Alternative = "two-sided",
+    *,
+    equal_var: bool = False,
+) -> TTest:
+    """Return the t test of two populations of models.
+
+    Args:
+        x: one value per model, [..., M].
+        y: one value per model, [..., M2], with the same leading axes. NaN is left out.
+        alternative: as for `paired_test`.
+        equal_var: False for Welch's test, True for Student's with one pooled variance. Good et al. do not
+            say which is theirs.
+
+    Returns:
+        The tests, [...]. Welch's is undefined below two models on either side, Student's below three in all.
+
+    Raises:
+        ValueError: If the shapes do not fit or `alternative` is none of the three.
+        ImportError: If scipy is missing.
+
+    Example:
+        Means 1 and 4, each with variance 2 over two models: standard error sqrt(2), 2 degrees of freedom.
+
+        >>> found = independent_test([0.0, 2.0], [3.0, 5.0])
+        >>> round(found.statistic.item(), 3), round(found.p.item(), 3)
+        (-2.121, 0.168)
+    """
+    first, second = numbers("x", x), numbers("y", y)
+    if not first.ndim or not second.ndim or first.shape[:-1] != second.shape[:-1]:
+        raise ValueError(
+            "`x` [..., M] and `y` [..., M2] must agree in all but the last axis, got "
+            f"{list(first.shape)} and {list(second.shape)}."
+        )
+    (n, mean, squares), (n2, mean2, squares2) = moments(first), moments(second)
+    if equal_var:
+        df = n + n2 - 2
+        error = ((squares + squares2) / df * (1 / n + 1 / n2)).sqrt()
+    else:
+        a, b = squares / (n - 1) / n, squares2 / (n2 - 1) / n2
+        df = (a + b).square() / (a.square() / (n - 1) + b.square() / (n2 - 1))
+        df = torch.where(a + b == 0, n + n2 - 2, df)
+        error = (a + b).sqrt()
+    return _t_test(mean - mean2, error, df, torch.cat([first, second], -1), alternative)
+
+
+def consecutive_tests(alphas: Tensor | Sequence[Any], alternative: Alternative = "less") -> TTest:
+    """Return the paired test of each pruning ratio against the next.
+
+    Good et al., section 7.1: one-sided, the same models at ratio t and at the next one, p multiplied by the
+    number of tests.
+
+    Args:
+        alphas: intensification ratios, in the order of the pruning ratios, [T, M].
+        alternative: "less" for the alternative that the first of two is the smaller.
+
+    Returns:
+        The tests, [T - 1]; `adjusted` is the paper's p.
+
+    Raises:
+        ValueError: If `alphas` is not [T, M] with T of at least 2.
+        ImportError: If scipy is missing.
+
+    Example:
+        Mean differences -.3 and -.4, both with deviation .1: t is -5.196 and -6.928.
+
+        >>> found = consecutive_tests([[0.9, 1.0, 1.1], [1.1, 1.3, 1.5], [1.5, 1.6, 2.0]])
+        >>> found.p
+        tensor([0.0175, 0.0101], dtype=torch.float64)
+        >>> found.adjusted
+        tensor([0.0351, 0.0202], dtype=torch.float64)
+    """
+    values = table("alphas", alphas)
+    return paired_test(values[:-1], values[1:], alternative)
+
+
+def all_pairs_tests(alphas: Tensor | Sequence[Any]) -> tuple[Tensor, TTest]:
+    """Return the two-sided paired test of every pair of rows, and which pairs these are.
+
+    Good et al., section 7.4, where the rows are pruning methods applied to the same models.
+
+    Args:
+        alphas: one row per method, [T, M].
+
+    Returns:
+        The rows compared, int64 [P, 2] with P = T (T - 1) / 2, and their tests, [P].
+
+    Raises:
+        ValueError: If `alphas` is not [T, M] with T of at least 2.
+        ImportError: If scipy is missing.
+
+    Example:
+        >>> pairs, found = all_pairs_tests([[1.0, 2.0], [2.0, 4.0], [4.0, 5.0]])
+        >>> pairs.tolist(), [round(t, 3) for t in found.statistic.tolist()]
+        ([[0, 1], [0, 2], [1, 2]], [-3.0, -inf, -3.0])
+    """
+    values = table("alphas", alphas)
+    pairs = torch.combinations(torch.arange(len(values)))
+    return pairs, paired_test(values[pairs[:, 0]], values[pairs[:, 1]])
+
+
+def _t_test(
+    difference: Tensor, error: Tensor, df: Tensor, values: Tensor, alternative: Alternative
+) -> TTest:
+    """Return the test of a difference with its standard error, [...], made of `values` [..., M]."""
+    if alternative not in get_args(Alternative):
+        raise ValueError(
+            f"`alternative` must be one of {get_args(Alternative)}, got {alternative!r}."
+        )
+    slack = ROUNDING * values.abs().nansum(-1)
+    error = error.masked_fill(error <= slack, 0)
+    t = difference.masked_fill(difference.abs() <= slack, 0) / error
+    below = {"two-sided": -t.abs(), "less": t, "greater": -t}[alternative]
+    p = torch.as_tensor(special().stdtr(df.numpy(), below.numpy()))
+    p = 2 * p if alternative == "two-sided" else p
+    return TTest(t, p, bonferroni(p))
