@@ -1,0 +1,83 @@
+"""Classes as rows of a chart: which are named, how, and what stands for the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_fairprune.figures._sheet import DARK, FONT, GREY, LINE, PAD, Sheet
+
+MOST_ROWS = 40  # above this, only so many rows are drawn as
+END = 15  # at either end
+
+
+def named(names: Sequence[object] | None, num_classes: int) -> list[str]:
+    """Returns a name for each class, its number where there are no names."""
+    if names is None:
+        return [str(k) for k in range(num_classes)]
+    if len(names) != num_classes:
+        raise ValueError(f"`names` must name each of the {num_classes} classes, got {len(names)}.")
+    return [str(name) for name in names]
+
+
+def left_out(count: int, why: str = "without samples") -> str:
+    """Returns the note on classes that are not drawn; nothing when all are."""
+    if not count:
+        return ""
+    return f"{count:,} {'class' if count == 1 else 'classes'} {why} left out."
+
+
+class Rows:
+    """Rows for classes in the order given, first on top; only both ends where there are too many.
+
+    Args:
+        order: the classes that could be drawn, int64 [n].
+    """
+
+    def __init__(self, order: Tensor) -> None:
+        self.order = order
+        self.hidden = len(order) - 2 * END if len(order) > MOST_ROWS else 0
+        self.shown = torch.cat([order[:END], order[-END:]]) if self.hidden else order
+        self.places = torch.zeros(len(self.shown), dtype=torch.float64)  # in inches, once drawn
+
+    def draw(self, sheet: Sheet, names: Sequence[str], column: Sequence[str], heading: str) -> Any:
+        """Adds axes with a row for each class shown, its name to the left and a text to the right.
+
+        Args:
+            sheet: to add to.
+            names: of all classes.
+            column: the text of each class shown.
+            heading: above that text.
+        """
+        room = 1.5 if sheet.narrow else 2.9
+        labels = [sheet.wrap(names[k], room, most=2) for k in self.shown.tolist()]
+        left = max(sheet.measure(line) for label in labels for line in label.split("\n"))
+        right = max(sheet.measure(line) for text in (*column, heading) for line in text.split("\n"))
+        lines = [1 + max(a.count("\n"), b.count("\n")) for a, b in zip(labels, column, strict=True)]
+        heights = torch.tensor(lines) * LINE + 0.06
+        ends = heights.cumsum(0)
+        if self.hidden:
+            ends[END:] += 0.3  # for the sentence on the others
+        self.places = (ends - heights / 2).double()
+        total = float(ends[-1])
+        sheet.gap(LINE)  # for the heading
+        (axis,) = sheet.axes(total, left=PAD + left + 0.1, right=PAD + right + 0.1)
+        axis.set_ylim(total, 0)
+        axis.set_yticks(self.places.tolist(), labels)
+        axis.tick_params(axis="y", length=0)
+        axis.grid(axis="x")
+        beside = {"transform": axis.get_yaxis_transform(), "color": DARK, "fontsize": FONT}
+        shift = 0.1 / sheet.size_of(axis)[0]
+        for place, text in zip(self.places.tolist(), column, strict=True):
+            axis.text(1 + shift, place, text, va="center", linespacing=1.1, **beside)
+        axis.text(1 + shift, 0, heading, va="bottom", **beside)
+        if self.hidden:
+            middle = float(ends[END - 1]) + 0.15
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 2}
+            text = f"{self.hidden:,} more: see below"
+            style = {**beside, "color": GREY, "va": "center", "ha": "center", "bbox": box}
+            axis.text(0.5, middle, text, zorder=3, **style)
+        return axis

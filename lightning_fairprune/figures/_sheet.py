@@ -1,0 +1,186 @@
+"""A figure whose parts are stacked from the top, measured in inches, so that no text is cut off or overlaps.
+
+Text is measured when it is placed; a layout engine, which draws everything several times, is not needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Colours of Okabe and Ito, which colour-blind readers can tell apart; no yellow, too pale on white.
+BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
+PURPLE, SKY, BLACK = "#CC79A7", "#56B4E9", "#000000"
+COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
+DARK, GREY, PALE, FAINT = "#333333", "#767676", "#D9D9D9", "#EBEBEB"
+
+WIDE, NARROW = 9.0, 4.2  # inches: a desktop page, a phone of 390 pixels
+FONT, TITLE = 10, 12  # points, at either width
+LINE = 1.3 * FONT / 72  # inches from one line of text to the next
+PAD = 0.08  # inches around the whole
+TICKS = 0.27  # inches for the numbers below an axis
+
+
+@contextlib.contextmanager
+def settings() -> Iterator[None]:
+    """Matplotlib's own settings with ours on top, whatever the caller has set, and his again after."""
+    try:
+        import matplotlib
+        from matplotlib import style
+    except ImportError as error:
+        raise ImportError(
+            "figures need matplotlib: pip install 'lightning-fairprune[report]'."
+        ) from error
+
+    fonts = {key: matplotlib.rcParams[key] for key in ("font.family", "font.sans-serif")}
+    ours: dict[str, Any] = {
+        **fonts,  # the caller's, who knows which one has the letters of his class names
+        "font.size": FONT,
+        "text.parse_math": False,  # a class may be called "$5 note, $10 note"
+        "axes.edgecolor": GREY,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "grid.color": FAINT,
+        "grid.linewidth": 0.8,
+    }
+    with style.context(["default", ours]):
+        yield
+
+
+class Sheet:
+    """Stacks text, legends and axes; `finish` sets the height that they came to.
+
+    Args:
+        narrow: for a phone.
+    """
+
+    def __init__(self, narrow: bool) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        self.narrow = narrow
+        self.width = NARROW if narrow else WIDE
+        self.inner = self.width - 2 * PAD
+        self.chart: Figure = Figure(figsize=(self.width, 1.0), dpi=100)
+        canvas: Any = FigureCanvasAgg(self.chart)
+        self._renderer = canvas.get_renderer()
+        self._used = PAD
+        self._texts: list[tuple[Any, float, float]] = []
+        self._legends: list[tuple[Any, float, float]] = []
+        self._axes: list[tuple[Any, float, float, float, float]] = []
+
+    def measure(self, text: str, size: float = FONT, weight: str = "normal") -> float:
+        """Returns the width of one line in inches."""
+        from matplotlib.font_manager import FontProperties
+
+        properties = FontProperties(size=size, weight=weight)
+        return float(self._renderer.get_text_width_height_descent(text, properties, False)[0]) / 100
+
+    def wrap(
+        self, text: str, width: float, size: float = FONT, weight: str = "normal", most: int = 99
+    ) -> str:
+        """Returns the text in lines of at most `width` inches; what is beyond `most` lines is cut off."""
+        lines = [""]
+        for word in text.split():
+            longer = f"{lines[-1]} {word}".strip()
+            if not lines[-1] or self.measure(longer, size, weight) <= width:
+                lines[-1] = longer
+            else:
+                lines.append(word)
+        if len(lines) > most:
+            lines = [*lines[: most - 1], " ".join(lines[most - 1 :])]
+        return "\n".join(self._cut(line, width, size, weight) for line in lines)
+
+    def _cut(self, line: str, width: float, size: float, weight: str) -> str:
+        if self.measure(line, size, weight) <= width:
+            return line
+        while line and self.measure(f"{line}…", size, weight) > width:
+            line = line[:-1]
+        return f"{line.rstrip()}…"
+
+    def gap(self, inches: float) -> None:
+        """Leaves room."""
+        self._used += inches
+
+    def text(self, text: str, *, size: float = FONT, weight: str = "normal") -> None:
+        """Adds a paragraph, wrapped; nothing for no text."""
+        if not text:
+            return
+        text = "\n".join(self.wrap(part, self.inner, size, weight) for part in text.split("\n"))
+        spacing: dict[str, Any] = {"va": "top", "ha": "left", "linespacing": 1.15}
+        item = self.chart.text(0, 0, text, size=size, weight=weight, color=DARK, **spacing)
+        self._texts.append((item, PAD, self._used))
+        height = item.get_window_extent(self._renderer).height / 100
+        self._used += height + 0.08
+
+    def title(self, text: str) -> None:
+        """Adds a bold line, or more."""
+        self.text(text, size=TITLE, weight="bold")
+
+    def legend(self, handles: Sequence[Any]) -> None:
+        """Adds a legend in as many columns as there is room for."""
+        for handle in handles:
+            handle.set_label(self.wrap(handle.get_label(), self.inner - 0.6))
+        for columns in range(len(handles), 0, -1):
+            legend = self.chart.legend(
+                handles=handles,
+                ncols=columns,
+                loc="upper left",
+                frameon=False,
+                borderpad=0.0,
+                borderaxespad=0.0,
+                handlelength=1.6,
+                columnspacing=1.4,
+                labelspacing=0.35,
+                labelcolor=DARK,
+            )
+            box = legend.get_window_extent(self._renderer)
+            if box.width / 100 <= self.inner or columns == 1:
+                self._legends.append((legend, PAD, self._used))
+                self._used += box.height / 100 + 0.1
+                return
+            legend.remove()
+
+    def axes(
+        self, height: float, *, left: float = PAD, right: float = PAD, share: int = 1
+    ) -> list[Any]:
+        """Adds axes of `height` inches, `left` and `right` inches free beside each, `share` in a row."""
+        cell = self.width / share
+        found = []
+        for i in range(share):
+            axis = self.chart.add_axes((0.1, 0.1, 0.5, 0.5), label=f"{len(self._axes)}")
+            axis.tick_params(labelsize=FONT, color=GREY, labelcolor=DARK, length=3)
+            self._axes.append((axis, i * cell + left, self._used, cell - left - right, height))
+            found.append(axis)
+        self._used += height
+        return found
+
+    def below(self, axes: Sequence[Any], label: str) -> None:
+        """Names the horizontal axis of axes that were just added, and leaves room for numbers and name."""
+        width = self._axes[-1][3] + 0.3
+        text = self.wrap(label, width)
+        for axis in axes:
+            axis.set_xlabel(text, color=DARK, fontsize=FONT, labelpad=3)
+        self._used += TICKS + (1 + text.count("\n")) * LINE + 0.08
+
+    def size_of(self, axis: Any) -> tuple[float, float]:
+        """Returns width and height of axes in inches."""
+        return next((w, h) for known, _, _, w, h in self._axes if known is axis)
+
+    def finish(self) -> Figure:
+        """Returns the figure."""
+        height = self._used + PAD
+        self.chart.set_size_inches(self.width, height)
+        for item, x, y in self._texts:
+            item.set_position((x / self.width, 1 - y / height))
+        for legend, x, y in self._legends:
+            anchor = (x / self.width, 1 - y / height)
+            legend.set_bbox_to_anchor(anchor, transform=self.chart.transFigure)
+        for axis, x, y, w, h in self._axes:
+            axis.set_position((x / self.width, 1 - (y + h) / height, w / self.width, h / height))
+        return self.chart
