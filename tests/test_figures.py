@@ -88,8 +88,14 @@ def test_recall_by_class_draws_what_it_is_given_most_hurt_first() -> None:
         if len(line.get_xdata()) and line.get_linestyle() == "None"
     }
     assert lines["D"] == pytest.approx([0.5, 0.8])
-    colours = [segment[:, 0].tolist() for segment in figure.axes[0].collections[0].get_segments()]
-    assert colours == [pytest.approx(pair) for pair in ([0.8, 0.5], [0.9, 0.8], [0.5, 0.6])]
+    segments = figure.axes[0].collections[0].get_segments()
+    assert [segment[:, 0].tolist() for segment in segments] == [
+        pytest.approx(pair) for pair in ([0.8, 0.5], [0.9, 0.8], [0.5, 0.6])
+    ]
+    heights = [segment[0, 1] for segment in segments]
+    assert heights == pytest.approx(list(figure.axes[0].get_yticks()))
+    assert heights == sorted(heights)
+    assert figure.axes[0].yaxis_inverted()
     assert "mean of full: 0.733" in said(figure)
     assert "mean of pruned: 0.633" in said(figure)
     assert "−0.300 −0.100 +0.100" in said(figure)

@@ -41,9 +41,10 @@ class Rows:
         self.order = order
         self.hidden = len(order) - 2 * END if len(order) > MOST_ROWS else 0
         self.shown = torch.cat([order[:END], order[-END:]]) if self.hidden else order
-        self.places = torch.zeros(len(self.shown), dtype=torch.float64)  # in inches, once drawn
 
-    def draw(self, sheet: Sheet, names: Sequence[str], column: Sequence[str], heading: str) -> Any:
+    def draw(
+        self, sheet: Sheet, names: Sequence[str], column: Sequence[str], heading: str
+    ) -> tuple[Any, Tensor]:
         """Adds axes with a row for each class shown, its name to the left and a text to the right.
 
         Args:
@@ -51,6 +52,9 @@ class Rows:
             names: of all classes.
             column: the text of each class shown.
             heading: above that text.
+
+        Returns:
+            The axes, and the height of each class shown on them.
         """
         room = 1.5 if sheet.narrow else 2.9
         labels = [sheet.wrap(names[k], room, most=2) for k in self.shown.tolist()]
@@ -61,17 +65,17 @@ class Rows:
         ends = heights.cumsum(0)
         if self.hidden:
             ends[END:] += 0.3  # for the sentence on the others
-        self.places = (ends - heights / 2).double()
+        places = ends - heights / 2
         total = float(ends[-1])
         sheet.gap(LINE)  # for the heading
         (axis,) = sheet.axes(total, left=PAD + left + 0.1, right=PAD + right + 0.1)
         axis.set_ylim(total, 0)
-        axis.set_yticks(self.places.tolist(), labels)
+        axis.set_yticks(places.tolist(), labels)
         axis.tick_params(axis="y", length=0)
         axis.grid(axis="x")
         beside = {"transform": axis.get_yaxis_transform(), "color": DARK, "fontsize": FONT}
         shift = 0.1 / sheet.size_of(axis)[0]
-        for place, text in zip(self.places.tolist(), column, strict=True):
+        for place, text in zip(places.tolist(), column, strict=True):
             axis.text(1 + shift, place, text, va="center", linespacing=1.1, **beside)
         axis.text(1 + shift, 0, heading, va="bottom", **beside)
         if self.hidden:
@@ -80,4 +84,4 @@ class Rows:
             text = f"{self.hidden:,} more: see below"
             style = {**beside, "color": GREY, "va": "center", "ha": "center", "bbox": box}
             axis.text(0.5, middle, text, zorder=3, **style)
-        return axis
+        return axis, places

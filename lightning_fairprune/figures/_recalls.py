@@ -138,7 +138,6 @@ def _draw(
     from matplotlib.lines import Line2D
 
     rows = Rows(order)
-    y = rows.places
     after = second.nanmean(0)
     before = after if first is None else first.nanmean(0)
     change = after - before
@@ -176,7 +175,7 @@ def _draw(
             handles.insert(1, Line2D([], [], label=f"{labels[1]}, lower", **lower))
     handles.append(Line2D([], [], label=f"mean of {labels[1]}: {mean:.3f}", **mean_line))
     sheet.legend(handles)
-    axis = rows.draw(sheet, names, text, "recall" if first is None else "change")
+    axis, y = rows.draw(sheet, names, text, "recall" if first is None else "change")
     edges = [after[rows.shown], before[rows.shown]]
 
     colours = [VERMILION if down else BLUE for down in fell[rows.shown].tolist()]
