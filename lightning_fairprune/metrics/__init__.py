@@ -1,0 +1,46 @@
+"""Metrics of class recalls for torchmetrics: everything follows from two counts per class.
+
+All classes keep the same state, so that a :class:`torchmetrics.MetricCollection` updates it once for all of
+them. A class without support has recall NaN and is left out of worst, gap, deviation and mean. Results are
+float32 on the device of the metric; `set_dtype(torch.float64)` gives them in full.
+"""
+
+from __future__ import annotations
+
+from lightning_fairprune.metrics import functional
+from lightning_fairprune.metrics._alone import (
+    ClassRecall,
+    RecallBalance,
+    RecallCVaR,
+    RecallGap,
+    RecallStd,
+    WorstClassRecall,
+    WorstKRecall,
+    ZeroRecallClasses,
+)
+from lightning_fairprune.metrics._compared import (
+    AdjustedRecallChange,
+    ClassIntensification,
+    IntensificationRatio,
+    MaxDisparity,
+    RecallDistortion,
+    RecallRetention,
+)
+
+__all__ = [
+    "AdjustedRecallChange",
+    "ClassIntensification",
+    "ClassRecall",
+    "IntensificationRatio",
+    "MaxDisparity",
+    "RecallBalance",
+    "RecallCVaR",
+    "RecallDistortion",
+    "RecallGap",
+    "RecallRetention",
+    "RecallStd",
+    "WorstClassRecall",
+    "WorstKRecall",
+    "ZeroRecallClasses",
+    "functional",
+]
