@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_fairprune import recalls
+
 __all__ = ["ClassCounts", "Tally", "count"]
 
 
@@ -85,9 +87,6 @@ class ClassCounts:
         """Share of all samples that were predicted right."""
         return (self.tp.sum().double() / self.support.sum()).item()
 
-    def _seen(self) -> Tensor:
-        return self.recall[self.support > 0]
-
     @property
     def mean(self) -> float:
         """Mean recall over the classes with support (macro average)."""
@@ -96,20 +95,44 @@ class ClassCounts:
     @property
     def worst(self) -> float:
         """Lowest recall of a class with support; NaN when no class has any."""
-        seen = self._seen()
-        return seen.min().item() if len(seen) else float("nan")
+        return self._reduced(recalls.worst)
 
     @property
     def gap(self) -> float:
         """Highest minus lowest recall."""
-        seen = self._seen()
-        return (seen.max() - seen.min()).item() if len(seen) else float("nan")
+        return self._reduced(recalls.gap)
 
     @property
     def std(self) -> float:
         """Population standard deviation of the recalls."""
-        seen = self._seen()
-        return seen.std(correction=0).item() if len(seen) else float("nan")
+        return self._reduced(recalls.std)
+
+    def _reduced(self, function: Callable[[Tensor], Tensor]) -> float:
+        return function(self.recall).item() if self.num_classes else float("nan")
+
+    def check_comparable(self, reference: ClassCounts, name: str) -> None:
+        """Raises a ValueError unless `reference` was counted on the same data.
+
+        A few samples may differ: with several ranks, the last batch repeats some.
+
+        Args:
+            reference: counts of another model.
+            name: what to call the data.
+        """
+        if reference.num_classes != self.num_classes:
+            raise ValueError(
+                f"the reference of {name!r} must have the {self.num_classes} classes of the model, it "
+                f"has {reference.num_classes}: it was counted with another model or other data."
+            )
+        apart = (reference.support - self.support).abs()
+        beyond = apart > (self.support // 100).clamp(min=8)
+        if beyond.any():
+            k = int(beyond.nonzero()[0])
+            raise ValueError(
+                f"the reference of {name!r} must be counted on the same data: it has "
+                f"{int(reference.support[k])} samples of class {k}, this evaluation "
+                f"{int(self.support[k])}. Evaluate the reference model on this data."
+            )
 
 
 def count(pred: Tensor, target: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,7 @@ class Evaluation(NamedTuple):
 
     Attributes:
         name: of the data: ``"val"``, ``"test"``, ``"val/1"``, the prefix of the logged names.
-        epoch: epochs of training that were done.
+        epoch: of training in which or after which it took place, counted from 1; 0 outside of a fit.
         step: optimiser steps that were done.
         pruned: whether data or weights had been pruned by then.
         counts: the class counts.
@@ -163,6 +163,24 @@ class RecallHistory:
             raise ValueError(
                 f"{str(path)!r} cannot be loaded: it is damaged ({error!r})."
             ) from error
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns everything but the seed as CPU tensors and primitives, for checkpoints."""
+        return {
+            "evaluations": [(*e[:4], _stacked([e.counts])[0]) for e in self.evaluations],
+            "class_names": None if self.class_names is None else list(self.class_names),
+            "reference": {name: _stacked([c])[0] for name, c in self.reference.items()},
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> RecallHistory:
+        """Returns what `state_dict` was taken of."""
+        evaluations = [
+            Evaluation(name, epoch, step, pruned, _unstacked(stacked[None])[0])
+            for name, epoch, step, pruned, stacked in state["evaluations"]
+        ]
+        reference = {name: _unstacked(pair[None])[0] for name, pair in state["reference"].items()}
+        return cls(tuple(evaluations), _names(state["class_names"]), reference)
 
     @classmethod
     def _from_tensors(cls, tensors: dict[str, Tensor], about: dict[str, Any]) -> RecallHistory:
