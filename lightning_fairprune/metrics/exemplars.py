@@ -26,7 +26,9 @@ __all__ = [
     "taxicab_distance",
 ]
 
-_CHUNK = 1 << 15  # samples at a time: 50 MB of sorted ids for 30 models against 30
+_CHUNK = (
+    1 << 13
+)  # samples at a time: what 30 models against 30 need besides the ids is then some 20 MB
 
 
 class Churn(Metric):
