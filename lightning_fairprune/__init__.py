@@ -1,10 +1,12 @@
 """Train on less data, or with fewer weights, without the worst class paying for it."""
 
-from lightning_fairprune import quotas, scores, signals
+from lightning_fairprune import metrics, quotas, recalls, scores, signals, statistics
 from lightning_fairprune.callbacks import DataPruning, RecallMonitor
 from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.datamodule import FairPruneDataModule
 from lightning_fairprune.dynamics import Dynamics
+from lightning_fairprune.history import RecallHistory
+from lightning_fairprune.record import PruningRecord
 from lightning_fairprune.schedule import planned_stepping_batches
 from lightning_fairprune.selection import Selection, select
 
@@ -15,11 +17,16 @@ __all__ = [
     "DataPruning",
     "Dynamics",
     "FairPruneDataModule",
+    "PruningRecord",
+    "RecallHistory",
     "RecallMonitor",
     "Selection",
+    "metrics",
     "planned_stepping_batches",
     "quotas",
+    "recalls",
     "scores",
     "select",
     "signals",
+    "statistics",
 ]

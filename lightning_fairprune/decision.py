@@ -60,8 +60,8 @@ class Decision:
         self.quota: Tensor | None = None
         self.history: list[Estimate] = []
         self.draws = 0
-        self._target: Tensor | None = None
-        self._scores: Tensor | None = None
+        self.target: Tensor | None = None
+        self.scores: Tensor | None = None
         self._num_classes = 0
         reset = getattr(quota_fn, "reset", None)
         if reset is not None:  # a rule with memory may have served another fit
@@ -73,7 +73,7 @@ class Decision:
 
     def learn(self, target: Tensor, scores: Tensor | None = None, num_classes: int = 0) -> None:
         """Takes labels (or groups), -1 where a sample cannot be kept, and scores, both [N]."""
-        self._target, self._scores, self._num_classes = target, scores, num_classes
+        self.target, self.scores, self._num_classes = target, scores, num_classes
 
     def estimate(self, epoch: int, recall: Tensor | None = None) -> Tensor | None:
         """Sets the quotas, int64 [K], from float [K] recalls; NaN for classes without any."""
@@ -106,12 +106,12 @@ class Decision:
         quota = self.budget(len(target)) if self.quota is None else self.quota
         seed = self.seed + self.draws
         self.draws += 1
-        return select(target, quota, score=self._scores, keep=self.keep, seed=seed)
+        return select(target, quota, score=self.scores, keep=self.keep, seed=seed)
 
     def _learned(self) -> Tensor:
-        if self._target is None:
+        if self.target is None:
             raise RuntimeError("nothing is known of the samples yet: call learn() first.")
-        return self._target
+        return self.target
 
     def state_dict(self) -> dict[str, Any]:
         """Returns CPU tensors and primitives."""
@@ -121,8 +121,8 @@ class Decision:
             "quota_fn": None if quota_state is None else quota_state(),
             "history": [tuple(estimate) for estimate in self.history],
             "draws": self.draws,
-            "target": None if self._target is None else _narrow(self._target),
-            "scores": self._scores,
+            "target": None if self.target is None else _narrow(self.target),
+            "scores": self.scores,
             "num_classes": self._num_classes,
         }
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
+import users
+from lightning.pytorch.loggers import CSVLogger
 
+import lightning_fairprune as lfp
 from lightning_fairprune import select
+from lightning_fairprune.callbacks._settings import name_of
 from lightning_fairprune.decision import Estimate
 from lightning_fairprune.record import PruningRecord
 
@@ -77,3 +84,67 @@ def test_bad_input(tmp_path: Path) -> None:
     (tmp_path / "pruning.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="cut short"):
         PruningRecord.load(tmp_path)
+
+
+# ------------------------------------------------------------------- what a fit leaves behind
+
+
+def fit(tmp_path: Path, **options: Any) -> lfp.DataPruning:
+    prune = lfp.DataPruning(0.5, 1, seed=3, **options)
+    logger = CSVLogger(tmp_path, name="", version="run")
+    trainer = users.trainer(callbacks=[prune], max_epochs=3, logger=logger)
+    trainer.fit(users.Model(), users.Data(n=53, batch_size=8))
+    return prune
+
+
+@pytest.mark.parametrize("score", [None, lfp.scores.el2n])
+def test_a_fit_leaves_its_record_next_to_the_log(tmp_path: Path, score: Any) -> None:
+    prune = fit(tmp_path, score=score, keep="random" if score is None else "hard")
+    read = PruningRecord.load(tmp_path / "run")
+    assert prune.selection is not None
+    assert torch.equal(read.selection.indices, prune.selection.indices)
+    assert torch.equal(read.target, users.Blobs(53).y)
+    assert len(read.history) == len(prune.history)
+    assert read.settings["score"] == (None if score is None else "el2n")
+    assert read.settings["quota"] == "drop"
+    if score is not None:
+        assert prune.dynamics is not None
+        assert torch.equal(read.score, score(prune.dynamics).float())  # type: ignore[arg-type]
+
+
+def test_an_interrupted_fit_has_left_its_first_decision(tmp_path: Path) -> None:
+    class Stop(pl.Callback):
+        def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+            if trainer.current_epoch == 2:
+                raise RuntimeError("stopped")
+
+    prune = lfp.DataPruning(0.5, 1)
+    logger = CSVLogger(tmp_path, name="", version="run")
+    trainer = users.trainer(callbacks=[prune, Stop()], max_epochs=3, logger=logger)
+    with pytest.raises(RuntimeError, match="stopped"):
+        trainer.fit(users.Model(), users.Data(n=53, batch_size=8))
+    assert PruningRecord.load(tmp_path / "run").history[0].epoch == 0
+
+
+def test_nothing_is_recorded_before_the_decision() -> None:
+    assert lfp.DataPruning(0.5, 1).record is None
+
+
+class Plain:
+    def __call__(self, sizes: Any, budget: int) -> Any: ...
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, None),
+        ("place", "place"),
+        (2, 2),
+        (lfp.quotas.drop, "drop"),
+        (partial(lfp.quotas.drop, cap=[3, 4]), "drop(cap=[3, 4])"),
+        (lfp.quotas.Minimax(), "Minimax(step=1, leak=0)"),
+        (Plain(), "Plain()"),
+    ],
+)
+def test_functions_have_names_that_do_not_change(value: Any, text: Any) -> None:
+    assert name_of(value) == text

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -24,11 +24,14 @@ from lightning_fairprune.callbacks._observe import (
     groups_of,
 )
 from lightning_fairprune.callbacks._recalls import RecallWindow
+from lightning_fairprune.callbacks._run_folder import run_folder
+from lightning_fairprune.callbacks._settings import settings_of
 from lightning_fairprune.callbacks._snapshot import Snapshot
 from lightning_fairprune.callbacks._warmup import WarmUp
 from lightning_fairprune.datamodule import FairPruneDataModule
 from lightning_fairprune.decision import Decision, Estimate
 from lightning_fairprune.dynamics import Dynamics
+from lightning_fairprune.record import PruningRecord
 from lightning_fairprune.selection import Selection
 from lightning_fairprune.source import TrainSource
 
@@ -87,6 +90,9 @@ class DataPruning(pl.Callback):
         quota: samples kept per class, int64 [K]; None in warm-up or without quotas.
         dynamics: what the warm-up recorded; None in a fit that was resumed after it.
         history: one record ``(epoch, recall, quota)`` for each time that quotas were estimated.
+        record: all of it with labels, scores and settings, a
+            :class:`~lightning_fairprune.PruningRecord`; the folder of the logger gets it as
+            ``fairprune/pruning.safetensors`` and ``pruning.json``.
 
     Raises:
         ValueError: If an argument is out of range; at fit start, if model, data or Trainer settings
@@ -410,6 +416,7 @@ class DataPruning(pl.Callback):
             self.source.keep(self.selection.indices)
         if before is None:
             self._report(epoch, self.selection)
+            self._save(trainer)
 
     def _report(self, epoch: int, selection: Selection) -> None:
         kept = selection.quota
@@ -426,7 +433,27 @@ class DataPruning(pl.Callback):
         """What the warm-up recorded."""
         return None if self._record is None else self._record.recorder.dynamics()
 
+    @property
+    def record(self) -> PruningRecord | None:
+        """What was done so far and why."""
+        if self.selection is None:
+            return None
+        target, scores = self.decision.target, self.decision.scores
+        assert target is not None
+        history, settings = tuple(self.history), settings_of(self)
+        return PruningRecord(self.selection, target, scores, history, settings)
+
+    @rank_zero_only
+    def _save(self, trainer: pl.Trainer) -> None:
+        folder, record = run_folder(trainer), self.record
+        if folder is not None and record is not None:
+            record.save(folder)
+
     # ----------------------------------------------------------------------------------- the end
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leaves a record in the folder of the logger, for `fairprune report`."""
+        self._save(trainer)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
