@@ -78,6 +78,7 @@ def run(
     folder: str | None = None,
     resume: str | None = None,
     planned: bool = False,
+    monitor: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Fits once and returns what each epoch did and what came out."""
     pl.seed_everything(1, verbose=False)
@@ -87,7 +88,8 @@ def run(
     if "quota" in options:
         options["quota"] = QUOTAS[options["quota"]]()
     callback, probe = lfp.DataPruning(**options), users.Probe()
-    callbacks: list[Any] = [callback, probe]
+    track = lfp.RecallMonitor(**(monitor or {}))
+    callbacks: list[Any] = [callback, probe] if monitor is None else [callback, probe, track]
     if checkpoint is not None:
         name = {"filename": "{epoch}-{step}", "save_top_k": -1}
         callbacks.append(ModelCheckpoint(folder, **(name | checkpoint)))
@@ -117,6 +119,11 @@ def run(
         "weights": digest.hexdigest(),
         "reload": t.reload_dataloaders_every_n_epochs,
         "bar": t.num_training_batches,
+        "evaluations": [[*e[:4], e.counts.tp.tolist()] for e in track.history.evaluations],
+        "reference": {name: c.tp.tolist() for name, c in track.history.reference.items()},
+        "support": {name: c.support.tolist() for name, c in track.counts.items()},
+        "monitor": monitor,
+        "alpha": float(t.callback_metrics.get("val/recall/alpha", float("nan"))),
     }
 
 

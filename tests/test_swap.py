@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 import scenario
+import users
+
+from lightning_fairprune.history import RecallHistory
 
 N, BATCH, DENSITY = 103, 10, 0.4
 KEPT = 41  # round(0.4 * 103)
@@ -93,6 +96,8 @@ def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dic
         fits[name] = {"trainer": ddp, "batch_size": BATCH // 2, "prune": prune | static, "n": 100}
     fits["form_datamodule"] = fits["plain"] | {"form": "datamodule"}
     fits["form_module"] = fits["plain"] | {"form": "module", "workers": 1}
+    monitor = {"reference": "fit_start", "dirpath": str(folder / "monitored")}
+    fits["monitored"] = fits["plain"] | {"monitor": monitor}
     return launch(fits, folder)
 
 
@@ -168,3 +173,19 @@ def test_one_and_two_ranks_keep_the_same_samples(
     print(f"{name}: {overlap:.3f} of the kept samples are the same on one rank and on two")
     # Where no score decides the draw is the same; a score may differ in the last bit.
     assert overlap == 1 if name == "random_proportional" else overlap >= 0.95
+
+
+def test_recalls_are_those_of_both_ranks(on_two_ranks: dict[str, list[dict[str, Any]]]) -> None:
+    first, second = on_two_ranks["monitored"]
+    for what in ("evaluations", "reference", "support", "alpha"):
+        assert first[what] == second[what], what
+    assert [e[1] for e in first["evaluations"]] == [1, 2, 3, 4]
+    assert [e[3] for e in first["evaluations"]] == [False, False, True, True]
+    # 60 samples are 30 a rank: none is repeated.
+    assert first["support"] == {"val": users.Blobs(60, seed=1).y.bincount().tolist()}
+    # The model before training is the same on one process.
+    alone = scenario.run(monitor={"reference": "fit_start"})
+    assert first["reference"] == alone["reference"]
+    # Rank 0 alone has written the files.
+    read = RecallHistory.load(first["monitor"]["dirpath"])
+    assert [e.counts.tp.tolist() for e in read.evaluations] == [e[4] for e in first["evaluations"]]
