@@ -688,3 +688,45 @@ def test_loader_names_are_as_many_as_loaders() -> None:
         ValueError, match="`dataloader_names` must name each of the 2 loaders, got 3"
     ):
         users.trainer(callbacks=[monitor], max_epochs=1).fit(TwoLoaderModel(), TwoLoaders(False))
+
+
+@pytest.mark.parametrize("reference", [None, "fit_start", "some/folder"])
+def test_every_argument_can_be_written_in_yaml(
+    reference: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jsonargparse import ArgumentParser
+
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # newer ones rename a method
+    parser = ArgumentParser()
+    parser.add_class_arguments(lfp.RecallMonitor, "track")
+    given = {
+        "num_classes": 2,
+        "reference": reference,
+        "class_names": ["cat", "dog"],
+        "dataloader_names": ["plain", "spurious"],
+        "every_n_epochs": 2,
+        "figures": False,
+        "dirpath": "here",
+    }
+    config = parser.parse_object({"track": given})
+    text = parser.dump(config)
+    monitor = parser.instantiate_classes(parser.parse_string(text)).track
+    assert isinstance(monitor, lfp.RecallMonitor)
+    assert (monitor.reference, monitor.class_names) == (reference, ("cat", "dog"))
+    assert (str(monitor.dirpath), monitor.every_n_epochs) == ("here", 2)
+
+
+def test_sharded_weights_are_not_evaluated(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from lightning.pytorch.strategies import FSDPStrategy
+
+    from lightning_fairprune.callbacks._reference import ReferenceCounts
+
+    torch.save({"state_dict": {}}, tmp_path / "dense.ckpt")
+    trainer: Any = SimpleNamespace(
+        enable_validation=True, limit_val_batches=1.0, strategy=FSDPStrategy()
+    )
+    reference = ReferenceCounts(str(tmp_path / "dense.ckpt"), None)
+    with pytest.raises(ValueError, match="FSDPStrategy shards the weights"):
+        reference.setup(trainer, "fit")
