@@ -228,6 +228,10 @@ class SmallCNN(L.LightningModule):
         self.log("val/loss", F.cross_entropy(logits, labels))
         self.log("val/accuracy", (logits.argmax(1) == labels).float().mean())
 
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        self.log("test/loss", F.cross_entropy(self(images), labels))
+
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(
             self.parameters(),

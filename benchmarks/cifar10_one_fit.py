@@ -29,6 +29,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from _cifar10 import BATCH_SIZE, NAMES, Cifar10Small, MissingDataError, SmallCNN, normalise
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 import lightning_fairprune as lfp
@@ -199,8 +200,15 @@ class Meter(L.Callback):
         self.validation_seconds += time.perf_counter() - self._start
 
 
-def run(name: str, seed: int, samples: int, data: Cifar10Small, precision: Any) -> dict[str, Any]:
-    """Trains once and returns the line for the results file."""
+def run(
+    name: str,
+    seed: int,
+    samples: int,
+    data: Cifar10Small,
+    precision: Any,
+    runs: Path | None = None,
+) -> dict[str, Any]:
+    """Trains once and returns the line for the results file; `runs` gets a folder for the report."""
     setting = SETTINGS[name]
     assert data.train_set is not None
     train_size = len(data.train_set)
@@ -213,6 +221,10 @@ def run(name: str, seed: int, samples: int, data: Cifar10Small, precision: Any) 
             density=DENSITY, warmup_epochs=todo.warmup_epochs, seed=seed, **setting.prune
         )
         callbacks.append(prune)
+    logger: Any = False
+    if runs is not None:
+        logger = CSVLogger(runs, name=name, version=f"seed{seed}")
+        callbacks.append(lfp.RecallMonitor(class_names=NAMES))
     trainer = L.Trainer(
         accelerator="cpu",
         devices=1,
@@ -220,7 +232,7 @@ def run(name: str, seed: int, samples: int, data: Cifar10Small, precision: Any) 
         max_epochs=todo.epochs,
         max_steps=todo.steps,
         callbacks=callbacks,
-        logger=False,
+        logger=logger,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -230,6 +242,8 @@ def run(name: str, seed: int, samples: int, data: Cifar10Small, precision: Any) 
     trainer.fit(model, datamodule=data)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     recall = test_recall(model, data)
+    if runs is not None:
+        trainer.test(model, datamodule=data, verbose=False)
     return {
         "method": name,
         "seed": seed,
@@ -482,6 +496,9 @@ def main() -> None:
     )
     parser.add_argument("--shard", default="0/1", help="i/n: every n-th run, beginning with run i")
     parser.add_argument("--out", type=Path, default=Path("one_fit.jsonl"))
+    parser.add_argument(
+        "--runs", type=Path, help="folder for a log of every run, for `fairprune report`"
+    )
     parser.add_argument("--table", action="store_true", help="print the table of --out and stop")
     parser.add_argument("--figure", type=Path, help="draw the results of --out and stop")
     arguments = parser.parse_args()
@@ -531,7 +548,7 @@ def train_all(arguments: argparse.Namespace, methods: list[str]) -> None:
         }
         if any(key.items() <= {k: line[k] for k in key}.items() for line in read(arguments.out)):
             continue
-        line = run(name, seed, arguments.samples, data, arguments.precision)
+        line = run(name, seed, arguments.samples, data, arguments.precision, arguments.runs)
         append(arguments.out, line)
         print(
             f"{name} seed {seed}: average {line['average']:.3f} worst {line['worst']:.3f} "
