@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -9,9 +10,12 @@ import torch
 from torch import Tensor
 
 from lightning_fairprune import figures
+from lightning_fairprune.counts import ClassCounts
+from lightning_fairprune.decision import Estimate
+from lightning_fairprune.figures import _points, _time
+from lightning_fairprune.history import Evaluation
 
 LONG = "German short-haired pointer, Kurzhaar"
-SIZES = (2, 10, 100, 1000)
 
 
 def class_names(num_classes: int) -> list[str]:
@@ -32,7 +36,8 @@ def texts(figure: Any) -> list[Any]:
     for legend in figure.legends:
         found += legend.get_texts()
     for axis in figure.axes:
-        found += [*axis.texts, axis.title, axis.xaxis.label, axis.yaxis.label]
+        left, right = axis._left_title, axis._right_title
+        found += [*axis.texts, left, axis.title, right, axis.xaxis.label, axis.yaxis.label]
         for one, (low, high) in ((axis.xaxis, axis.get_xlim()), (axis.yaxis, axis.get_ylim())):
             low, high = min(low, high), max(low, high)
             inside = [tick for tick in one.get_major_ticks() if low <= tick.get_loc() <= high]
@@ -42,9 +47,11 @@ def texts(figure: Any) -> list[Any]:
 
 def check_text(figure: Any) -> None:
     """No text is cut off or overlaps another."""
+    from matplotlib.text import Text  # an annotation's own extent has its line, too
+
     figure.draw_without_rendering()
     whole = figure.bbox
-    boxes = [(text.get_text(), text.get_window_extent()) for text in texts(figure)]
+    boxes = [(text.get_text(), Text.get_window_extent(text)) for text in texts(figure)]
     for text, box in boxes:
         beyond = max(whole.x0 - box.x0, box.x1 - whole.x1, whole.y0 - box.y0, box.y1 - whole.y1)
         assert beyond <= 0, f"{text!r} is cut off: {box} of {whole}"
@@ -62,19 +69,47 @@ def said(figure: Any) -> str:
     return " ".join(" ".join(text.get_text() for text in texts(figure)).split())
 
 
-@pytest.mark.parametrize("narrow", [False, True])
-@pytest.mark.parametrize("seeds", [1, 6])
-@pytest.mark.parametrize("num_classes", SIZES)
-def test_recall_by_class_can_be_read(num_classes: int, seeds: int, narrow: bool) -> None:
+def drawn(num_classes: int, seeds: int, narrow: bool) -> dict[str, Any]:
+    """Every figure, of made-up results."""
+    generator = torch.Generator().manual_seed(num_classes)
+    names = class_names(num_classes)
     before, after = recalls(num_classes, seeds)
-    for reference in (before, None):
-        figure = figures.recall_by_class(
-            reference, after, class_names(num_classes), title="Recall on test data", narrow=narrow
-        )
+    sizes = torch.randint(50, 5000, (num_classes,), generator=generator)
+    quota = (sizes * (1.05 - before[0])).long()
+    history = [Estimate(e, before[0], (quota * (0.9 + 0.01 * e)).long()) for e in (2, 5, 9)]
+    runs = {label: [run(seed) for seed in range(seeds)] for label in ("random", "DRoP", LONG)}
+    size = {"narrow": narrow}
+    return {
+        "recall_by_class": figures.recall_by_class(before, after, names, title="Recall on test data", **size),
+        "recalls_over_epochs": figures.recalls_over_epochs(runs, **size),
+        "density_against_recall": figures.density_against_recall(quota / sizes, before[0], names, **size),
+        "kept_by_class": figures.kept_by_class(quota, sizes, names, **size),
+        "quotas_over_time": figures.quotas_over_time(history, sizes, names, **size),
+        "intensification_scatter": figures.intensification_scatter(before, after, names, **size),
+    }  # fmt: skip
+
+
+def run(seed: int, pruned: int = 4) -> list[Evaluation]:
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for epoch in range(1, 9):
+        tp = torch.randint(50 + 3 * epoch, 60 + 4 * epoch, (10,), generator=generator)
+        counts = ClassCounts(tp, torch.full((10,), 100))
+        found.append(Evaluation("val", epoch, 10 * epoch, epoch >= pruned, counts))
+    return found
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize(("num_classes", "seeds"), [(2, 1), (10, 6), (20, 3), (1000, 2)])
+def test_every_figure_can_be_read(num_classes: int, seeds: int, narrow: bool) -> None:
+    found = drawn(num_classes, seeds, narrow)
+    assert found.keys() == set(figures.__all__)
+    for name, figure in found.items():
         check_text(figure)
-        assert figure.get_size_inches()[0] == (4.2 if narrow else 9.0)
-        assert len(rows_of(figure)) <= 40
-        assert len(figure.axes) == (2 if num_classes > 40 else 1)
+        assert figure.get_size_inches()[0] == (4.2 if narrow else 9.0), name
+        if name in ("recall_by_class", "kept_by_class"):
+            assert len(rows_of(figure)) <= 40
+            assert len(figure.axes) == (2 if num_classes > 40 else 1)
 
 
 def test_recall_by_class_draws_what_it_is_given_most_hurt_first() -> None:
@@ -153,7 +188,7 @@ def test_names_and_settings_of_the_user_do_no_harm() -> None:
 
 def test_wrong_recalls() -> None:
     good = torch.tensor([0.5, 0.6])
-    with pytest.raises(ValueError, match=r"`after` must be recalls in \[0, 1\].*got 90"):
+    with pytest.raises(ValueError, match=r"`after` must be in \[0, 1\].*got 90"):
         figures.recall_by_class(None, torch.tensor([90.0, 80.0]))
     with pytest.raises(ValueError, match=r"`before` must be \[K\], or \[M, K\].*got \[1, 1, 2\]"):
         figures.recall_by_class(good[None, None], good)
@@ -167,3 +202,206 @@ def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"lightning-fairprune\[report\]"):
         figures.recall_by_class(None, torch.tensor([0.5]))
+
+
+def test_recall_by_class_is_quick() -> None:
+    figures.recall_by_class(*recalls(2, 1))  # imports
+    for num_classes, seconds in ((10, 0.25), (1000, 0.6)):
+        before, after = recalls(num_classes, 1)
+        took = []
+        for _ in range(2):
+            start = time.perf_counter()
+            figures.recall_by_class(before, after).canvas.draw()
+            took.append(time.perf_counter() - start)
+        assert min(took) < 3 * seconds  # room for a slow machine
+
+
+def test_recalls_over_epochs_draws_means_bands_and_where_pruning_began() -> None:
+    def seed(*recalls: float) -> list[Evaluation]:
+        support = torch.tensor([100, 100, 0])
+        counts = [ClassCounts(torch.tensor([round(100 * r), 100, 0]), support) for r in recalls]
+        return [Evaluation("val", e + 1, e, e >= 1, c) for e, c in enumerate(counts)]
+
+    figure = figures.recalls_over_epochs({"a": [seed(0.5, 0.7), seed(0.6, 0.7, 0.8)]})
+    worst, mean, gap = figure.axes
+    assert worst.lines[0].get_xdata().tolist() == [1, 2, 3]
+    assert worst.lines[0].get_ydata() == pytest.approx([0.55, 0.7, 0.8])
+    assert mean.lines[0].get_ydata() == pytest.approx([0.775, 0.85, 0.9])
+    assert gap.lines[0].get_ydata() == pytest.approx([0.45, 0.3, 0.2])
+    assert all(list(axis.lines[1].get_xdata()) == [2, 2] for axis in figure.axes)
+    band = worst.collections[0].get_paths()[0].vertices
+    assert {(x, round(y, 3)) for x, y in band.tolist()} >= {(1.0, 0.5), (1.0, 0.6), (3.0, 0.8)}
+    assert "pruned from here on" in said(figure)
+    assert "mean over up to 2 seeds; bands: lowest to highest" in said(figure)
+    assert "1 class without samples left out." in said(figure)
+
+
+def test_of_several_evaluations_in_an_epoch_the_last_counts() -> None:
+    evaluations = [e._replace(epoch=1, pruned=True) for e in run(0)]
+    figure = figures.recalls_over_epochs({"a": [evaluations]})
+    line = figure.axes[0].lines[0]
+    assert line.get_xdata().tolist() == [1]
+    assert line.get_ydata().tolist() == pytest.approx([evaluations[-1].counts.worst])
+    assert "pruned" not in said(figure)  # it was from the start
+
+
+def test_wrong_runs() -> None:
+    with pytest.raises(ValueError, match="`runs` must hold at least one label, got none"):
+        figures.recalls_over_epochs({})
+    for nothing in ([], [[]]):
+        with pytest.raises(ValueError, match=r"at least one evaluation of each seed.*for 'a'"):
+            figures.recalls_over_epochs({"a": nothing})
+    two = [run(0)[0], run(0)[1]._replace(name="test")]
+    with pytest.raises(ValueError, match="of one data set, got test, val for 'a': choose with"):
+        figures.recalls_over_epochs({"a": [two]})
+
+
+def test_density_against_recall_leaves_out_classes_without_samples() -> None:
+    density, recall = torch.tensor([0.2, torch.nan, 0.6]), torch.tensor([0.9, 0.7, 0.5])
+    figure = figures.density_against_recall(density, recall, list("abc"))
+    assert figure.axes[0].lines[0].get_xydata() == pytest.approx(
+        torch.tensor([[0.9, 0.2], [0.5, 0.6]])
+    )
+    labels = {text.get_text(): text.xy for text in figure.axes[0].texts}
+    assert labels == {"a": pytest.approx((0.9, 0.2)), "c": pytest.approx((0.5, 0.6))}
+    assert "1 class without samples left out." in said(figure)
+    figure = figures.density_against_recall(torch.tensor([torch.nan]), recall[:1])
+    assert said(figure) == "No class has samples."
+
+
+def test_of_many_points_the_extremes_are_named() -> None:
+    density = torch.linspace(0.1, 0.9, 50)
+    figure = figures.density_against_recall(density, 1 - density)
+    found = {int(text.get_text()) for text in figure.axes[0].texts}
+    assert found == {0, 1, 2, 47, 48, 49}
+    assert "50 classes; named are those at either end of either axis." in said(figure)
+
+
+def test_names_that_find_no_room_are_listed() -> None:
+    same = torch.full((20,), 0.5)
+    figure = figures.density_against_recall(
+        same, same, [f"{LONG} {k}" for k in range(20)], narrow=True
+    )
+    check_text(figure)
+    written = len(figure.axes[0].texts)
+    assert 3 <= written < 20
+    listed = said(figure).split("Without room for a name: ")[1]
+    assert listed.count("Kurzhaar") == 20 - written
+
+
+def test_wrong_densities() -> None:
+    half = torch.tensor([0.5, 0.5])
+    with pytest.raises(ValueError, match=r"`density` must be in \[0, 1\].*got 2"):
+        figures.density_against_recall(4 * half, half)
+    with pytest.raises(ValueError, match=r"must both be \[K\], got \[2\] and \[1\]"):
+        figures.density_against_recall(half, half[:1])
+
+
+def test_kept_by_class_draws_kept_and_dropped_least_first() -> None:
+    quota, sizes = torch.tensor([30, 5, 0, 8]), torch.tensor([60, 50, 0, 8])
+    figure = figures.kept_by_class(quota, sizes, list("abcd"))
+    assert rows_of(figure) == ["b", "a", "d"]
+    kept, dropped = figure.axes[0].containers
+    assert [bar.get_width() for bar in kept] == [5, 30, 8]
+    assert [(bar.get_x(), bar.get_width()) for bar in dropped] == [(5, 45), (30, 30), (8, 0)]
+    heights = [bar.get_y() + bar.get_height() / 2 for bar in kept]
+    assert heights == pytest.approx(list(figure.axes[0].get_yticks()))
+    assert "kept: 43 of 118 (36.4 %)" in said(figure)
+    assert "10.0 % 5 of 50 50.0 % 30 of 60 100.0 % 8 of 8" in said(figure)
+    assert "1 class without samples left out." in said(figure)
+    figure = figures.kept_by_class(torch.zeros(2), torch.zeros(2))
+    assert said(figure) == "No class has samples. 2 classes without samples left out."
+
+
+def test_wrong_quotas() -> None:
+    sizes = torch.tensor([4, 4])
+    with pytest.raises(
+        ValueError, match="between 0 and the size of the class, got 5 of 4 for class 1"
+    ):
+        figures.kept_by_class(torch.tensor([4, 5]), sizes)
+    with pytest.raises(
+        ValueError, match=r"`quota` and `sizes` must both be \[K\], got \[1\] and \[2\]"
+    ):
+        figures.quotas_over_time([Estimate(1, None, torch.tensor([1]))], sizes)
+
+
+def test_quotas_over_time_draws_every_estimate() -> None:
+    sizes = torch.tensor([10, 20, 0])
+    history = [
+        Estimate(1, None, torch.tensor([5, 10, 0])),
+        Estimate(2, None, None),
+        Estimate(4, None, torch.tensor([2, 16, 0])),
+    ]
+    figure = figures.quotas_over_time(history, sizes, list("abc"))
+    lines = [
+        (line.get_xdata().tolist(), line.get_ydata().tolist()) for line in figure.axes[0].lines
+    ]
+    assert lines[0] == ([1, 4], pytest.approx([0.5, 0.2]))
+    assert lines[1] == ([1, 4], pytest.approx([0.5, 0.8]))
+    assert lines[2] == ([1, 4], pytest.approx([0.5, 0.6]))
+    assert [text.get_text() for text in figure.axes[0].texts] == ["a", "b"]
+    assert "1 class without samples left out." in said(figure)
+    check_text(figures.quotas_over_time(history[:1], sizes))
+    assert said(figures.quotas_over_time([], sizes)) == "No quotas were set."
+
+
+def test_quotas_of_many_classes_are_all_drawn_and_the_ends_named() -> None:
+    sizes = torch.full((50,), 100)
+    history = [Estimate(e, None, torch.arange(50) + e) for e in (1, 2)]
+    figure = figures.quotas_over_time(history, sizes)
+    named = {int(text.get_text()) for text in figure.axes[0].texts}
+    assert named == {0, 1, 2, 3, 46, 47, 48, 49}
+    assert len(figure.axes[0].collections[0].get_segments()) == 42
+    assert "42 more classes" in said(figure)
+
+
+def test_intensification_scatter_says_what_happened() -> None:
+    pytest.importorskip("scipy")
+    before = torch.tensor([[0.9, 0.7], [0.9, 0.7], [0.9, 0.7]])
+    wider = torch.tensor([[0.7, 0.5], [0.7, 0.5], [0.8, 0.6]])
+    figure = figures.intensification_scatter(before, wider, ["cat", "dog"])
+    words = said(figure)
+    assert "does not clearly change the differences between classes: mean α = 1.27 of 3" in words
+    assert "99 % interval 0.64 to 1.90 (?)" in words
+    assert "slope 1.27, r² = 1.00" in words
+    assert "α above 1: the differences widen; below 1: they shrink." in words
+    every, means = figure.axes[0].lines[:2]
+    assert every.get_xdata() == pytest.approx([0.125, -0.125] * 3)
+    assert every.get_ydata() == pytest.approx([1 / 6, -1 / 6] * 2 + [1 / 7, -1 / 7])
+    assert means.get_xydata() == pytest.approx(
+        torch.tensor([[0.125, 10 / 63], [-0.125, -10 / 63]]), abs=1e-6
+    )
+    same, fit = figure.axes[0].lines[2:4]
+    assert list(same.get_xdata()) == list(same.get_ydata())
+    assert fit.get_ydata() / fit.get_xdata() == pytest.approx([1.269841] * 2)
+    shrunk = figures.intensification_scatter(wider[:2], before[:2])
+    assert "Pruning shrinks the differences between classes: mean α = 0.75 of 2" in said(shrunk)
+
+
+def test_intensification_of_one_model_has_no_interval() -> None:
+    before, after = torch.tensor([0.9, 0.7, torch.nan]), torch.tensor([0.8, 0.8, 0.5])
+    figure = figures.intensification_scatter(before, after)
+    assert "Pruning shrinks the differences between classes: α = 0.00" in said(figure)
+    assert "interval" not in said(figure)
+    assert "1 class without samples left out." in said(figure)
+    assert "cannot be compared" in said(figures.intensification_scatter(after[:2], before[:2]))
+    nothing = torch.full((2, 3), torch.nan)
+    assert "No class has samples." in said(figures.intensification_scatter(nothing, nothing))
+
+
+def test_wrong_models() -> None:
+    with pytest.raises(ValueError, match=r"must have one shape.*got \[2, 3\] and \[3\]"):
+        figures.intensification_scatter(torch.rand(2, 3), torch.rand(3))
+    with pytest.raises(ValueError, match=r"`after` must be in \[0, 1\]"):
+        figures.intensification_scatter(torch.rand(3), torch.rand(3) + 2)
+
+
+def test_names_are_moved_apart() -> None:
+    assert _time.apart([0.0, 0.1, 3.0], 0.5, 3.0) == pytest.approx([0.0, 0.5, 3.0])
+    assert _time.apart([2.9, 3.0], 0.5, 3.0) == pytest.approx([2.5, 3.0])
+
+
+def test_a_name_covers_no_dot() -> None:
+    box = (0.0, 0.0, 1.0, 0.2)
+    assert _points._covers(box, torch.tensor([[0.5, 0.1]]), 0.0)
+    assert not _points._covers(box, torch.tensor([[1.5, 0.1], [0.5, 0.3]]), 0.05)

@@ -5,6 +5,16 @@ All return a `matplotlib.figure.Figure` and leave the settings and figures of `m
 
 from __future__ import annotations
 
+from lightning_fairprune.figures._intensification import intensification_scatter
+from lightning_fairprune.figures._kept import density_against_recall, kept_by_class
 from lightning_fairprune.figures._recalls import recall_by_class
+from lightning_fairprune.figures._time import quotas_over_time, recalls_over_epochs
 
-__all__ = ["recall_by_class"]
+__all__ = [
+    "density_against_recall",
+    "intensification_scatter",
+    "kept_by_class",
+    "quotas_over_time",
+    "recall_by_class",
+    "recalls_over_epochs",
+]

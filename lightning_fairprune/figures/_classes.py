@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_fairprune.figures._sheet import DARK, FONT, GREY, LINE, PAD, Sheet
+from lightning_fairprune.figures._sheet import BLUE, DARK, FONT, GREY, LINE, PAD, VERMILION, Sheet
 
 MOST_ROWS = 40  # above this, only so many rows are drawn as
 END = 15  # at either end
@@ -21,6 +21,18 @@ def named(names: Sequence[object] | None, num_classes: int) -> list[str]:
     if len(names) != num_classes:
         raise ValueError(f"`names` must name each of the {num_classes} classes, got {len(names)}.")
     return [str(name) for name in names]
+
+
+def fractions(name: str, value: Tensor) -> Tensor:
+    """Returns float64 on the host, in [0, 1] or NaN."""
+    found = value.detach().cpu().double()
+    wrong = (found < 0) | (found > 1)
+    if bool(wrong.any()):
+        raise ValueError(
+            f"`{name}` must be in [0, 1], or NaN for a class without samples, "
+            f"got {float(found[wrong][0]):g}."
+        )
+    return found
 
 
 def left_out(count: int, why: str = "without samples") -> str:
@@ -44,7 +56,7 @@ class Rows:
 
     def draw(
         self, sheet: Sheet, names: Sequence[str], column: Sequence[str], heading: str
-    ) -> tuple[Any, Tensor]:
+    ) -> tuple[Any, Any]:
         """Adds axes with a row for each class shown, its name to the left and a text to the right.
 
         Args:
@@ -54,7 +66,7 @@ class Rows:
             heading: above that text.
 
         Returns:
-            The axes, and the height of each class shown on them.
+            The axes, and the height of each class shown on them as an array.
         """
         room = 1.5 if sheet.narrow else 2.9
         labels = [sheet.wrap(names[k], room, most=2) for k in self.shown.tolist()]
@@ -84,4 +96,26 @@ class Rows:
             text = f"{self.hidden:,} more: see below"
             style = {**beside, "color": GREY, "va": "center", "ha": "center", "bbox": box}
             axis.text(0.5, middle, text, zorder=3, **style)
-        return axis, places
+        return axis, places.numpy()
+
+
+def limits(values: Tensor) -> tuple[float, float]:
+    """Returns the ends of an axis of fractions: all values with some room, hardly beyond 0 and 1."""
+    low, high = float(values.min()), float(values.max())
+    room = max(0.06 * (high - low), 0.01)
+    return max(low - room, min(-0.02, low)), min(high + room, max(1.02, high))
+
+
+def curve(sheet: Sheet, values: Tensor, label: str, *, compared: bool = False) -> None:
+    """Adds the values of all classes, sorted, as a line; what is below and above 0 filled, if `compared`."""
+    sheet.gap(0.1)
+    (axis,) = sheet.axes(1.5, above=[label])
+    places, drawn = range(1, len(values) + 1), values.numpy()
+    axis.plot(places, drawn, color=DARK, linewidth=1.5)
+    if compared:
+        for side, colour in ((drawn < 0, VERMILION), (drawn >= 0, BLUE)):
+            axis.fill_between(places, drawn, 0, where=side, color=colour, alpha=0.35, lw=0)
+        axis.axhline(0, color=GREY, linewidth=0.8)
+    axis.set_xlim(1, len(values))
+    axis.grid(axis="y")
+    sheet.below([axis], f"all {len(values):,} classes, from the lowest to the highest")

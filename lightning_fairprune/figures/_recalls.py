@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from lightning_fairprune import statistics
-from lightning_fairprune.figures._classes import Rows, left_out, named
+from lightning_fairprune.figures._classes import Rows, curve, fractions, left_out, limits, named
 from lightning_fairprune.figures._sheet import (
     BLUE,
     DARK,
-    FAINT,
     GREY,
     VERMILION,
     Sheet,
@@ -23,6 +22,12 @@ from lightning_fairprune.figures._sheet import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+DOT: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 6.5}
+BEFORE: dict[str, Any] = {**DOT, "markerfacecolor": "white", "markeredgecolor": GREY}
+HIGHER: dict[str, Any] = {**DOT, "color": BLUE}
+LOWER: dict[str, Any] = {**DOT, "color": VERMILION, "marker": "D"}
+AFTER_MEAN: dict[str, Any] = {"color": DARK, "linewidth": 1.0, "zorder": 1}
+BEFORE_MEAN: dict[str, Any] = {**AFTER_MEAN, "color": GREY, "linestyle": (0, (4, 3))}
 FEW = 5  # seeds, below which lowest and highest say more than an interval
 
 
@@ -87,18 +92,12 @@ def recall_by_class(
 
 def recalls(name: str, value: Tensor) -> Tensor:
     """Returns float64 [M, K] on the host."""
-    found = value.detach().cpu().double()
+    found = fractions(name, value)
     found = found[None] if found.ndim == 1 else found
     if found.ndim != 2 or not found.numel():
         raise ValueError(
             f"`{name}` must be [K], or [M, K] for M seeds, with at least one class, "
             f"got {list(value.shape)}."
-        )
-    wrong = (found < 0) | (found > 1)
-    if bool(wrong.any()):
-        raise ValueError(
-            f"`{name}` must be recalls in [0, 1], NaN for a class without samples, "
-            f"got {float(found[wrong][0]):g}."
         )
     return found
 
@@ -135,88 +134,59 @@ def _draw(
     names: Sequence[str],
     labels: tuple[str, str],
 ) -> None:
-    from matplotlib.lines import Line2D
-
     rows = Rows(order)
+    shown = rows.shown
     after = second.nanmean(0)
     before = after if first is None else first.nanmean(0)
     change = after - before
-    fell = change < 0
-    text = (
-        [f"{value:.3f}" for value in after[rows.shown].tolist()]
-        if first is None
-        else [f"{value:+.3f}".replace("-", "−") for value in change[rows.shown].tolist()]
-    )
-    dot: dict[str, Any] = {"linestyle": "", "markersize": 6.5}
-    mean = float(after[order].mean())
-    reference: dict[str, Any] = {
-        "marker": "o",
-        "markerfacecolor": "white",
-        "markeredgecolor": GREY,
-        **dot,
-    }
-    higher, lower = (
-        {"marker": "o", "color": BLUE, **dot},
-        {"marker": "D", "color": VERMILION, **dot},
-    )
-    thin: dict[str, Any] = {"linewidth": 1.0, "zorder": 1}
-    mean_line: dict[str, Any] = {"color": DARK, **thin}
-    handles = [Line2D([], [], label=labels[1], **higher)]
-    if first is not None:
-        mean_before = float(before[order].mean())
-        dashed: dict[str, Any] = {"color": GREY, "linestyle": (0, (4, 3)), **thin}
-        handles = [
-            Line2D([], [], label=labels[0], **reference),
-            Line2D([], [], label=f"mean of {labels[0]}: {mean_before:.3f}", **dashed),
-        ]
-        if bool((~fell[rows.shown]).any()):
-            handles.insert(1, Line2D([], [], label=f"{labels[1]}, higher or the same", **higher))
-        if bool(fell[rows.shown].any()):
-            handles.insert(1, Line2D([], [], label=f"{labels[1]}, lower", **lower))
-    handles.append(Line2D([], [], label=f"mean of {labels[1]}: {mean:.3f}", **mean_line))
-    sheet.legend(handles)
-    axis, y = rows.draw(sheet, names, text, "recall" if first is None else "change")
-    edges = [after[rows.shown], before[rows.shown]]
+    fell = change[shown] < 0
+    means = (float(before[order].mean()), float(after[order].mean()))
+    if first is None:
+        column = [f"{value:.3f}" for value in after[shown].tolist()]
+    else:
+        column = [f"{value:+.3f}".replace("-", "−") for value in change[shown].tolist()]
+    sheet.legend(_handles(first is not None, fell, means, labels))
+    axis, y = rows.draw(sheet, names, column, "recall" if first is None else "change")
 
-    colours = [VERMILION if down else BLUE for down in fell[rows.shown].tolist()]
+    colours = [VERMILION if down else BLUE for down in fell.tolist()]
+    edges = [after[shown], before[shown], torch.tensor(means, dtype=torch.float64)]
     for values, colour in ((first, GREY), (second, colours)):
         if values is not None and len(values) > 1:
-            low, high = interval(values[:, rows.shown])
-            axis.hlines(y, low, high, colors=colour, linewidth=7, alpha=0.25, zorder=2)
+            low, high = interval(values[:, shown])
+            bar = {"linewidth": 7, "alpha": 0.25, "zorder": 2}
+            axis.hlines(y, low.numpy(), high.numpy(), colors=colour, **bar)
             edges += [low[~low.isnan()], high[~high.isnan()]]
-    axis.axvline(mean, **mean_line)
+    axis.axvline(means[1], **AFTER_MEAN)
+    x = after[shown].numpy()
     if first is not None:
-        axis.axvline(mean_before, **dashed)
-        axis.hlines(y, before[rows.shown], after[rows.shown], colors=colours, linewidth=2, zorder=3)
-        axis.plot(before[rows.shown], y, zorder=4, **reference)
-    for these, style in ((fell[rows.shown], lower), (~fell[rows.shown], higher)):
-        if bool(these.any()):
-            axis.plot(after[rows.shown][these], y[these], zorder=5, **style)
+        axis.axvline(means[0], **BEFORE_MEAN)
+        axis.hlines(y, before[shown].numpy(), x, colors=colours, linewidth=2, zorder=3)
+        axis.plot(before[shown].numpy(), y, zorder=4, **BEFORE)
+    for these, style in ((fell.numpy(), LOWER), (~fell.numpy(), HIGHER)):
+        if these.any():
+            axis.plot(x[these], y[these], zorder=5, **style)
     axis.set_xlim(*limits(torch.cat(edges)))
     bars = interval_in_words(*[len(values) for values in (first, second) if values is not None])
     sheet.below([axis], f"recall ({bars})" if bars else "recall")
-    if rows.hidden:
-        curve(sheet, after[order] if first is None else change[order], first is not None)
+    if rows.hidden and first is None:
+        curve(sheet, after[order], "recall")
+    elif rows.hidden:
+        curve(sheet, change[order], "change", compared=True)
 
 
-def limits(values: Tensor) -> tuple[float, float]:
-    """Returns the ends of an axis of recalls: all values with some room, hardly beyond 0 and 1."""
-    low, high = float(values.min()), float(values.max())
-    room = max(0.06 * (high - low), 0.01)
-    return max(low - room, min(-0.02, low)), min(high + room, max(1.02, high))
+def _handles(
+    compared: bool, fell: Tensor, means: tuple[float, float], labels: tuple[str, str]
+) -> list[Any]:
+    """Returns the entries of the legend: of what is drawn only."""
+    from matplotlib.lines import Line2D
 
-
-def curve(sheet: Sheet, values: Tensor, compared: bool) -> None:
-    """Adds all values, sorted, as a line."""
-    sheet.gap(0.1)
-    (axis,) = sheet.axes(1.5, left=0.75, right=0.2)
-    places = torch.arange(1, len(values) + 1)
-    axis.plot(places, values, color=DARK, linewidth=1.5)
-    if compared:
-        for side, colour in ((values < 0, VERMILION), (values >= 0, BLUE)):
-            axis.fill_between(places, values, 0, where=side.numpy(), color=colour, alpha=0.35, lw=0)
-        axis.axhline(0, color=GREY, linewidth=0.8)
-    axis.set_xlim(1, len(values))
-    axis.set_ylabel("change" if compared else "recall", fontsize=10, color=DARK)
-    axis.grid(axis="y", color=FAINT)
-    sheet.below([axis], f"all {len(values):,} classes, from the lowest to the highest")
+    mean = Line2D([], [], label=f"mean of {labels[1]}: {means[1]:.3f}", **AFTER_MEAN)
+    if not compared:
+        return [Line2D([], [], label=labels[1], **HIGHER), mean]
+    found = [Line2D([], [], label=labels[0], **BEFORE)]
+    if bool(fell.any()):
+        found.append(Line2D([], [], label=f"{labels[1]}, lower", **LOWER))
+    if not bool(fell.all()):
+        found.append(Line2D([], [], label=f"{labels[1]}, higher or the same", **HIGHER))
+    found.append(Line2D([], [], label=f"mean of {labels[0]}: {means[0]:.3f}", **BEFORE_MEAN))
+    return [*found, mean]

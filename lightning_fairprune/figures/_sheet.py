@@ -134,8 +134,8 @@ class Sheet:
                 frameon=False,
                 borderpad=0.0,
                 borderaxespad=0.0,
-                handlelength=1.6,
-                columnspacing=1.4,
+                handlelength=1.8,
+                columnspacing=1.2,
                 labelspacing=0.35,
                 labelcolor=DARK,
             )
@@ -147,14 +147,32 @@ class Sheet:
             legend.remove()
 
     def axes(
-        self, height: float, *, left: float = PAD, right: float = PAD, share: int = 1
+        self,
+        height: float,
+        *,
+        left: float = 0.65,
+        right: float = 0.25,
+        above: Sequence[str] = ("",),
+        bold: bool = False,
     ) -> list[Any]:
-        """Adds axes of `height` inches, `left` and `right` inches free beside each, `share` in a row."""
-        cell = self.width / share
+        """Adds a row of axes.
+
+        Args:
+            height: of each, in inches.
+            left: inches free to the left of each.
+            right: inches free to the right of each.
+            above: what the vertical axis of each is, written above it, where no turned text is needed.
+            bold: whether this is written bold.
+        """
+        cell = self.width / len(above)
+        self._used += LINE + 0.1 if any(above) else 0.0
         found = []
-        for i in range(share):
+        for i, title in enumerate(above):
             axis = self.chart.add_axes((0.1, 0.1, 0.5, 0.5), label=f"{len(self._axes)}")
             axis.tick_params(labelsize=FONT, color=GREY, labelcolor=DARK, length=3)
+            weight = "bold" if bold else "normal"
+            style: dict[str, Any] = {"fontsize": FONT, "color": DARK, "fontweight": weight}
+            axis.set_title(title, loc="left", pad=5, **style)
             self._axes.append((axis, i * cell + left, self._used, cell - left - right, height))
             found.append(axis)
         self._used += height

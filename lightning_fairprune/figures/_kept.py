@@ -1,0 +1,178 @@
+"""How much of every class is kept: alone and against its recall."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lightning_fairprune.figures._classes import Rows, curve, fractions, left_out, limits, named
+from lightning_fairprune.figures._points import name_points
+from lightning_fairprune.figures._sheet import BLUE, PALE, Sheet, settings
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAMED = 20  # up to so many classes, each point has its name
+EXTREMES = 3  # above, so many at each end of either axis
+
+
+def density_against_recall(
+    density: Tensor,
+    recall: Tensor,
+    names: Sequence[object] | None = None,
+    *,
+    narrow: bool = False,
+) -> Figure:
+    """Draws the share of each class that is kept against its recall.
+
+    Up to 20 classes are named; of more, the three at either end of either axis. A class that is NaN in either is
+    left out.
+
+    Args:
+        density: kept share of each class in [0, 1], [K]; NaN for a class without samples.
+        recall: in [0, 1], [K]; those that the quotas were set from, say, or those of a reference.
+        names: of the classes; None for their numbers.
+        narrow: for a phone.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If a value is not in [0, 1] or shapes or names do not fit.
+        ImportError: If matplotlib is missing.
+
+    Example:
+        >>> figure = density_against_recall(torch.tensor([0.25, 0.5]), torch.tensor([0.75, 0.5]))
+        >>> figure.axes[0].lines[0].get_xydata().tolist()
+        [[0.75, 0.25], [0.5, 0.5]]
+    """
+    y, x = fractions("density", density), fractions("recall", recall)
+    if y.ndim != 1 or x.shape != y.shape or not len(y):
+        raise ValueError(
+            f"`density` and `recall` must both be [K], got {list(y.shape)} and {list(x.shape)}."
+        )
+    names = named(names, len(y))
+    known = ~(x + y).isnan()
+    classes = known.nonzero().squeeze(1)
+    with settings():
+        sheet = Sheet(narrow)
+        if not len(classes):
+            sheet.text("No class has samples.")
+            return sheet.finish()
+        (axis,) = sheet.axes(3.6 if narrow else 4.2, above=["share that is kept"])
+        size = 6 if len(classes) <= NAMED else 4
+        style = {"marker": "o", "linestyle": "", "color": BLUE, "alpha": 0.8, "markeredgewidth": 0}
+        axis.plot(x[classes].tolist(), y[classes].tolist(), markersize=size, **style)
+        axis.set_xlim(*limits(x[classes]))
+        axis.set_ylim(*limits(y[classes]))
+        axis.grid()
+        sheet.below([axis], "recall")
+        few = len(classes) <= NAMED
+        shown = classes if few else _extremes(x, y, classes)
+        missing = name_points(sheet, axis, x, y, shown.tolist(), names)
+        if not few:
+            sheet.text(f"{len(classes):,} classes; named are those at either end of either axis.")
+        sheet.text(missing)
+        sheet.text(left_out(len(y) - len(classes)))
+        return sheet.finish()
+
+
+def kept_by_class(
+    quota: Tensor,
+    sizes: Tensor,
+    names: Sequence[object] | None = None,
+    *,
+    narrow: bool = False,
+) -> Figure:
+    """Draws how many samples of each class are kept and dropped, the class that keeps least on top.
+
+    Least is by share of its size. Of more than 40 classes, the 15 at either end are named and a curve shows all.
+
+    Args:
+        quota: samples kept of each class, int64 [K].
+        sizes: samples of each class, int64 [K]; a class without any is left out.
+        names: of the classes; None for their numbers.
+        narrow: for a phone.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If a quota is not between 0 and the size or shapes or names do not fit.
+        ImportError: If matplotlib is missing.
+
+    Example:
+        >>> figure = kept_by_class(torch.tensor([3, 1]), torch.tensor([4, 4]), ["cat", "dog"])
+        >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        ['dog', 'cat']
+    """
+    quota, sizes = kept_of("quota", quota, sizes)
+    names = named(names, len(sizes))
+    share = quota / sizes
+    order = share.argsort(stable=True)[: int((sizes > 0).sum())]  # sorting puts NaN last
+    with settings():
+        sheet = Sheet(narrow)
+        if len(order):
+            _draw(sheet, quota, sizes, order, names)
+        else:
+            sheet.text("No class has samples.")
+        sheet.text(left_out(len(sizes) - len(order)))
+        return sheet.finish()
+
+
+def kept_of(name: str, quota: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns both as float64 on the host."""
+    if quota.ndim != 1 or quota.shape != sizes.shape or not len(quota):
+        raise ValueError(
+            f"`{name}` and `sizes` must both be [K], got {list(quota.shape)} and {list(sizes.shape)}."
+        )
+    quota, sizes = quota.detach().cpu().double(), sizes.detach().cpu().double()
+    wrong = ~((quota >= 0) & (quota <= sizes))
+    if bool(wrong.any()):
+        k = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"`{name}` must be between 0 and the size of the class, "
+            f"got {quota[k]:g} of {sizes[k]:g} for class {k}."
+        )
+    return quota, sizes
+
+
+def _draw(sheet: Sheet, quota: Tensor, sizes: Tensor, order: Tensor, names: Sequence[str]) -> None:
+    from matplotlib.patches import Patch
+
+    rows = Rows(order)
+    kept, size = quota[rows.shown], sizes[rows.shown]
+    between = "\n" if sheet.narrow else "   "
+    text = [
+        f"{k / n:.1%}{between}{int(k):,} of {int(n):,}".replace("%", " %")
+        for k, n in zip(kept.tolist(), size.tolist(), strict=True)
+    ]
+    all_kept, all_size = int(quota.sum()), int(sizes.sum())
+    share = f"{all_kept / all_size:.1%}".replace("%", " %")
+    sheet.legend(
+        [
+            Patch(color=BLUE, label=f"kept: {all_kept:,} of {all_size:,} ({share})"),
+            Patch(color=PALE, label="dropped"),
+        ]
+    )
+    axis, y = rows.draw(sheet, names, text, "kept")
+    axis.barh(y, kept.numpy(), height=0.15, color=BLUE)
+    axis.barh(y, (size - kept).numpy(), left=kept.numpy(), height=0.15, color=PALE)
+    axis.set_xlim(0, 1.02 * float(size.max()))
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axis.locator_params(axis="x", nbins=3 if sheet.narrow else 8)
+    sheet.below([axis], "samples")
+    if rows.hidden:
+        curve(sheet, (quota / sizes)[order], "share kept")
+
+
+def _extremes(x: Tensor, y: Tensor, classes: Tensor) -> Tensor:
+    """Returns the classes at either end of either axis, each once."""
+    found: dict[int, None] = {}
+    for value in (x, y):
+        order = classes[value[classes].argsort(stable=True)].tolist()
+        found |= dict.fromkeys([*order[:EXTREMES], *order[-EXTREMES:]])
+    return torch.tensor(list(found))

@@ -1,0 +1,304 @@
+"""Recalls and quotas over the epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lightning_fairprune.figures._classes import left_out, limits, named
+from lightning_fairprune.figures._kept import kept_of
+from lightning_fairprune.figures._sheet import (
+    COLOURS,
+    DARK,
+    FONT,
+    GREY,
+    LINE,
+    PALE,
+    Sheet,
+    settings,
+)
+from lightning_fairprune.history import Evaluation
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STYLES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
+PANELS = {"worst": "worst class", "mean": "average over classes", "gap": "best minus worst class"}
+MOST_LINES = 10  # above this, only the classes at either end have a colour and a name
+EXTREMES = 4
+MOST_MARKERS = 12
+
+
+class EstimateLike(Protocol):
+    """What is drawn of :class:`~lightning_fairprune.decision.Estimate`."""
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that were done."""
+
+    @property
+    def quota(self) -> Tensor | None:
+        """Samples to keep of each class, int64 [K]."""
+
+
+def recalls_over_epochs(
+    runs: Mapping[str, Sequence[Sequence[Evaluation]]], *, narrow: bool = False
+) -> Figure:
+    """Draws worst recall, average recall and their gap over the epochs, one colour for each label.
+
+    Lines are means over the seeds, bands go from lowest to highest. A dashed line marks the first evaluation after
+    pruning, where earlier ones were before it. Of several evaluations in one epoch the last counts.
+
+    Args:
+        runs: by label, the evaluations of one data set of each seed.
+        narrow: for a phone.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If a label has no evaluation, or a run those of several data sets.
+        ImportError: If matplotlib is missing.
+
+    Example:
+        >>> from lightning_fairprune.counts import ClassCounts
+        >>> counts = ClassCounts(torch.tensor([9, 3]), torch.tensor([10, 5]))
+        >>> figure = recalls_over_epochs({"DRoP": [[Evaluation("val", 1, 100, False, counts)]]})
+        >>> [axis.get_title(loc="left") for axis in figure.axes]
+        ['worst class', 'average over classes', 'best minus worst class']
+    """
+    _check(runs)
+    with settings():
+        from matplotlib.lines import Line2D
+
+        sheet = Sheet(narrow)
+        handles = [Line2D([], [], label=label, **_style(i)) for i, label in enumerate(runs)]
+        turns = {label: _turns(seeds) for label, seeds in runs.items()}
+        dashed: dict[str, Any] = {"linestyle": (0, (4, 3)), "linewidth": 1.0, "zorder": 1}
+        if any(turns.values()):
+            handles.append(Line2D([], [], label="pruned from here on", color=GREY, **dashed))
+        sheet.legend(handles)
+        titles = list(PANELS.values())
+        axes: list[Any] = []
+        for row in [titles[i : i + 1] for i in range(3)] if narrow else [titles]:
+            added = sheet.axes(1.7 if narrow else 2.4, above=row, bold=True)
+            sheet.below(added, "epoch")
+            axes += added
+        for axis, what in zip(axes, PANELS, strict=True):
+            for i, (label, seeds) in enumerate(runs.items()):
+                _draw_runs(axis, seeds, what, _style(i))
+                for epoch in turns[label]:
+                    shared = sum(epoch in others for others in turns.values()) > 1
+                    axis.axvline(epoch, color=GREY if shared else _style(i)["color"], **dashed)
+            axis.grid(axis="y")
+            _whole_epochs(axis)
+        most = max(len(seeds) for seeds in runs.values())
+        if most > 1:
+            sheet.text(f"Lines: mean over up to {most} seeds; bands: lowest to highest.")
+        unseen = {
+            int((e.counts.support == 0).sum()) for s in runs.values() for seed in s for e in seed
+        }
+        sheet.text(left_out(max(unseen)))
+        return sheet.finish()
+
+
+def quotas_over_time(
+    history: Sequence[EstimateLike],
+    sizes: Tensor,
+    names: Sequence[object] | None = None,
+    *,
+    narrow: bool = False,
+) -> Figure:
+    """Draws the share of each class that is kept over the estimates of the quotas.
+
+    Of more than ten classes, the four that keep least and most in the end are named.
+
+    Args:
+        history: the estimates, as in `PruningRecord.history`; those without quota are skipped.
+        sizes: samples of each class, int64 [K]; a class without any is left out.
+        names: of the classes; None for their numbers.
+        narrow: for a phone.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If a quota is not between 0 and the size or shapes or names do not fit.
+        ImportError: If matplotlib is missing.
+
+    Example:
+        >>> from lightning_fairprune.decision import Estimate
+        >>> history = [
+        ...     Estimate(2, None, torch.tensor([3, 1])),
+        ...     Estimate(4, None, torch.tensor([2, 2])),
+        ... ]
+        >>> figure = quotas_over_time(history, torch.tensor([4, 4]))
+        >>> [line.get_ydata().tolist() for line in figure.axes[0].lines[:2]]
+        [[0.75, 0.5], [0.25, 0.5]]
+    """
+    names = named(names, len(sizes))
+    estimates = [estimate for estimate in history if estimate.quota is not None]
+    pairs = [kept_of("quota", e.quota, sizes) for e in estimates if e.quota is not None]
+    classes = (sizes.cpu() > 0).nonzero().squeeze(1)
+    with settings():
+        sheet = Sheet(narrow)
+        if not pairs or not len(classes):
+            sheet.text("No quotas were set." if not pairs else "No class has samples.")
+            return sheet.finish()
+        share = torch.stack([quota / size for quota, size in pairs])
+        whole = torch.stack([quota.sum() / size.sum() for quota, size in pairs])
+        _draw_quotas(sheet, [e.epoch for e in estimates], share, whole, classes, names)
+        sheet.text(left_out(len(sizes) - len(classes)))
+        return sheet.finish()
+
+
+def _check(runs: Mapping[str, Sequence[Sequence[Evaluation]]]) -> None:
+    if not runs:
+        raise ValueError("`runs` must hold at least one label, got none.")
+    for label, seeds in runs.items():
+        if not seeds or not all(seeds):
+            raise ValueError(
+                f"`runs` must hold at least one evaluation of each seed, got none for {label!r}."
+            )
+        for seed in seeds:
+            data = sorted({evaluation.name for evaluation in seed})
+            if len(data) > 1:
+                raise ValueError(
+                    f"`runs` must hold evaluations of one data set, got {', '.join(data)} for "
+                    f"{label!r}: choose with `RecallHistory.of`."
+                )
+
+
+def _style(i: int) -> dict[str, Any]:
+    style = STYLES[i // len(COLOURS) % len(STYLES)]
+    return {"color": COLOURS[i % len(COLOURS)], "linestyle": style, "linewidth": 1.8}
+
+
+def _turns(seeds: Sequence[Sequence[Evaluation]]) -> set[int]:
+    """Returns the epochs at which a run turned into a pruned one."""
+    found = set()
+    for seed in seeds:
+        pruned = [evaluation.pruned for evaluation in seed]
+        if True in pruned and pruned.index(True) > 0:
+            found.add(seed[pruned.index(True)].epoch)
+    return found
+
+
+def _draw_runs(
+    axis: Any, seeds: Sequence[Sequence[Evaluation]], what: str, style: Mapping[str, Any]
+) -> None:
+    # Of one epoch, the last evaluation stays.
+    of_seed = [{e.epoch: float(getattr(e.counts, what)) for e in seed} for seed in seeds]
+    epochs = sorted(set().union(*of_seed))
+    values = torch.tensor([[seed.get(epoch, torch.nan) for epoch in epochs] for seed in of_seed])
+    marker = {"marker": "o", "markersize": 4} if len(epochs) <= MOST_MARKERS else {}
+    axis.plot(epochs, values.nanmean(0).tolist(), **style, **marker)
+    if len(seeds) > 1:
+        low = values.nan_to_num(torch.inf).amin(0)
+        high = values.nan_to_num(-torch.inf).amax(0)
+        seen = low.isfinite()
+        low, high = low.where(seen, torch.nan), high.where(seen, torch.nan)
+        axis.fill_between(
+            epochs, low.tolist(), high.tolist(), color=style["color"], alpha=0.2, linewidth=0
+        )
+
+
+def _draw_quotas(
+    sheet: Sheet,
+    epochs: list[int],
+    share: Tensor,
+    whole: Tensor,
+    classes: Tensor,
+    names: Sequence[str],
+) -> None:
+    from matplotlib.collections import LineCollection
+    from matplotlib.lines import Line2D
+
+    average: dict[str, Any] = {
+        "color": DARK,
+        "linestyle": (0, (4, 3)),
+        "linewidth": 1.2,
+    }
+    order = classes[share[-1][classes].argsort(stable=True)]
+    many = len(order) > MOST_LINES
+    chosen = torch.cat([order[:EXTREMES], order[-EXTREMES:]]) if many else order
+    handles = [Line2D([], [], label="all classes together", **average)]
+    if many:
+        others = len(order) - len(chosen)
+        handles.append(Line2D([], [], label=f"{others:,} more classes", color=PALE, linewidth=1))
+    sheet.legend(handles)
+    room = 1.5 if sheet.narrow else 2.9
+    labels = [sheet.wrap(names[k], room, most=1) for k in chosen.tolist()]
+    right = max(sheet.measure(label) for label in labels) + 0.4
+    (axis,) = sheet.axes(3.2, right=right, above=["share that is kept"])
+    marker = {"marker": "o", "markersize": 4} if len(epochs) <= MOST_MARKERS else {}
+    for i, k in enumerate(sorted(chosen.tolist())):
+        axis.plot(epochs, share[:, k].tolist(), zorder=3, **_style(i), **marker)
+    if many:
+        x = torch.tensor(epochs, dtype=torch.float64)
+        rest = share[:, order[EXTREMES:-EXTREMES]]
+        lines = [torch.stack([x, line], 1).numpy() for line in rest.T]
+        axis.add_collection(LineCollection(lines, colors=PALE, linewidths=0.8, zorder=1))
+    axis.plot(epochs, whole.tolist(), zorder=4, **average)
+    room_beside = max(0.03 * (epochs[-1] - epochs[0]), 0.1)
+    axis.set_xlim(epochs[0] - room_beside, epochs[-1] + room_beside)
+    axis.set_ylim(*limits(share[:, classes]))
+    axis.grid(axis="y")
+    _whole_epochs(axis)
+    colour = {k: _style(i)["color"] for i, k in enumerate(sorted(chosen.tolist()))}
+    _names_beside(sheet, axis, epochs[-1], share[-1], chosen.tolist(), labels, colour)
+    sheet.below([axis], "epoch of the estimate")
+
+
+def _names_beside(
+    sheet: Sheet,
+    axis: Any,
+    epoch: int,
+    share: Tensor,
+    classes: Sequence[int],
+    labels: Sequence[str],
+    colour: Mapping[int, str],
+) -> None:
+    """Writes names to the right of where the lines end, moved apart; `classes` from low to high."""
+    width, height = sheet.size_of(axis)
+    low, high = axis.get_ylim()
+    ends = [(float(share[k]) - low) / (high - low) * height for k in classes]
+    places = apart(ends, LINE, height)
+    for k, label, end, place in zip(classes, labels, ends, places, strict=True):
+        axis.annotate(
+            label,
+            (epoch, low + end / height * (high - low)),
+            (1 + 0.25 / width, place / height),
+            textcoords="axes fraction",
+            va="center",
+            color=DARK,
+            fontsize=FONT,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour[k],
+                "linewidth": 0.8,
+                "relpos": (0, 0.5),
+            },
+            annotation_clip=False,
+        )
+
+
+def apart(places: Sequence[float], distance: float, most: float) -> list[float]:
+    """Returns ascending places, moved so that they are `distance` apart and in [0, most], if they can be."""
+    found: list[float] = []
+    for place in places:
+        found.append(max(place, found[-1] + distance if found else 0.0))
+    limit = most
+    for i in range(len(found) - 1, -1, -1):
+        found[i] = min(found[i], limit)
+        limit = found[i] - distance
+    return found
+
+
+def _whole_epochs(axis: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
