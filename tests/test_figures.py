@@ -177,15 +177,40 @@ def test_no_class_with_samples() -> None:
     assert said(figure) == "No class has samples. 3 classes without samples left out."
 
 
-def test_names_and_settings_of_the_user_do_no_harm() -> None:
+def test_settings_of_the_user_neither_change_nor_matter() -> None:
     matplotlib = pytest.importorskip("matplotlib")
-    with matplotlib.rc_context({"figure.facecolor": "black", "text.color": "white"}):
-        before = dict(matplotlib.rcParams)
-        figure = figures.recall_by_class(None, torch.tensor([0.5, 0.6]), ["$5 note, $10 note", "_"])
-        assert dict(matplotlib.rcParams) == before
-    assert rows_of(figure) == ["$5 note, $10 note", "_"]
-    assert figure.get_facecolor() == (1, 1, 1, 1)
+    before, after = recalls(50, 1)
+
+    def pixels() -> bytes:
+        figure = figures.recall_by_class(before, after)
+        figure.canvas.draw()
+        return bytes(figure.canvas.buffer_rgba())
+
+    usual = pixels()
+    with matplotlib.style.context(["dark_background", {"font.size": 20, "axes.grid": True}]):
+        settings = dict(matplotlib.rcParams)
+        assert pixels() == usual
+        assert dict(matplotlib.rcParams) == settings
+
+
+def test_names_are_drawn_as_they_are() -> None:
+    names = ["$5 note, $10 note", "_", "", "a" * 200, "two\nlines", 7]
+    figure = figures.recall_by_class(None, torch.linspace(0.1, 0.6, 6), names, narrow=True)
     check_text(figure)
+    rows = rows_of(figure)
+    assert " ".join(rows[0].split()) == "$5 note, $10 note"
+    assert rows[1:3] == ["_", ""]
+    assert rows[3].startswith("aaaa")
+    assert rows[3].endswith("a…")
+    assert rows[4:] == ["two lines", "7"]
+
+
+def test_pyplot_knows_nothing_of_a_figure() -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    before = pyplot.get_fignums()
+    figure = figures.recall_by_class(None, torch.rand(3))
+    assert pyplot.get_fignums() == before
+    assert figure.canvas.manager is None
 
 
 def test_wrong_recalls() -> None:

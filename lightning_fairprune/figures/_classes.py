@@ -8,7 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_fairprune.figures._sheet import BLUE, DARK, FONT, GREY, LINE, PAD, VERMILION, Sheet
+from lightning_fairprune.figures._sheet import (
+    BLUE,
+    DARK,
+    FONT,
+    GREY,
+    GRID,
+    LINE,
+    PAD,
+    VERMILION,
+    Sheet,
+)
 
 MOST_ROWS = 40  # above this, only so many rows are drawn as
 END = 15  # at either end
@@ -84,7 +94,7 @@ class Rows:
         axis.set_ylim(total, 0)
         axis.set_yticks(places.tolist(), labels)
         axis.tick_params(axis="y", length=0)
-        axis.grid(axis="x")
+        axis.grid(axis="x", **GRID)
         beside = {"transform": axis.get_yaxis_transform(), "color": DARK, "fontsize": FONT}
         shift = 0.1 / sheet.size_of(axis)[0]
         for place, text in zip(places.tolist(), column, strict=True):
@@ -117,5 +127,5 @@ def curve(sheet: Sheet, values: Tensor, label: str, *, compared: bool = False) -
             axis.fill_between(places, drawn, 0, where=side, color=colour, alpha=0.35, lw=0)
         axis.axhline(0, color=GREY, linewidth=0.8)
     axis.set_xlim(1, len(values))
-    axis.grid(axis="y")
+    axis.grid(axis="y", **GRID)
     sheet.below([axis], f"all {len(values):,} classes, from the lowest to the highest")

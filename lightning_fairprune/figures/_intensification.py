@@ -14,6 +14,7 @@ from lightning_fairprune.figures._points import name_points
 from lightning_fairprune.figures._sheet import (
     BLUE,
     GREY,
+    GRID,
     SKY,
     VERMILION,
     Sheet,
@@ -150,7 +151,7 @@ def _draw(
     ends = axis.get_xlim()
     axis.plot(ends, ends, **same)
     axis.plot(ends, [slope * end for end in ends], **fit)
-    axis.grid()
+    axis.grid(**GRID)
     sheet.below([axis], "recall balance before pruning: (recall − mean recall) / mean recall")
     known = (~(mean_x + mean_y).isnan()).nonzero().squeeze(1)
     distance = (mean_y - mean_x).abs()

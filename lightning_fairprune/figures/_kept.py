@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_fairprune.figures._classes import Rows, curve, fractions, left_out, limits, named
 from lightning_fairprune.figures._points import name_points
-from lightning_fairprune.figures._sheet import BLUE, PALE, Sheet, settings
+from lightning_fairprune.figures._sheet import BLUE, GRID, PALE, Sheet, settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,7 +68,7 @@ def density_against_recall(
         axis.plot(x[classes].tolist(), y[classes].tolist(), markersize=size, **style)
         axis.set_xlim(*limits(x[classes]))
         axis.set_ylim(*limits(y[classes]))
-        axis.grid()
+        axis.grid(**GRID)
         sheet.below([axis], "recall")
         few = len(classes) <= NAMED
         shown = classes if few else _extremes(x, y, classes)

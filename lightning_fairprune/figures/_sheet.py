@@ -17,6 +17,8 @@ BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 PURPLE, SKY, BLACK = "#CC79A7", "#56B4E9", "#000000"
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 DARK, GREY, PALE, FAINT = "#333333", "#767676", "#D9D9D9", "#EBEBEB"
+# Said to each axis: ticks made when the figure is drawn would else follow the caller's settings.
+GRID: dict[str, Any] = {"color": FAINT, "linewidth": 0.8}
 
 WIDE, NARROW = 9.0, 4.2  # inches: a desktop page, a phone of 390 pixels
 FONT, TITLE = 10, 12  # points, at either width
@@ -45,8 +47,6 @@ def settings() -> Iterator[None]:
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.axisbelow": True,
-        "grid.color": FAINT,
-        "grid.linewidth": 0.8,
     }
     with style.context(["default", ours]):
         yield

@@ -15,6 +15,7 @@ from lightning_fairprune.figures._sheet import (
     DARK,
     FONT,
     GREY,
+    GRID,
     LINE,
     PALE,
     Sheet,
@@ -93,7 +94,7 @@ def recalls_over_epochs(
                 for epoch in turns[label]:
                     shared = sum(epoch in others for others in turns.values()) > 1
                     axis.axvline(epoch, color=GREY if shared else _style(i)["color"], **dashed)
-            axis.grid(axis="y")
+            axis.grid(axis="y", **GRID)
             _whole_epochs(axis)
         most = max(len(seeds) for seeds in runs.values())
         if most > 1:
@@ -246,7 +247,7 @@ def _draw_quotas(
     room_beside = max(0.03 * (epochs[-1] - epochs[0]), 0.1)
     axis.set_xlim(epochs[0] - room_beside, epochs[-1] + room_beside)
     axis.set_ylim(*limits(share[:, classes]))
-    axis.grid(axis="y")
+    axis.grid(axis="y", **GRID)
     _whole_epochs(axis)
     colour = {k: _style(i)["color"] for i, k in enumerate(sorted(chosen.tolist()))}
     _names_beside(sheet, axis, epochs[-1], share[-1], chosen.tolist(), labels, colour)
