@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import math
-import statistics
 from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import oracles_metrics as slow
 import pytest
 import torch
 from torch import Tensor
@@ -19,110 +19,27 @@ from lightning_fairprune import recalls
 
 NAN = math.nan
 
-# ------------------------------------------------------------------------------------ slow loops
-# A recall is a list of fractions, so that recalls equal to their mean are seen as that; NaN where a class
-# has no support.
-
-Recall = list[Any]
-
-
-def exact(recall: Tensor) -> Recall:
-    return [r if math.isnan(r) else Fraction(r).limit_denominator(20) for r in recall.tolist()]
-
-
-def inexact(value: Any) -> Any:
-    return [float(v) for v in value] if isinstance(value, list) else float(value)
-
-
-def seen(recall: Recall) -> Recall:
-    return [r for r in recall if not math.isnan(r)]
-
-
-def slow_worst_k(recall: Recall, k: int) -> float:
-    lowest = sorted(seen(recall))[:k]
-    return sum(lowest) / len(lowest) if lowest else NAN
-
-
-def slow_cvar(recall: Recall, level: float) -> float:
-    """Walks up from the lowest class until the fraction is used up."""
-    values = sorted(seen(recall))
-    left = size = level * len(values)
-    total = 0.0
-    for value in values:
-        total += min(1.0, left) * value
-        left -= min(1.0, left)
-    return total / size if values else NAN
-
-
-def slow_std(recall: Recall, correction: int) -> float:
-    values = seen(recall)
-    if len(values) <= correction:
-        return NAN
-    return statistics.stdev(values) if correction else statistics.pstdev(values)
-
-
-def common(recall: Recall, reference: Recall) -> tuple[Recall, Recall]:
-    both = [not (math.isnan(a) or math.isnan(b)) for a, b in zip(recall, reference, strict=True)]
-    return (
-        [r if ok else NAN for r, ok in zip(recall, both, strict=True)],
-        [r if ok else NAN for r, ok in zip(reference, both, strict=True)],
-    )
-
-
-def mean(recall: Recall) -> Any:
-    return sum(seen(recall)) / len(seen(recall)) if seen(recall) else NAN
-
-
-def over(a: Any, b: Any) -> Any:
-    return a / b if b else NAN
-
-
-def slow_adjusted(recall: Recall, reference: Recall) -> Recall:
-    recall, reference = common(recall, reference)
-    loss = mean(recall) - mean(reference)
-    return [r - b - loss for r, b in zip(recall, reference, strict=True)]
-
-
-def normalised(recall: Recall) -> Recall:
-    accuracy = mean(recall)
-    return [over(r - accuracy, accuracy) for r in recall]
-
-
-def slow_class_intensification(recall: Recall, reference: Recall) -> Recall:
-    recall, reference = common(recall, reference)
-    return [over(a, b) for a, b in zip(normalised(recall), normalised(reference), strict=True)]
-
-
-def slow_intensification(recall: Recall, reference: Recall) -> float:
-    recall, reference = common(recall, reference)
-    pairs = list(zip(normalised(recall), normalised(reference), strict=True))
-    pairs = [(a, b) for a, b in pairs if not (math.isnan(a) or math.isnan(b))]
-    return over(sum(a * b for a, b in pairs), sum(b * b for _, b in pairs))
-
-
+# The function and its loop; both are called with a recall or with a recall and a reference.
 SLOW: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "worst": (recalls.worst, lambda r: min(seen(r), default=NAN)),
-    "worst_k": (partial(recalls.worst_k, k=1), lambda r: slow_worst_k(r, 1)),
+    "worst": (recalls.worst, lambda r: slow.worst_k(r, 1)),
+    "worst_k": (partial(recalls.worst_k, k=1), lambda r: slow.worst_k(r, 1)),
     "worst_2": (
         lambda r: recalls.worst_k(r, 2 if r.numel() > 1 else 1),
-        lambda r: slow_worst_k(r, 2),
+        lambda r: slow.worst_k(r, 2),
     ),
-    "cvar": (partial(recalls.cvar, level=0.37), lambda r: slow_cvar(r, 0.37)),
-    "gap": (recalls.gap, lambda r: max(seen(r)) - min(seen(r)) if seen(r) else NAN),
-    "std": (recalls.std, lambda r: slow_std(r, 0)),
-    "sample std": (partial(recalls.std, correction=1), lambda r: slow_std(r, 1)),
+    "cvar": (partial(recalls.cvar, level=0.37), lambda r: slow.cvar(r, 0.37)),
+    "gap": (recalls.gap, slow.gap),
+    "std": (recalls.std, lambda r: slow.std(r, 0)),
+    "sample std": (partial(recalls.std, correction=1), lambda r: slow.std(r, 1)),
     "zero_recall": (recalls.zero_recall, lambda r: r.count(0)),
-    "balance": (recalls.balance, lambda r: slow_adjusted(r, [0 * x for x in r])),
-    "normalised_balance": (recalls.normalised_balance, normalised),
-    "change": (recalls.change, lambda r, b: [x - y for x, y in zip(r, b, strict=True)]),
-    "retention": (recalls.retention, lambda r, b: [over(x, y) for x, y in zip(r, b, strict=True)]),
-    "adjusted_change": (recalls.adjusted_change, slow_adjusted),
-    "disparity": (
-        recalls.disparity,
-        lambda r, b: max([-x for x in seen(slow_adjusted(r, b))], default=NAN),
-    ),
-    "class_intensification": (recalls.class_intensification, slow_class_intensification),
-    "intensification": (recalls.intensification, slow_intensification),
+    "balance": (recalls.balance, lambda r: slow.adjusted(r, [0 * x for x in r])),
+    "normalised_balance": (recalls.normalised_balance, slow.normalised),
+    "change": (recalls.change, slow.change),
+    "retention": (recalls.retention, slow.retention),
+    "adjusted_change": (recalls.adjusted_change, slow.adjusted),
+    "disparity": (recalls.disparity, slow.disparity),
+    "class_intensification": (recalls.class_intensification, slow.class_intensification),
+    "intensification": (recalls.intensification, slow.intensification),
 }
 
 
@@ -131,7 +48,7 @@ def compares(name: str) -> bool:
 
 
 FAMILY = pytest.mark.parametrize("name", SLOW)
-COMPARED = pytest.mark.parametrize("name", filter(compares, SLOW))
+COMPARED = pytest.mark.parametrize("name", [*filter(compares, SLOW)])
 
 
 def per_class(name: str) -> bool:
@@ -155,9 +72,13 @@ def call(name: str, recall: Tensor, reference: Tensor | None = None) -> Tensor:
     return fn(recall, reference)
 
 
+def exact(recall: Tensor) -> list[Any]:
+    return [r if math.isnan(r) else Fraction(r).limit_denominator(20) for r in recall.tolist()]
+
+
 def oracle(name: str, recall: Tensor, reference: Tensor) -> Tensor:
     lists = [exact(recall), exact(reference)][: 1 + compares(name)]
-    return torch.tensor(inexact(SLOW[name][1](*lists)), dtype=torch.float64)
+    return torch.tensor(slow.inexact(SLOW[name][1](*lists)), dtype=torch.float64)
 
 
 def same(a: Tensor, b: Tensor, **tolerance: float) -> None:
