@@ -1,8 +1,8 @@
 """Metrics of class recalls for torchmetrics: everything follows from two counts per class.
 
-All classes keep the same state, so that a :class:`torchmetrics.MetricCollection` updates it once for all of
-them. A class without support has recall NaN and is left out of worst, gap, deviation and mean. Results are
-float32 on the device of the metric; `set_dtype(torch.float64)` gives them in full.
+All keep the same state, so that a :class:`torchmetrics.MetricCollection` updates it once for all of them. A class without support has recall NaN and is left out of worst, gap, deviation and mean. Results are
+float32 on the device of the metric; `set_dtype(torch.float64)` gives them in full. `exemplars` looks at single
+samples.
 """
 
 from __future__ import annotations
@@ -26,9 +26,17 @@ from lightning_fairprune.metrics._compared import (
     RecallDistortion,
     RecallRetention,
 )
+from lightning_fairprune.metrics.exemplars import (
+    Churn,
+    churn,
+    class_histogram,
+    compression_identified_exemplars,
+    pruning_identified_exemplars,
+)
 
 __all__ = [
     "AdjustedRecallChange",
+    "Churn",
     "ClassIntensification",
     "ClassRecall",
     "IntensificationRatio",
@@ -42,5 +50,9 @@ __all__ = [
     "WorstClassRecall",
     "WorstKRecall",
     "ZeroRecallClasses",
+    "churn",
+    "class_histogram",
+    "compression_identified_exemplars",
     "functional",
+    "pruning_identified_exemplars",
 ]
