@@ -64,7 +64,8 @@ class CountMetric(Metric):
         self._result_dtype = torch.get_default_dtype()
         # A MetricCollection merges metrics whose states look alike after the first batch, where
         # other arguments may not have shown yet: only those that count alike share a name.
-        self.add_state(self._counting.name, self._counting.zeros(), dist_reduce_fx="sum")
+        self._state = self._counting.name
+        self.add_state(self._state, self._counting.zeros(), dist_reduce_fx="sum")
 
     @property
     def num_classes(self) -> int:
@@ -83,7 +84,7 @@ class CountMetric(Metric):
 
     @property
     def _count(self) -> Tensor:
-        count: Tensor = getattr(self, self._counting.name)
+        count: Tensor = getattr(self, self._state)
         return count
 
     def update(self, preds: Tensor, target: Tensor, attribute: Tensor | None = None) -> None:
@@ -104,7 +105,7 @@ class CountMetric(Metric):
         if count.is_inference() and not torch.is_inference_mode_enabled():
             # Reset by Lightning at the end of a validation; such tensors cannot be written to outside.
             count = count.clone()
-            setattr(self, self._counting.name, count)
+            setattr(self, self._state, count)
         count.index_add_(0, slots, torch.ones_like(slots))
 
     def compute(self) -> Tensor:

@@ -86,7 +86,7 @@ class Counting:
         if preds.is_floating_point():
             top, pred = preds.max(1)
             right = pred == label if self.top_k == 1 else self._in_top_k(preds, label)
-            broken = top - top != 0  # NaN for infinity and NaN; a NaN anywhere is the maximum
+            broken = (top - top).isnan()  # infinity or NaN; a NaN anywhere is the maximum
         else:
             pred = preds.long()
             right = pred == label
