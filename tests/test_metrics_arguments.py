@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -112,6 +113,15 @@ def test_impossible_accuracies_are_refused(accuracy: float) -> None:
 def test_counts_have_their_own_accuracy() -> None:
     with pytest.raises(ValueError, match="`reference_accuracy` must be left out with counts"):
         metrics.MaxDisparity(3, COUNTS, reference_accuracy=0.5)
+
+
+@pytest.mark.parametrize("name", functional.__all__)
+def test_misspelt_options_are_refused(name: str) -> None:
+    more = {"worst_k_recall": {"k": 1}, "recall_cvar": {"level": 0.5}}.get(name, {})
+    if "reference" in inspect.signature(getattr(functional, name)).parameters:
+        more = {"reference": RECALL}
+    with pytest.raises(TypeError, match=r"among attribute, ignore_index, .*, got topk"):
+        getattr(functional, name)(IDS, IDS, 3, topk=2, **more)
 
 
 # ----------------------------------------------------------------------------------------- update

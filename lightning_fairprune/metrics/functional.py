@@ -316,6 +316,11 @@ def _reference(
 
 
 def _counting(num_classes: int, options: Options) -> Counting:
+    if unknown := sorted(options.keys() - Options.__annotations__.keys()):
+        raise TypeError(
+            f"options must be among {', '.join(sorted(Options.__annotations__))}, "
+            f"got {', '.join(unknown)}."
+        )
     return Counting(
         num_classes,
         options.get("ignore_index"),
