@@ -1,0 +1,14 @@
+"""Who pays for pruning: a page, figures and tables from the files of finished runs, `fairprune report`.
+
+As a library:
+
+    from lightning_fairprune.report import report
+
+    report(["none=runs/full", "DRoP=runs/drop"], reference="runs/full", out="fairprune-report")
+"""
+
+from lightning_fairprune.report._build import report
+from lightning_fairprune.report._command import main
+from lightning_fairprune.report._compare import Comparison, Group, Reference
+
+__all__ = ["Comparison", "Group", "Reference", "main", "report"]

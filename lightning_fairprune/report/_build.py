@@ -1,0 +1,141 @@
+"""From the folders of runs to the files of a report."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from lightning_fairprune._files import write_whole
+from lightning_fairprune.report import _dataset
+from lightning_fairprune.report._compare import Comparison, compare
+from lightning_fairprune.report._draw import plans, render
+from lightning_fairprune.report._examples import examples_of
+from lightning_fairprune.report._export import classes_csv, markdown, runs_csv, summary_csv
+from lightning_fairprune.report._page import page
+from lightning_fairprune.report._read import read
+
+OUT = "fairprune-report"
+
+Runs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+def report(
+    runs: Runs,
+    reference: Runs | None = None,
+    out: str | os.PathLike[str] = OUT,
+    *,
+    data: str | None = None,
+    level: float = 0.95,
+    dataset: Any = None,
+    console: Console | None = None,
+) -> Comparison:
+    """Writes a page, figures and tables on what pruning did to the classes.
+
+    Args:
+        runs: folders of loggers, such as ``"lightning_logs/version_0"``, or folders with such folders
+            below; ``"NAME=PATH"`` names the setting that they belong to. Runs of one name, or without
+            names of one configuration but for the seed, are seeds of one setting.
+        reference: the same for the runs that distortion is relative to; None for the reference that
+            the runs have kept.
+        out: folder for the files; made if it is not there, files in it replaced.
+        data: the evaluation to compare, such as ``"test"`` or ``"val/1"``; None for the test, the
+            validation, or what all runs have in common.
+        level: of the t intervals over runs, in (0, 1).
+        dataset: the training set that samples were kept from, for examples of them: a map-style dataset
+            or ``"package.module:name"``.
+        console: where the progress bar goes; None shows none.
+
+    Returns:
+        The numbers that the files hold.
+
+    Raises:
+        FileNotFoundError: If there are no recalls.
+        ValueError: If the runs cannot be compared, or a file is damaged.
+        OSError: If `out` cannot be written to.
+        ImportError: If matplotlib or scipy is not installed.
+    """
+    require_extras()
+    comparison, found = prepare(runs, reference, out, data, level, dataset)
+    write(comparison, found, Path(out), console)
+    return comparison
+
+
+def require_extras() -> None:
+    """Raises before any work if what the report needs is missing."""
+    try:
+        import matplotlib  # noqa: F401
+        import scipy  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"the report needs matplotlib and scipy, and {error.name} is not installed: "
+            'pip install "lightning-fairprune[report]".'
+        ) from error
+
+
+def prepare(
+    runs: Runs,
+    reference: Runs | None,
+    out: str | os.PathLike[str],
+    data: str | None,
+    level: float,
+    dataset: Any,
+) -> tuple[Comparison, Any]:
+    """Returns comparison and data set, and makes the folder: all that can go wrong, before drawing."""
+    comparison = compare(
+        read(_several(runs)),
+        [] if reference is None else read(_several(reference)),
+        data=data,
+        level=level,
+    )
+    if dataset is not None:
+        dataset = _dataset.load(dataset) if isinstance(dataset, str) else dataset
+        _dataset.check(dataset, comparison)
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"`out` {str(out)!r} cannot be written to: {error.strerror}.") from error
+    return comparison, dataset
+
+
+def _several(runs: Runs) -> list[str | os.PathLike[str]]:
+    return [runs] if isinstance(runs, (str, os.PathLike)) else list(runs)
+
+
+def write(
+    comparison: Comparison, dataset: Any, folder: Path, console: Console | None
+) -> list[Path]:
+    """Writes all files and returns them, the page first."""
+    planned = plans(comparison)
+    bar = Progress(
+        TextColumn("Drawing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=console,
+        disable=console is None or not console.is_terminal,
+        transient=True,
+    )
+    with bar:
+        pictures = [render(plan) for plan in bar.track(planned)]
+    thumbnails = "" if dataset is None else examples_of(comparison, dataset)
+    contents = {f"{picture.plan.name}.png": picture.file for picture in pictures}
+    texts = {
+        "summary.md": markdown(comparison),
+        "summary.csv": summary_csv(comparison),
+        "classes.csv": classes_csv(comparison),
+        "runs.csv": runs_csv(comparison),
+        "index.html": page(comparison, pictures, thumbnails),
+    }
+    contents |= {name: text.encode() for name, text in texts.items()}
+    for name, content in contents.items():
+        write_whole(folder / name, partial(Path.write_bytes, data=content))
+    return [folder / name for name in reversed(contents)]

@@ -1,0 +1,108 @@
+"""What must hold for runs to be compared, told in one sentence if it does not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+
+from lightning_fairprune.counts import ClassCounts
+from lightning_fairprune.record import PruningRecord
+from lightning_fairprune.report._read import Run
+
+# Ranks of a distributed evaluation repeat samples to get equally many; a few of them are no other data.
+FEW, SHARE = 8, 0.01
+
+
+def common_data(runs: Sequence[Run], asked: str | None) -> str:
+    """Returns the name of the data that the tables are about.
+
+    Raises:
+        ValueError: If a run was not evaluated on it, or on no sample of it.
+    """
+    common = [name for name in runs[0].history.names if all(name in r.history.names for r in runs)]
+    has = "; ".join(f"{_name(run)} has {', '.join(run.history.names) or 'none'}" for run in runs)
+    if asked is not None and asked not in common:
+        raise ValueError(f"all runs must have an evaluation of {asked!r}: {has}.")
+    if not common:
+        raise ValueError(f"the runs must share an evaluation: {has}.")
+    data = asked or next((name for name in ("test", "val") if name in common), common[0])
+    for run in runs:
+        if not bool(run.history.last(data).counts.support.any()):
+            raise ValueError(f"the last evaluation of {data!r} in {_name(run)} has no samples.")
+    return data
+
+
+def class_names(runs: Sequence[Run], data: str) -> tuple[str, ...] | None:
+    """Returns the names of the classes, None if no run has any.
+
+    Raises:
+        ValueError: If runs have other classes than others.
+    """
+    first = runs[0]
+    size = first.history.last(data).counts.num_classes
+    named = [run for run in runs if run.history.class_names is not None]
+    for run in runs:
+        other = run.history.last(data).counts.num_classes
+        if other != size:
+            raise ValueError(
+                f"all runs must have the same classes: {_name(first)} has {size}, {_name(run)} {other}."
+            )
+        kept = run.history.reference.get(data)
+        if kept is not None and kept.num_classes != size:
+            raise ValueError(
+                f"the reference kept in {_name(run)} must have its {size} classes, got "
+                f"{kept.num_classes}."
+            )
+    for run in named:
+        pairs = zip(named[0].history.class_names or (), run.history.class_names or (), strict=True)
+        for k, (expected, found) in enumerate(pairs):
+            if expected != found:
+                raise ValueError(
+                    f"all runs must have the same class names: class {k} is {expected!r} in "
+                    f"{_name(named[0])} and {found!r} in {_name(run)}."
+                )
+    return named[0].history.class_names if named else None
+
+
+def same_support(run: Run, reference: ClassCounts, what: str, data: str) -> None:
+    """Raises a ValueError if a run and its reference were evaluated on other data."""
+    mine, other = run.history.last(data).counts.support, reference.support
+    allowed = (SHARE * torch.maximum(mine, other)).clamp(min=FEW)
+    bad = ((mine - other).abs() > allowed).nonzero().flatten()
+    if len(bad):
+        k = int(bad[0])
+        name = (run.history.class_names or range(len(mine)))[k]
+        raise ValueError(
+            f"{_name(run)} and {what} must have been evaluated on the same data, but class {name} has "
+            f"{int(mine[k])} and {int(other[k])} samples in {data!r}."
+        )
+
+
+def by_class(record: PruningRecord, num_classes: int) -> bool:
+    """Whether quotas are those of the classes that were evaluated, not of groups."""
+    have = len(record.selection.sizes)
+    grouped = record.settings.get("group_by") is not None
+    return have == num_classes or (have < num_classes and not grouped)
+
+
+def oddities(label: str, runs: Sequence[Run], num_classes: int) -> list[str]:
+    """Returns sentences on runs of one setting that may not be what they seem."""
+    notes = []
+    seeds = Counter(run.seed for run in runs if run.seed is not None)
+    twice = [str(seed) for seed, times in seeds.items() if times > 1]
+    if twice:
+        notes.append(
+            f"{label} has several runs with seed {', '.join(twice)}; each counts as a model."
+        )
+    unknown = [run for run in runs if run.seed is None]
+    if unknown and len(runs) > 1:
+        notes.append(f"Of {len(unknown)} of the {len(runs)} runs of {label} the seed is not known.")
+    if any(run.record is not None and not by_class(run.record, num_classes) for run in runs):
+        notes.append(f"{label} was pruned by groups; what was kept of each class is not known.")
+    return notes
+
+
+def _name(run: Run) -> str:
+    return repr(str(run.path))

@@ -1,0 +1,92 @@
+"""The command line of the report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from lightning_fairprune.report._build import OUT, prepare, require_extras, write
+from lightning_fairprune.report._terminal import tables
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes the report, prints its tables and says where the page is.
+
+    Args:
+        argv: arguments after ``fairprune report``; those of the process by default.
+
+    Returns:
+        0 if all went well, 1 if something that it needs is not installed.
+
+    Raises:
+        SystemExit: With status 2 and one sentence, if an argument is wrong.
+    """
+    parser = _parser()
+    given = parser.parse_args(argv)
+    console = Console()
+    try:
+        require_extras()
+        comparison, dataset = prepare(
+            given.runs, given.reference, given.out, given.data, given.level, given.dataset
+        )
+    except ImportError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    except OSError as error:
+        parser.error(f"{error.filename or given.out}: {error.strerror or error}.")
+    console.print(tables(comparison))
+    try:
+        files = write(comparison, dataset, given.out, console)
+    except OSError as error:
+        parser.error(f"--out {given.out} cannot be written to: {error.strerror or error}.")
+    console.print(
+        f"\nWritten: {files[0]} and {len(files) - 1} files beside it",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fairprune report",
+        description="Compare the recalls of trained models class by class: a page, figures and tables "
+        "on who pays for pruning.",
+    )
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="folder of a logger (lightning_logs/version_0) that RecallMonitor wrote to, or a folder with "
+        "such folders below; NAME=PATH names its setting",
+    )
+    parser.add_argument(
+        "--reference",
+        action="append",
+        metavar="RUN",
+        help="what distortion is relative to: a run, or a folder with its seeds (the reference that the "
+        "runs have kept)",
+    )
+    parser.add_argument(
+        "--data", help="evaluation to compare: test, val, val/1 (test, else val, if all have it)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(OUT), help="folder for the files (%(default)s)"
+    )
+    parser.add_argument(
+        "--level", type=float, default=0.95, help="level of the t intervals (%(default)s)"
+    )
+    parser.add_argument(
+        "--dataset",
+        metavar="MODULE:NAME",
+        help="training set, or a function that returns it, to show examples of what was kept and "
+        "dropped; the working directory can be imported from",
+    )
+    return parser

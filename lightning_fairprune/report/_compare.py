@@ -1,0 +1,322 @@
+"""Settings next to each other and to a reference: numbers only, nothing is drawn or written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_fairprune import recalls
+from lightning_fairprune.report import _check
+from lightning_fairprune.report._read import Run
+from lightning_fairprune.report._settings import configuration, differences, grouped
+from lightning_fairprune.statistics import (
+    ClassChange,
+    Summary,
+    class_change_test,
+    intensification_ratio,
+    summarise,
+)
+
+__all__ = ["Comparison", "Group", "Reference", "compare"]
+
+# The paper's label is that of a 99 % interval.
+LABEL_LEVEL = 0.99
+# False discovery rate of the tests per class.
+RATE = 0.05
+
+Pairing = Literal["seed", "mean", "saved"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reference:
+    """The models that distortion is relative to.
+
+    Args:
+        recall: of each of them, float64 [R, K].
+        runs: where they come from; none if the compared runs brought them along.
+    """
+
+    recall: Tensor
+    runs: tuple[Run, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """The runs of one setting.
+
+    Args:
+        label: what the setting is called.
+        runs: its M runs.
+        recall: after the last evaluation of each, float64 [M, K].
+        support: samples of each class in it, int64 [M, K].
+        before: what each run is compared with, float64 [M, K]; None without a reference.
+        pairing: the reference run of equal seed, the mean of all, or what the run itself kept.
+        test: per class, whether it changed more than the model; None below two runs on either side.
+        values: a number per run, float64 [M], by its name: see `measures`.
+        summaries: their means and t intervals.
+        alpha_label: on which side of 1 the interval of alpha lies at the paper's level.
+        sizes: training samples of each class, float64 [M, K]; NaN for a run that kept all.
+        kept: those that were kept last, likewise.
+    """
+
+    label: str
+    runs: tuple[Run, ...]
+    recall: Tensor
+    support: Tensor
+    before: Tensor | None
+    pairing: Pairing | None
+    test: ClassChange | None
+    values: Mapping[str, Tensor]
+    summaries: Mapping[str, Summary]
+    alpha_label: str
+    sizes: Tensor
+    kept: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """Recall of each class, mean over the runs, [K]."""
+        return self.recall.nanmean(0)
+
+    @property
+    def mean_before(self) -> Tensor:
+        """What it is compared with, [K]; NaN without a reference."""
+        empty = torch.full_like(self.mean, torch.nan)
+        return empty if self.before is None else self.before.nanmean(0)
+
+    @property
+    def change(self) -> Tensor:
+        """After minus before, of each run, [M, K]; NaN without a reference."""
+        empty = torch.full_like(self.recall, torch.nan)
+        return empty if self.before is None else recalls.change(self.recall, self.before)
+
+    @property
+    def density(self) -> Tensor:
+        """Fraction of each class that was kept, mean over the runs, [K]."""
+        return (self.kept / self.sizes).nanmean(0)
+
+    @property
+    def weakest(self) -> int:
+        """The class with the lowest mean recall."""
+        return int(self.mean.nan_to_num(torch.inf).argmin())
+
+    @property
+    def order(self) -> Tensor:
+        """Classes, those that lost most first; by recall without a reference, int64 [K]."""
+        by = self.mean if self.before is None else self.change.nanmean(0)
+        return by.nan_to_num(torch.inf).argsort(stable=True)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparison:
+    """Several settings, evaluated on the same data.
+
+    Args:
+        data: the name of the data.
+        curves: the name of the data that was evaluated several times in training; None if none was.
+        names: of the classes; None for their numbers.
+        groups: the settings.
+        reference: what they are compared with.
+        level: of the intervals.
+        notes: what a reader has to know, as sentences.
+    """
+
+    data: str
+    curves: str | None
+    names: tuple[str, ...] | None
+    groups: tuple[Group, ...]
+    reference: Reference | None
+    level: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """A name for each class."""
+        return self.names or tuple(str(k) for k in range(self.groups[0].recall.shape[1]))
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs but those of the reference."""
+        return [run for group in self.groups for run in group.runs]
+
+
+def compare(
+    runs: Sequence[Run],
+    reference: Sequence[Run] = (),
+    *,
+    data: str | None = None,
+    level: float = 0.95,
+) -> Comparison:
+    """Compares settings with each other and with a reference.
+
+    Args:
+        runs: of all settings; those that are the reference's, too, are left out.
+        reference: the runs that distortion is relative to; none for what the runs have kept.
+        data: the name of the data; by default the test, the validation or what all have in common.
+        level: of the intervals, in (0, 1).
+
+    Raises:
+        ValueError: If the runs cannot be compared.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"`level` must be between 0 and 1, got {level:g}.")
+    homes = {run.path.resolve() for run in reference}
+    compared = [run for run in runs if run.path.resolve() not in homes]
+    if not compared:
+        raise ValueError("the runs must be others than those of the reference, got the same.")
+    everything = [*reference, *compared]
+    data = _check.common_data(everything, data)
+    names = _check.class_names(everything, data)
+    num_classes = compared[0].history.last(data).counts.num_classes
+    notes = []
+    if len(compared) < len(runs):
+        notes.append("Runs of the reference are not shown among the settings.")
+    base = _given(reference, data) if reference else _saved(compared, data)
+    groups = []
+    for label, members in grouped(compared).items():
+        groups.append(_group(label, members, base, data, level))
+        notes += _check.oddities(label, members, num_classes)
+        differing = differences([configuration(run) for run in members])
+        if differing:
+            notes.append(f"The runs of {label} differ in {', '.join(differing)}.")
+    return Comparison(
+        data, _curves(compared, data), names, tuple(groups), base, level, tuple(notes)
+    )
+
+
+def measures(recall: Tensor, before: Tensor | None) -> dict[str, Tensor]:
+    """Returns a number per run, float64 [M], by its name.
+
+    Average is the mean recall; alpha and disparity are NaN without a reference.
+    """
+    unknown = recall.new_full((len(recall),), torch.nan)
+    return {
+        "average": recall.nanmean(-1),
+        "worst": recalls.worst(recall),
+        "gap": recalls.gap(recall),
+        "std": recalls.std(recall),
+        "zero_recall": recalls.zero_recall(recall).double(),
+        "alpha": unknown if before is None else intensification_ratio(before, recall),
+        "disparity": unknown if before is None else recalls.disparity(recall, before),
+    }
+
+
+def summary(values: Tensor, level: float) -> Summary:
+    """Returns mean and t interval of [M]; no interval below two."""
+    known = values[~values.isnan()]
+    if len(known) < 2:
+        mean = float(known.mean()) if len(known) else float("nan")
+        return Summary(mean, float("nan"), float("nan"), float("nan"), "?", len(known))
+    return summarise(known, level)
+
+
+def half_widths(values: Tensor, level: float) -> Tensor:
+    """Returns half the width of the t interval of each column of [M, K]; NaN below two values."""
+    if len(values) < 2:
+        return torch.full_like(values[0], torch.nan)
+    from scipy.special import stdtrit
+
+    known = (~values.isnan()).sum(0)
+    squares = (values - values.nanmean(0)).square().nansum(0)
+    freedom = (known - 1).clamp(min=1)
+    t = torch.from_numpy(stdtrit(freedom.numpy(), (1 + level) / 2))
+    return torch.where(known > 1, t * (squares / freedom / known).sqrt(), torch.nan)
+
+
+def _stacked(runs: Sequence[Run], data: str) -> Tensor:
+    return torch.stack([run.history.last(data).counts.recall for run in runs])
+
+
+def _given(reference: Sequence[Run], data: str) -> Reference:
+    return Reference(_stacked(reference, data), tuple(reference))
+
+
+def _saved(runs: Sequence[Run], data: str) -> Reference | None:
+    """Returns the references that the runs have kept, each once."""
+    found = {
+        tuple(counts.recall.nan_to_num(-1).tolist()): counts.recall
+        for run in runs
+        if (counts := run.history.reference.get(data)) is not None
+    }
+    return Reference(torch.stack(list(found.values()))) if found else None
+
+
+def _group(
+    label: str, runs: Sequence[Run], reference: Reference | None, data: str, level: float
+) -> Group:
+    recall = _stacked(runs, data)
+    before, pairing = _before(runs, reference, data)
+    values = measures(recall, before)
+    sizes, kept = _kept(runs, recall.shape[1])
+    share = [torch.nan if r.record is None else r.record.selection.density for r in runs]
+    values["density"] = torch.tensor(share, dtype=torch.float64)
+    test = None
+    if before is not None and reference is not None and min(len(runs), len(reference.recall)) > 1:
+        test = class_change_test(reference.recall, recall)
+    return Group(
+        label,
+        tuple(runs),
+        recall,
+        torch.stack([run.history.last(data).counts.support for run in runs]),
+        before,
+        pairing,
+        test,
+        values,
+        {name: summary(value, level) for name, value in values.items()},
+        summary(values["alpha"], LABEL_LEVEL).label,
+        sizes,
+        kept,
+    )
+
+
+def _before(
+    runs: Sequence[Run], reference: Reference | None, data: str
+) -> tuple[Tensor | None, Pairing | None]:
+    """Returns what each run is compared with, [M, K], and how it was found."""
+    if reference is None:
+        return None, None
+    if not reference.runs:
+        saved = [run.history.reference.get(data) for run in runs]
+        for run, counts in zip(runs, saved, strict=True):
+            if counts is not None:
+                _check.same_support(run, counts, "the reference that it has kept", data)
+        kept = [counts.recall for counts in saved if counts is not None]
+        return (torch.stack(kept), "saved") if len(kept) == len(runs) else (None, None)
+    partners = [
+        [i for i, r in enumerate(reference.runs) if run.seed is not None and r.seed == run.seed]
+        for run in runs
+    ]
+    paired = all(partners)
+    if not paired:
+        partners = [list(range(len(reference.runs)))] * len(runs)
+    for run, indices in zip(runs, partners, strict=True):
+        for i in indices:
+            other = reference.runs[i]
+            counts = other.history.last(data).counts
+            _check.same_support(run, counts, f"the reference {str(other.path)!r}", data)
+    before = torch.stack([reference.recall[indices].nanmean(0) for indices in partners])
+    return before, "seed" if paired else "mean"
+
+
+def _kept(runs: Sequence[Run], num_classes: int) -> tuple[Tensor, Tensor]:
+    """Returns class sizes and quotas, [M, K]; NaN for runs that kept all or were pruned by groups."""
+    sizes = torch.full((len(runs), num_classes), torch.nan, dtype=torch.float64)
+    kept = sizes.clone()
+    for m, run in enumerate(runs):
+        if run.record is not None and _check.by_class(run.record, num_classes):
+            chosen = run.record.selection
+            have = len(chosen.sizes)
+            sizes[m, :have], kept[m, :have] = chosen.sizes.double(), chosen.quota.double()
+            sizes[m, have:] = kept[m, have:] = 0
+    return sizes, kept
+
+
+def _curves(runs: Sequence[Run], data: str) -> str | None:
+    """Returns the data whose recalls can be followed over epochs."""
+    several = {name for run in runs for name in run.history.names if len(run.history.of(name)) > 1}
+    if not several:
+        return None
+    return next((name for name in (data, "val") if name in several), min(several))

@@ -1,0 +1,168 @@
+"""The comparison as files for other programs: CSV with fractions, Markdown with percent."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from lightning_fairprune import recalls
+from lightning_fairprune.report._compare import Comparison, Group
+from lightning_fairprune.report._rows import MEASURES, rows
+from lightning_fairprune.report._words import (
+    NOTHING,
+    compared_with,
+    marks,
+    percent,
+    points,
+    signed,
+    verdict,
+)
+
+MOST_CLASSES = 10  # of a setting in the Markdown file
+
+
+def summary_csv(comparison: Comparison) -> str:
+    """Returns a row per setting, that of the reference first; fractions, t intervals over runs."""
+    head = ["setting", "role", "seeds", "worst_class", "alpha_label"]
+    head += [f"{m.name}{end}" for m in MEASURES for end in ("", "_low", "_high")]
+    table: list[Sequence[object]] = []
+    for row in rows(comparison):
+        role = "reference" if row.is_reference else "setting"
+        ends = [
+            value
+            for found in (row.summaries.get(m.name) for m in MEASURES)
+            for value in (("",) * 3 if found is None else (found.mean, found.low, found.high))
+        ]
+        table.append([row.label, role, row.runs, row.weakest, row.alpha_label, *ends])
+    return _csv(head, table)
+
+
+def runs_csv(comparison: Comparison) -> str:
+    """Returns a row per run."""
+    names = [m.name for m in MEASURES]
+    head = ["setting", "run", "seed", "epoch", "step", "compared_with", "worst_class", "accuracy"]
+    table: list[Sequence[object]] = []
+    for group in comparison.groups:
+        for m, run in enumerate(group.runs):
+            last = run.history.last(comparison.data)
+            weakest = int(group.recall[m].nan_to_num(torch.inf).argmin())
+            chosen = None if run.record is None else run.record.selection
+            table.append(
+                [group.label, run.path.as_posix(), run.seed, last.epoch, last.step]
+                + [group.pairing, comparison.class_names[weakest], last.counts.accuracy]
+                + [float(group.values[name][m]) for name in names]
+                + ([None, None] if chosen is None else [len(chosen), chosen.num_samples])
+            )
+    return _csv([*head, *names, "kept", "num_samples"], table)
+
+
+def classes_csv(comparison: Comparison) -> str:
+    """Returns a row per run and class."""
+    head = ["setting", "run", "seed", "class_index", "class", "support", "recall_before", "recall"]
+    head += ["change", "retention", "adjusted_change", "intensification", "size", "kept", "density"]
+    table: list[Sequence[object]] = []
+    for group in comparison.groups:
+        before = group.recall * torch.nan if group.before is None else group.before
+        columns = torch.stack(
+            [
+                before,
+                group.recall,
+                recalls.change(group.recall, before),
+                recalls.retention(group.recall, before),
+                recalls.adjusted_change(group.recall, before),
+                recalls.class_intensification(group.recall, before),
+            ],
+            -1,
+        ).tolist()
+        support, sizes, kept = group.support.tolist(), group.sizes.tolist(), group.kept.tolist()
+        shares = (group.kept / group.sizes).tolist()
+        for m, run in enumerate(group.runs):
+            place = [group.label, run.path.as_posix(), run.seed]
+            table += [
+                [
+                    *place,
+                    k,
+                    name,
+                    support[m][k],
+                    *columns[m][k],
+                    sizes[m][k],
+                    kept[m][k],
+                    shares[m][k],
+                ]
+                for k, name in enumerate(comparison.class_names)
+            ]
+    return _csv(head, table)
+
+
+def markdown(comparison: Comparison) -> str:
+    """Returns verdict, settings and the classes that lost most, in percent."""
+    parts = [
+        f"# Recall on `{_md(comparison.data)}`",
+        _md(verdict(comparison)),
+        _md(compared_with(comparison)),
+        _settings(comparison),
+    ]
+    parts += [_classes(comparison, group) for group in comparison.groups]
+    parts += ["\n".join(f"- {_md(note)}" for note in comparison.notes)] if comparison.notes else []
+    parts.append(
+        f"Recalls in percent, mean over the runs; ± {percent(comparison.level)} t interval. α: > or < 1 at "
+        "99 %."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _settings(comparison: Comparison) -> str:
+    head = ["setting", "runs", *(m.heading for m in MEASURES), "worst class"]
+    cells = [
+        [row.label, str(row.runs), *(" ".join(row.cell(m)).strip() for m in MEASURES), row.weakest]
+        for row in rows(comparison)
+    ]
+    return _table(head, cells)
+
+
+def _classes(comparison: Comparison, group: Group) -> str:
+    head = ["class", "before", "after", "change", "density", "significant"]
+    before, after, change = group.mean_before, group.mean, group.change.nanmean(0)
+    marked = marks(group)
+    lines = [
+        [
+            comparison.class_names[k],
+            points(float(before[k])),
+            points(float(after[k])),
+            signed(float(change[k])),
+            points(float(group.density[k])),
+            marked.get(k, NOTHING),
+        ]
+        for k in group.order[:MOST_CLASSES].tolist()
+    ]
+    rest = len(after) - len(lines)
+    more = f"\n\n{rest} more classes in classes.csv." if rest else ""
+    return f"## {_md(group.label)}\n\n{_table(head, lines)}{more}"
+
+
+def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *([_md(c) for c in row] for row in body)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _md(text: str) -> str:
+    """Returns text that Markdown takes for text, on one line."""
+    return re.sub(r"([\\`*_\[\]<|])", r"\\\1", " ".join(text.split()))
+
+
+def _csv(head: Sequence[str], body: Iterable[Sequence[object]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows([_cell(value) for value in row] for row in body)
+    return text.getvalue()
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, float):
+        return "" if value != value else f"{value:.6g}"
+    return "" if value is None else value

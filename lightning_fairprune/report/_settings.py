@@ -1,0 +1,192 @@
+"""Which runs are seeds of one setting, and what to call a setting."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from lightning_fairprune.report._read import TEXTS, Run
+
+PRUNING = "pruning"
+# These come first in a label.
+FIRST = ("quota", "density", "score", "keep")
+# Where a run lies and which number it has is no setting.
+_PLACES = {"default_root_dir", "save_dir", "dirpath", "log_dir", "ckpt_path"}
+_SEED = re.compile(r"(^|_)seed($|_)", re.IGNORECASE)
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_MODULE = re.compile(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])")
+
+
+def configuration(run: Run) -> dict[str, str]:
+    """Returns the settings of a run as text, by dotted names, without seeds and places.
+
+    The names begin with where they come from: ``pruning``, ``hparams`` or ``config``.
+    """
+    pruned = any(evaluation.pruned for evaluation in run.history.evaluations)
+    if run.record is not None:
+        found = {PRUNING: "data", **_flat(run.record.settings, PRUNING)}
+    else:
+        found = {PRUNING: "weights" if pruned else "none"}
+    for name, text in run.texts.items():
+        found |= _flat(_parsed(text), name.removesuffix(".yaml"))
+    return found
+
+
+def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Returns the runs of each setting, by its label, in order of appearance.
+
+    Runs with a name belong together by it, others by equal configurations.
+    """
+    groups: dict[object, list[Run]] = {}
+    for run in runs:
+        key = run.name if run.name is not None else frozenset(configuration(run).items())
+        groups.setdefault(key, []).append(run)
+    named = [members[0].name for members in groups.values()]
+    automatic = [members[0] for members in groups.values() if members[0].name is None]
+    taken = {name for name in named if name is not None}
+    made = iter(labels(automatic, taken))
+    return {
+        next(made) if name is None else name: members
+        for name, members in zip(named, groups.values(), strict=True)
+    }
+
+
+def labels(runs: Sequence[Run], taken: Set[str] = frozenset()) -> list[str]:
+    """Returns for each run, each of another setting, a label by what is particular about it.
+
+    Args:
+        runs: one run of each setting.
+        taken: labels that are not free.
+    """
+    known = [configuration(run) for run in runs]
+    found = _pruning_labels(known)
+    for source in [text.removesuffix(".yaml") for text in TEXTS]:
+        for label in dict.fromkeys(found):
+            alike = [i for i, other in enumerate(found) if other == label]
+            apart = _tell_apart([known[i] for i in alike], source)
+            for i, more in zip(alike, apart, strict=True):
+                found[i] = ", ".join(part for part in (label, more) if part)
+    found = _with_place(found, [run.path.name for run in runs], taken)
+    return _with_place(found, [run.path.as_posix() for run in runs], taken)
+
+
+def differences(configurations: Sequence[Mapping[str, str]]) -> list[str]:
+    """Returns the names of all settings in which some of them differ, pruning first."""
+    sources = (PRUNING, *(text.removesuffix(".yaml") for text in TEXTS))
+    return [key for source in sources for key in _differing(configurations, source)]
+
+
+def shown(value: str) -> str:
+    """Returns a value without the modules that functions are in."""
+    return _MODULE.sub("", value)
+
+
+def _pruning_labels(configurations: Sequence[Mapping[str, str]]) -> list[str]:
+    """Returns what pruning was, by the settings that tell it apart from that of the others."""
+    pruned = [c for c in configurations if c[PRUNING] == "data"]
+    always = [f"{PRUNING}.{key}" for key in FIRST[:2]]
+    differing = _differing(pruned, PRUNING)
+    keys = [key for key in always if key in differing or not differing]
+    for key in differing:
+        more = [*keys, key]
+        if len({_values(c, more) for c in pruned}) > len({_values(c, keys) for c in pruned}):
+            keys = more
+    keys.sort(key=differing.index if differing else always.index)
+    found = []
+    for c in configurations:
+        if c[PRUNING] != "data":
+            found.append("no pruning" if c[PRUNING] == "none" else "weights pruned")
+            continue
+        parts = [(_last(key), shown(c[key])) for key in keys if key in c]
+        # Nothing is said of what was left out, unless nothing else could be said.
+        parts = [part for part in parts if part[1] != "none"] or parts[:1]
+        found.append(", ".join(f"{name}={value}" for name, value in parts) or "pruned")
+    return found
+
+
+def _values(configuration: Mapping[str, str], keys: Sequence[str]) -> tuple[str | None, ...]:
+    return tuple(configuration.get(key) for key in keys)
+
+
+def _with_place(labels: list[str], places: list[str], taken: Set[str]) -> list[str]:
+    """Returns labels with the place of their run after those that are not unique."""
+    times = Counter(labels) + Counter(taken)
+    return [
+        f"{label} ({place})" if times[label] > 1 else label
+        for label, place in zip(labels, places, strict=True)
+    ]
+
+
+def _tell_apart(configurations: Sequence[Mapping[str, str]], source: str) -> list[str]:
+    """Returns as few settings of one source as tell all of them apart, or as many as help."""
+    parts: list[list[str]] = [[] for _ in configurations]
+    for key in _differing(configurations, source):
+        more = [
+            [*part, f"{_last(key)}={shown(c.get(key, 'none'))}"]
+            for part, c in zip(parts, configurations, strict=True)
+        ]
+        if len(set(map(tuple, more))) > len(set(map(tuple, parts))):
+            parts = more
+    return [", ".join(part) for part in parts]
+
+
+def _differing(configurations: Sequence[Mapping[str, str]], source: str) -> list[str]:
+    keys = dict.fromkeys(key for c in configurations for key in c if key.split(".")[0] == source)
+    found = [key for key in keys if len({c.get(key) for c in configurations}) > 1]
+    return sorted(found, key=lambda k: FIRST.index(_last(k)) if _last(k) in FIRST else len(FIRST))
+
+
+def _last(key: str) -> str:
+    return key.rsplit(".", 1)[-1]
+
+
+def _flat(content: object, prefix: str) -> dict[str, str]:
+    if isinstance(content, Mapping):
+        pairs = [(str(key), value) for key, value in content.items()]
+    elif isinstance(content, (list, tuple)) and any(
+        isinstance(v, (Mapping, list)) for v in content
+    ):
+        pairs = [(str(i), value) for i, value in enumerate(content)]
+    else:
+        return {prefix: _text(content)}
+    found: dict[str, str] = {}
+    for key, value in pairs:
+        skipped = _SEED.search(key) or key in _PLACES or key == "logger"
+        found |= {} if skipped else _flat(value, f"{prefix}.{key}")
+    return found
+
+
+def _text(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_text, value)) + "]"
+    return _ADDRESS.sub("", str(value))
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """Reads objects of Python's, which hparams may hold, as text."""
+
+
+def _as_text(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> Any:
+    if isinstance(node, yaml.MappingNode):
+        return {suffix: loader.construct_mapping(node, deep=True)}
+    if isinstance(node, yaml.SequenceNode):
+        return {suffix: loader.construct_sequence(node, deep=True)}
+    return f"{suffix} {node.value}".strip()
+
+
+_Loader.add_multi_constructor("", _as_text)
+
+
+def _parsed(text: str) -> object:
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+        return text  # it can still be equal to another or not

@@ -1,0 +1,95 @@
+"""The comparison on a terminal of 80 columns."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Group as Lines
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lightning_fairprune.report._compare import Comparison, Group
+from lightning_fairprune.report._rows import MEASURES, rows
+from lightning_fairprune.report._words import (
+    compared_with,
+    marks,
+    points,
+    signed,
+    verdict,
+)
+
+MOST_ROWS, MOST_CLASSES = 20, 5
+SHOWN = ("average", "worst", "gap", "std", "alpha", "density")
+
+
+def tables(comparison: Comparison) -> RenderableType:
+    """Returns verdict, table of settings and table of the classes that lost most."""
+    parts: list[RenderableType] = [
+        Text(verdict(comparison), style="bold"),
+        Text(compared_with(comparison) + "\n", style="dim"),
+        _settings(comparison),
+        Text(),
+        _classes(comparison),
+    ]
+    parts += [Text(f"Note: {note}", style="dim") for note in comparison.notes]
+    return Lines(*parts)
+
+
+def _settings(comparison: Comparison) -> Table:
+    table = _table(f"Recall on {comparison.data}, percent")
+    shown = [m for m in MEASURES if m.name in SHOWN]
+    table.add_column("setting", overflow="fold")
+    table.add_column("runs", justify="right", no_wrap=True)
+    for measure in shown:
+        table.add_column(measure.heading, justify="right", no_wrap=True)
+    table.add_column("worst class", overflow="fold")
+    found = rows(comparison)
+    for row in found[:MOST_ROWS]:
+        cells = []
+        for measure in shown:
+            mean, reach = row.cell(measure)
+            cells.append(Text(mean))
+            cells[-1].append(f"\n{reach}" if reach else "", style="dim")
+        table.add_row(Text(row.label), str(row.runs), *cells, Text(row.weakest))
+    if len(found) > MOST_ROWS:
+        table.add_row(Text(f"{len(found) - MOST_ROWS} more in summary.csv", style="dim"))
+    return table
+
+
+def _classes(comparison: Comparison) -> Table:
+    lost = comparison.reference is not None
+    table = _table("Classes that lost most" if lost else "Classes with the lowest recall")
+    table.add_column("setting", overflow="fold")
+    table.add_column("class", overflow="fold")
+    for heading in ("before", "after", "change", "density"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("")
+    for group in comparison.groups[:MOST_ROWS]:
+        _add_classes(table, comparison, group)
+    return table
+
+
+def _add_classes(table: Table, comparison: Comparison, group: Group) -> None:
+    marked, change = marks(group), group.change.nanmean(0)
+    for i, k in enumerate(group.order[:MOST_CLASSES].tolist()):
+        table.add_row(
+            Text(group.label if i == 0 else ""),
+            Text(comparison.class_names[k]),
+            points(float(group.mean_before[k])),
+            points(float(group.mean[k])),
+            signed(float(change[k])),
+            points(float(group.density[k])),
+            Text("significant" if k in marked else ""),
+        )
+    table.add_section()
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=Text(title, style="bold"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+    )

@@ -1,0 +1,125 @@
+"""Numbers and findings in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning_fairprune.report._compare import RATE, Comparison, Group
+
+NOTHING = "–"
+
+HOW_TO_GET_DISTORTION = (
+    "There is no reference, so nothing is said about distortion: name runs on all the data with "
+    "--reference, or train with RecallMonitor(reference=...)."
+)
+
+
+def points(value: float) -> str:
+    """Returns a share in percent, one decimal: 0.61 is ``61.0``; a dash for NaN."""
+    return NOTHING if value != value else _no_minus_zero(f"{100 * value:.1f}")
+
+
+def percent(level: float) -> str:
+    """Returns a level as in ``95 %``."""
+    return f"{100 * level:g} %"
+
+
+def signed(value: float) -> str:
+    """Returns a change of a share in points with its sign: -0.082 is ``-8.2``."""
+    return NOTHING if value != value else _no_minus_zero(f"{100 * value:+.1f}")
+
+
+def ratio(value: float) -> str:
+    """Returns a number with two decimals; a dash for NaN."""
+    return NOTHING if value != value else _no_minus_zero(f"{value:.2f}")
+
+
+def amount(value: float) -> str:
+    """Returns a mean number of classes, with one decimal unless it is whole; a dash for NaN."""
+    return NOTHING if value != value else f"{value:.1f}".removesuffix(".0")
+
+
+def class_name(comparison: Comparison, k: int) -> str:
+    """Returns the name of a class as it can stand in a sentence."""
+    return comparison.names[k] if comparison.names else f"class {k}"
+
+
+def verdict(comparison: Comparison, most: int = 3) -> str:
+    """Returns who pays, in one sentence: a clause for each of the first `most` settings."""
+    groups = comparison.groups
+    clauses = [
+        (f"{group.label}: " if len(groups) > 1 else "") + _clause(comparison, group)
+        for group in groups[:most]
+    ]
+    rest = len(groups) - len(clauses)
+    if rest:
+        clauses.append(f"{rest} more {'settings' if rest > 1 else 'setting'} below")
+    text = "; ".join(clauses) + "."
+    return text if len(groups) > 1 else text[0].upper() + text[1:]
+
+
+def compared_with(comparison: Comparison) -> str:
+    """Returns how runs were matched with the reference, in one sentence."""
+    reference = comparison.reference
+    if reference is None:
+        return HOW_TO_GET_DISTORTION
+    count = len(reference.recall)
+    if not reference.runs:
+        alone = [group.label for group in comparison.groups if group.before is None]
+        text = f"Distortion is relative to the reference that each run has kept ({count} in all)."
+        return text + (f" None was kept by {', '.join(alone)}." if alone else "")
+    models = f"{count} reference {'runs' if count > 1 else 'run'}"
+    ways = {group.pairing for group in comparison.groups}
+    if ways == {"seed"}:
+        return f"Each run is compared with the one of equal seed among {models}."
+    mean = f"the mean recall of {models}" if count > 1 else "the one reference run"
+    if ways == {"mean"}:
+        return f"Every run is compared with {mean}: seeds are unknown or do not match."
+    seeded = ", ".join(group.label for group in comparison.groups if group.pairing == "seed")
+    return (
+        f"Runs of {seeded} are compared with the reference run of equal seed, others with {mean}."
+    )
+
+
+def marks(group: Group) -> dict[int, str]:
+    """Returns "lost" or "gained" for classes whose relative recall changed significantly."""
+    if group.test is None:
+        return {}
+    lost = dict.fromkeys(group.test.lost(RATE).tolist(), "lost")
+    return lost | dict.fromkeys(group.test.gained(RATE).tolist(), "gained")
+
+
+def listed(items: Sequence[str], most: int = 8) -> str:
+    """Returns the first of several words, and how many more there are."""
+    more = len(items) - most
+    return ", ".join(items[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def _clause(comparison: Comparison, group: Group) -> str:
+    mean = group.mean
+    if group.before is None:
+        k = group.weakest
+        below = group.summaries["average"].mean - float(mean[k])
+        return (
+            f"{class_name(comparison, k)} has the lowest recall, {points(float(mean[k]))}, "
+            f"{points(below)} points below the average"
+        )
+    k = int(group.order[0])
+    change, before = float(group.change.nanmean(0)[k]), float(group.mean_before[k])
+    average = float((group.values["average"] - group.before.nanmean(1)).mean())
+    numbers = f"({points(before)} → {points(float(mean[k]))})"
+    # What the reader sees decides, and he sees one decimal.
+    moved = "stayed" if abs(average) < 0.0005 else ("lost" if average < 0 else "gained")
+    rest = f"the average {moved}" + ("" if moved == "stayed" else f" {points(abs(average))}")
+    name = class_name(comparison, k)
+    if change > -0.0005:
+        return (
+            f"no class lost recall, {name} gained least, {signed(change)} {numbers}, while {rest}"
+        )
+    return f"{name} lost {points(-change)} points {numbers} while {rest}"
+
+
+def _no_minus_zero(text: str) -> str:
+    return (
+        text.replace("-", "+" if "." in text else "") if float(text) == 0 and "-" in text else text
+    )
