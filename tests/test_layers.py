@@ -22,21 +22,28 @@ ALLOWED: dict[str, set[str]] = {
     "_labels": set(),
     "_probe": {"signals", "dynamics"},
     "capture": set(),
-    "counts": set(),
+    "counts": {"recalls"},
     "decision": {"selection"},
     "dynamics": {"_bits", "_files"},
+    "figures": {"counts", "history", "recalls", "record", "statistics"},
+    "history": {"_files", "counts"},
     "loader": set(),
+    "metrics": {"counts", "recalls", "statistics"},
     "quotas": set(),
+    "recalls": set(),
+    "record": {"_files", "decision", "selection"},
     "recorder": {"_bits", "dynamics", "signals"},
     "scores": {"dynamics"},
     "selection": {"_files", "quotas"},
     "signals": set(),
+    "statistics": {"recalls"},
+    "thumbnails": {"record"},
     # the rim
     "source": {"_bits", "_labels", "loader"},
     "datamodule": {"selection", "source"},
     "schedule": {"callbacks"},
 }
-RIM = {"source", "datamodule", "schedule", "callbacks", "cli", "demo"}
+RIM = {"source", "datamodule", "schedule", "callbacks", "cli", "demo", "report"}
 # A plain import of the package must not pull these in.
 LAZY = ("matplotlib", "pyarrow", "sklearn", "scipy", "pandas")
 
