@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Dots per inch: the page shows the wide form at most 900 pixels wide, screens have up to twice as many.
 FILE, WIDE, NARROW = 200, 144, 190
-COLOURS = 128  # enough for two hues and their shades, and a third of the bytes
+COLOURS = 48  # enough for a few hues and their shades, and a third of the bytes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,10 +161,13 @@ def _recall_of_quotas(group: Group) -> tuple[Tensor, str]:
 def _curves(comparison: Comparison) -> Plan:
     data = comparison.curves
     assert data is not None
+    groups = {group.label: group.runs for group in comparison.groups}
+    if comparison.reference is not None:
+        groups = {"reference": comparison.reference.runs, **groups}
     runs: dict[str, Any] = {
-        group.label: seeds
-        for group in comparison.groups
-        if (seeds := [run.history.of(data) for run in group.runs if run.history.of(data)])
+        label: seeds
+        for label, members in groups.items()
+        if (seeds := [run.history.of(data) for run in members if run.history.of(data)])
     }
     return Plan(
         "recalls_over_epochs",

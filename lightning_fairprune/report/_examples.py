@@ -61,7 +61,7 @@ def _about(found: Examples, cut: bool, run: Run) -> str:
 
 def _of_class(name: str, entry: ClassExamples) -> str:
     rows = "".join(_row(kind.replace("_", ", "), getattr(entry, kind)) for kind in KINDS)
-    return f"<h4>{escape(name)}</h4>\n{rows}" if rows else ""
+    return f'<h4>{escape(name)}</h4>\n<div class="examples">\n{rows}</div>\n' if rows else ""
 
 
 def _row(kind: str, samples: Sequence[Example]) -> str:

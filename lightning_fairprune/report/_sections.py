@@ -13,7 +13,6 @@ from lightning_fairprune.report._read import Run
 from lightning_fairprune.report._rows import MEASURES, rows
 from lightning_fairprune.report._settings import configuration, differences, shown
 from lightning_fairprune.report._words import (
-    compared_with,
     listed,
     marks,
     percent,
@@ -99,8 +98,7 @@ def glossary(comparison: Comparison) -> str:
         entries["change"] = (
             "Recall minus that of the reference, in points. Adjusted takes off what the average "
             "changed; max disparity is how much more the class that lost most lost than the average. "
-            + compared_with(comparison)
-            + " Intervals do not hold the spread of a mean that is compared with."
+            "Intervals do not hold the spread of a mean that is compared with."
         )
         entries["α (intensification)"] = (
             "How much wider the recalls lie around their average than in the reference: above 1 "
@@ -110,9 +108,9 @@ def glossary(comparison: Comparison) -> str:
         )
     if any(group.test is not None for group in comparison.groups):
         entries["significant"] = (
-            "Welch's test of recall minus average, runs against reference runs, with false "
-            f"discoveries held at {percent(RATE)} (Benjamini-Hochberg). A class that is not marked may "
-            "still have changed: a few runs tell little."
+            "Lost or gained relative to the average: Welch's test of recall minus average, runs against "
+            f"reference runs, with false discoveries held at {percent(RATE)} (Benjamini-Hochberg). A class "
+            "that is not marked may still have changed: a few runs tell little."
         )
     if any(run.record is not None for run in comparison.runs):
         entries["density"] = "The share of the training samples that was kept last."
@@ -152,7 +150,7 @@ def _class_table(comparison: Comparison, group: Group) -> str:
     lines = []
     for k in group.order.tolist():
         cells = [
-            cell(values[k][0], values[k][1], marked.get(k, "") if name == "change" else "")
+            cell(values[k][0], values[k][1], marked.get(k, "") if name == "adjusted" else "")
             for name, values in columns.items()
         ]
         lines.append((comparison.class_names[k], cells))
@@ -173,7 +171,7 @@ def _columns(comparison: Comparison, group: Group) -> Mapping[str, list[tuple[st
     widths = [half_widths(values, comparison.level).tolist() for values in (group.recall, changes)]
     spread = [["" if w != w else f"±{points(w)}" for w in width] for width in widths]
     marked = marks(group)
-    spread[1] = [" ".join([text, marked.get(k, "")]).strip() for k, text in enumerate(spread[1])]
+    said = [marked.get(k, "") for k in range(len(after))]
     support = group.support.double().mean(0).tolist()
     sizes, kept = group.sizes.nanmean(0).tolist(), group.kept.nanmean(0).tolist()
     none = [""] * len(after)
@@ -182,7 +180,7 @@ def _columns(comparison: Comparison, group: Group) -> Mapping[str, list[tuple[st
         "after": (map(points, after.tolist()), spread[0]),
         "change": (map(signed, changes.nanmean(0).tolist()), spread[1]),
         "retention": (map(points, recalls.retention(after, before).tolist()), none),
-        "adjusted": (map(signed, adjusted.tolist()), none),
+        "adjusted": (map(signed, adjusted.tolist()), said),
         "I": (map(ratio, recalls.class_intensification(after, before).tolist()), none),
         "samples": (map(_whole, support), none),
         "size": (map(_whole, sizes), none),

@@ -42,17 +42,17 @@ pre { margin: .5rem 0; padding: .6rem; overflow: auto; max-height: 24rem; backgr
   overflow-wrap: normal; }
 dt { font-weight: 600; margin-top: .6rem; }
 dd { margin: 0; max-width: 46rem; }
-.thumbs { display: flex; flex-wrap: wrap; gap: .25rem; margin: .25rem 0 .75rem; }
-.thumbs img { width: 4rem; height: 4rem; object-fit: contain; background: var(--faint);
+.examples { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr));
+  gap: .25rem 1.5rem; }
+.thumbs { display: flex; flex-wrap: wrap; gap: .25rem; align-content: flex-start; }
+.thumbs span { flex-basis: 100%; color: var(--soft); font-size: .8rem; }
+.thumbs img { width: 3.4rem; height: 3.4rem; object-fit: contain; background: var(--faint);
   image-rendering: pixelated; }
-.thumbs span { flex: 0 0 8rem; align-self: center; color: var(--soft); font-size: .8rem; }
 @media (max-width: 640px) {
   body { padding: 1rem .75rem 3rem; }
   h1 { font-size: 1.35rem; }
   .verdict { font-size: 1.05rem; }
   th, td { padding: .35rem .45rem; }
-  .thumbs span { flex-basis: 100%; }
-  .thumbs img { width: 3.4rem; height: 3.4rem; }
 }
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; }
