@@ -288,6 +288,9 @@ def run_rank(rank: int, world: int, folder: str) -> None:
     collection.update(*batches()[rank])
     collection.update(*batches()[rank + world])
     found["collection"] = collection.compute()
+    churn = metrics.Churn()
+    churn.update(*churned()[rank])
+    found["churn"] = (churn.compute(), churn.changed, churn.total)
     bad = metrics.WorstClassRecall(5)
     if rank:
         bad.update(torch.tensor([1]), torch.tensor([5]))
@@ -299,6 +302,13 @@ def run_rank(rank: int, world: int, folder: str) -> None:
         found["error"] = str(error)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+def churned() -> list[tuple[Tensor, Tensor]]:
+    """Class ids of two models for each of two ranks: 20 samples and 10."""
+    generator = torch.Generator().manual_seed(0)
+    pred, reference = torch.randint(0, 3, (2, 30), generator=generator)
+    return [(pred[:20], reference[:20]), (pred[20:], reference[20:])]
 
 
 def metrics_collection(num_classes: int = 5, **options: Any) -> Any:

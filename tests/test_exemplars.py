@@ -6,15 +6,13 @@ import math
 import pickle
 from collections import Counter
 from collections.abc import Callable
-from datetime import timedelta
-from pathlib import Path
 
 import matplotlib
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor
 from torchmetrics import MetricCollection
 
 from lightning_fairprune.metrics import exemplars
@@ -167,41 +165,6 @@ class TestChurn:
             churn(preds, reference)
         with pytest.raises(ValueError, match=message):
             Churn().update(preds, reference)
-
-
-def one_rank(rank: int, folder: str) -> None:
-    """Rank 0 sees 20 samples and rank 1 sees 10."""
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=120),
-    )
-    try:
-        metric = Churn()
-        mine = slice(0, 20) if rank == 0 else slice(20, 30)
-        metric.update(ids(0, 30)[mine], ids(1, 30)[mine])
-        value = metric.compute()
-        torch.save((value, metric.changed, metric.total), f"{folder}/{rank}.pt")
-    finally:
-        distributed.destroy_process_group()
-
-
-def test_churn_on_two_processes(tmp_path: Path) -> None:
-    """One other process, and this one: it takes seconds to import torch."""
-    other = multiprocessing.spawn(one_rank, (str(tmp_path),), nprocs=1, join=False)
-    one_rank(1, str(tmp_path))
-    while not other.join():
-        pass
-    (value, changed, total), (value1, changed1, total1) = (
-        torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)
-    )
-    pred, reference = ids(0, 30), ids(1, 30)
-    assert value == value1 == churn(pred, reference)
-    # The states are those of the rank again, not added up for good.
-    assert (total, total1) == (20, 10)
-    assert changed + changed1 == (pred != reference).sum()
 
 
 class TestPruningIdentified:

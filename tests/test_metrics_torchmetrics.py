@@ -162,7 +162,7 @@ def test_on_a_gpu_an_update_does_not_wait(case: Case) -> None:
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     folder = str(tmp_path_factory.mktemp("ranks"))
     mp.spawn(slow.run_rank, (2, folder), nprocs=2)
-    return [torch.load(f"{folder}/{rank}.pt") for rank in range(2)]
+    return [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 @EVERY
@@ -182,6 +182,16 @@ def test_a_collection_on_two_ranks(found: list[Any]) -> None:
     for results in found:
         for name, case in CASES.items():
             same(results["collection"][name.replace(" ", "_")], expected(case, slow.batches()))
+
+
+def test_churn_on_two_ranks(found: list[Any]) -> None:
+    for results, own in zip(found, slow.churned(), strict=True):
+        value, changed, total = results["churn"]
+        assert float(value) == pytest.approx(
+            sum(int((pred != reference).sum()) for pred, reference in slow.churned()) / 30
+        )
+        # The states are those of the rank again, not added up for good.
+        assert (int(changed), int(total)) == (int((own[0] != own[1]).sum()), len(own[0]))
 
 
 def test_a_bad_label_on_one_rank_stops_both(found: list[Any]) -> None:
