@@ -48,6 +48,7 @@ def names(folder: Path) -> dict[str, Any]:
     return {
         "L": L,
         "lfp": lfp,
+        "torch": torch,
         "DataPruning": lfp.DataPruning,
         "DataLoader": torch.utils.data.DataLoader,
         "Subset": torch.utils.data.Subset,
