@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from html import escape
 
 from lightning_fairprune.report._draw import Picture
@@ -23,7 +23,11 @@ def cell(text: str, small: str = "", kind: str = "") -> str:
 
 
 def table(
-    caption: str, head: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], kind: str = ""
+    caption: str,
+    head: Sequence[str],
+    rows: Iterable[tuple[str, Sequence[str]]],
+    kind: str = "",
+    text: Container[str] = (),
 ) -> str:
     """Returns a table in a box of its own, which scrolls when it is too wide.
 
@@ -32,8 +36,10 @@ def table(
         head: headings of the columns.
         rows: the text of the first column and the cells of the others, as HTML.
         kind: class of the box, besides ``box``.
+        text: headings of columns with text, which is not set to the right.
     """
-    columns = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    marked = [(' class="text"' if name in text else "", escape(name)) for name in head]
+    columns = "".join(f'<th scope="col"{mark}>{name}</th>' for mark, name in marked)
     body = "".join(
         f'<tr><th scope="row">{escape(first)}</th>{"".join(cells)}</tr>\n' for first, cells in rows
     )

@@ -41,7 +41,7 @@ def settings(comparison: Comparison) -> str:
         else ""
     )
     caption = f"Recalls in percent, mean over the runs.{spread}"
-    return table("Settings", head, lines) + paragraph(caption, "soft")
+    return table("Settings", head, lines, text=["worst class"]) + paragraph(caption, "soft")
 
 
 def classes(comparison: Comparison, pictures: Pictures) -> str:
@@ -79,7 +79,8 @@ def configurations(comparison: Comparison) -> str:
     if keys:
         lines = [(key, [cell(shown(c.get(key, "–")), kind="text") for c in known]) for key in keys]
         head = ["differs", *(group.label for group in groups)]
-        parts.append(table("Settings that differ", head, lines, "tall" if len(keys) > MANY else ""))
+        many = "tall" if len(keys) > MANY else ""
+        parts.append(table("Settings that differ", head, lines, many, text=head))
     everything = [(group.label, run) for group in groups for run in group.runs]
     if comparison.reference is not None:
         everything = [("reference", run) for run in comparison.reference.runs] + everything

@@ -26,12 +26,13 @@ figure img { display: block; width: 100%; height: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .6rem; text-align: right; white-space: nowrap; vertical-align: top; }
 th { font-weight: 600; }
-th:first-child, td.text { text-align: left; }
+th:first-child, .text { text-align: left; }
+td.text { white-space: normal; min-width: 6rem; max-width: 16rem; }
 tbody th { font-weight: 400; white-space: normal; min-width: 8rem; max-width: 20rem; }
 thead th { position: sticky; top: 0; background: var(--faint); vertical-align: bottom;
   white-space: normal; }
 tbody tr { border-top: 1px solid var(--line); }
-td small { display: block; color: var(--soft); font-size: .75rem; }
+td small { display: block; color: var(--soft); font-size: .86em; }
 .lost { color: #a63c00; font-weight: 600; }
 .gained { color: #00598c; font-weight: 600; }
 .reference { color: var(--soft); }
@@ -60,6 +61,8 @@ dd { margin: 0; max-width: 46rem; }
   details::details-content { content-visibility: visible; block-size: auto; }
   .box, .tall, pre { overflow: visible; max-height: none; border: 0; }
   pre { white-space: pre-wrap; }
+  table { font-size: 7.5pt; }
+  th, td { padding: 2pt 4pt; }
   figure, tr, .thumbs { break-inside: avoid; }
   h2, h3, h4 { break-after: avoid; }
   thead th { position: static; }
