@@ -481,6 +481,12 @@ def test_without_a_reference_distortion_is_left_out(tmp_path: Path) -> None:
     assert (row["alpha"], row["worst_low"], row["worst"]) == ("", "", "0.55")
 
 
+def test_runs_on_all_the_data_are_proposed_as_reference(tmp_path: Path) -> None:
+    text = _words.compared_with(compare(read([write_all(tmp_path)])))
+    assert "--reference" in text
+    assert text.endswith("full/version_2.")
+
+
 def test_significant_classes_are_marked(tmp_path: Path) -> None:
     write_all(tmp_path)
     found = compare(read([tmp_path]), read([tmp_path / "full"]))
@@ -499,7 +505,7 @@ def test_classes_are_sorted_by_what_they_lost(tmp_path: Path) -> None:
     found = compare(read([tmp_path / "a"]), read([tmp_path / "b"]))
     assert found.groups[0].order.tolist() == [1, 0, 3, 2]
     assert compare(read([tmp_path / "a"])).groups[0].order.tolist() == [1, 0, 3, 2]
-    assert _words.verdict(found).startswith("Dog lost 30.0 points (80.0 → 50.0) while the average")
+    assert _words.verdict(found).startswith("dog lost 30.0 points (80.0 → 50.0) while the average")
     assert found.groups[0].weakest == 1
 
 

@@ -61,8 +61,9 @@ def _classes(comparison: Comparison) -> Table:
     table = _table("Classes that lost most" if lost else "Classes with the lowest recall")
     table.add_column("setting", overflow="fold")
     table.add_column("class", overflow="fold")
-    for heading in ("before", "after", "change", "density"):
+    for heading in ("before", "after", "change") if lost else ("recall",):
         table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("density", justify="right", no_wrap=True)
     table.add_column("")
     for group in comparison.groups[:MOST_ROWS]:
         _add_classes(table, comparison, group)
@@ -70,14 +71,14 @@ def _classes(comparison: Comparison) -> Table:
 
 
 def _add_classes(table: Table, comparison: Comparison, group: Group) -> None:
-    marked, change = marks(group), group.change.nanmean(0)
+    marked, change, lost = marks(group), group.change.nanmean(0), comparison.reference is not None
     for i, k in enumerate(group.order[:MOST_CLASSES].tolist()):
+        recall = points(float(group.mean[k]))
+        before = points(float(group.mean_before[k]))
         table.add_row(
             Text(group.label if i == 0 else ""),
             Text(comparison.class_names[k]),
-            points(float(group.mean_before[k])),
-            points(float(group.mean[k])),
-            signed(float(change[k])),
+            *((before, recall, signed(float(change[k]))) if lost else (recall,)),
             points(float(group.density[k])),
             Text("significant" if k in marked else ""),
         )

@@ -55,14 +55,20 @@ def verdict(comparison: Comparison, most: int = 3) -> str:
     if rest:
         clauses.append(f"{rest} more {'settings' if rest > 1 else 'setting'} below")
     text = "; ".join(clauses) + "."
-    return text if len(groups) > 1 else text[0].upper() + text[1:]
+    # A class keeps its name as it is written.
+    begins = text.startswith("no class ") or comparison.names is None
+    return text[0].upper() + text[1:] if len(groups) == 1 and begins else text
 
 
 def compared_with(comparison: Comparison) -> str:
     """Returns how runs were matched with the reference, in one sentence."""
     reference = comparison.reference
     if reference is None:
-        return HOW_TO_GET_DISTORTION
+        whole = [g for g in comparison.groups if all(run.record is None for run in g.runs)]
+        if not whole or len(whole) == len(comparison.groups):
+            return HOW_TO_GET_DISTORTION
+        paths = [run.path.as_posix() for run in whole[0].runs]
+        return f"{HOW_TO_GET_DISTORTION} Here these could be {listed(paths, 3)}."
     count = len(reference.recall)
     if not reference.runs:
         alone = [group.label for group in comparison.groups if group.before is None]
