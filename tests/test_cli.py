@@ -106,7 +106,9 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--help"])
     assert ending.value.code == 0
     text = capsys.readouterr().out
-    assert all(f"    {name} " in text for name in ("fit", "validate", "test", "predict", "demo"))
+    assert all(
+        f"    {name} " in text for name in ("fit", "validate", "test", "predict", "demo", "report")
+    )
     assert cli.main([]) == 0
     assert capsys.readouterr().out == text
 

@@ -123,8 +123,8 @@ def test_files_are_those_that_are_promised(written: tuple[Comparison, Path]) -> 
     assert {"index.html", "summary.md", "summary.csv", "classes.csv", "runs.csv"} < names
     pictures = {name.removesuffix(".png") for name in names if name.endswith(".png")}
     kinds = ("recall_by_class", "density_against_recall", "kept_by_class", "quotas_over_time")
-    expected = {f"{kind}_{i}_quota_{q}" for kind in kinds for i, q in ((1, "drop"), (2, "none"))}
-    expected |= {"intensification_1_quota_drop", "intensification_2_quota_none"}
+    expected = {f"{kind}_{i}_{q}" for kind in kinds for i, q in ((1, "drop"), (2, "random"))}
+    expected |= {"intensification_1_drop", "intensification_2_random"}
     assert pictures == expected | {"recalls_over_epochs"}
     assert all(
         (written[1] / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in pictures
@@ -136,8 +136,8 @@ def test_summary_holds_means_and_intervals(written: tuple[Comparison, Path]) -> 
     reference, drop, random = rows_of(written[1] / "summary.csv")
     assert [r["setting"] for r in (reference, drop, random)] == [
         "reference",
-        "quota=drop",
-        "quota=none",
+        "drop",
+        "random",
     ]
     assert [r["role"] for r in (reference, drop, random)] == ["reference", "setting", "setting"]
     before = share(FULL)
@@ -376,6 +376,16 @@ def test_a_label_says_what_is_particular(
         assert found == expected
 
 
+def test_several_folders_name_their_settings(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    both = read([tmp_path / "drop", tmp_path / "random"])
+    assert list(_settings.grouped(both)) == ["drop", "random"]
+    # One folder says nothing, and one that holds two settings is the name of neither.
+    assert list(_settings.grouped(read([tmp_path / "drop"]))) == ["quota=drop, density=0.4"]
+    mixed = read([tmp_path / "drop" / "version_0", tmp_path])
+    assert "drop" not in _settings.grouped(mixed)
+
+
 def test_labels_fall_back_to_the_folder(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     one = make(tmp_path / "a" / "v0", FULL[0], hparams="x: 1")
@@ -464,14 +474,16 @@ def test_saved_references_are_used(tmp_path: Path) -> None:
     assert other.before is None
     assert other.change.isnan().all()
     assert f"None was kept by {other.label}" in _words.compared_with(found)
-    assert _words.verdict(found).count("average") == 2
+    first, second = _words.verdict(found)
+    assert first.startswith("no pruning, lr=none: ")
+    assert second.endswith("below the average.")
 
 
 def test_without_a_reference_distortion_is_left_out(tmp_path: Path) -> None:
     run = make(tmp_path / "r", DROP[0])
     found = compare(read([run]))
     assert found.reference is None
-    text = _words.verdict(found)
+    (text,) = _words.verdict(found)
     assert text.endswith("has the lowest recall, 55.0, 17.0 points below the average.")
     report(run, out=tmp_path / "out")
     page = (tmp_path / "out" / "index.html").read_text()
@@ -505,7 +517,9 @@ def test_classes_are_sorted_by_what_they_lost(tmp_path: Path) -> None:
     found = compare(read([tmp_path / "a"]), read([tmp_path / "b"]))
     assert found.groups[0].order.tolist() == [1, 0, 3, 2]
     assert compare(read([tmp_path / "a"])).groups[0].order.tolist() == [1, 0, 3, 2]
-    assert _words.verdict(found).startswith("dog lost 30.0 points (80.0 → 50.0) while the average")
+    (text,) = _words.verdict(found)
+    assert text.startswith("dog lost 30.0 points (80.0 → 50.0) while the average lost")
+    assert text.endswith("; the worst class went from 70.0 to 50.0.")
     assert found.groups[0].weakest == 1
 
 
@@ -513,9 +527,18 @@ def test_no_loss_is_said_so(tmp_path: Path) -> None:
     make(tmp_path / "a", (95, 81, 70, 75), names=None)
     make(tmp_path / "b", FULL[0], names=None)
     found = compare(read([tmp_path / "a"]), read([tmp_path / "b"]))
-    assert _words.verdict(found) == (
-        "No class lost recall, class 1 gained least, +1.0 (80.0 → 81.0), while the average gained 5.2."
-    )
+    assert _words.verdict(found) == [
+        "No class lost recall, class 1 gained least, +1.0 (80.0 → 81.0), while the average gained 5.2; "
+        "the worst class went from 60.0 to 70.0."
+    ]
+
+
+def test_many_settings_are_not_all_told(tmp_path: Path) -> None:
+    runs = [f"s{i}={make(tmp_path / str(i), FULL[0])}" for i in range(10)]
+    sentences = _words.verdict(compare(read(runs)))
+    assert len(sentences) == 9
+    assert sentences[0].startswith("s0: ")
+    assert sentences[-1] == "2 more settings below."
 
 
 def test_data_is_the_test_or_what_is_common(tmp_path: Path) -> None:
@@ -738,7 +761,7 @@ def test_command_prints_tables_and_names_the_page(
     assert cli.main(["report", "drop", "random", "--reference", "full"]) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
-    assert "quota=drop" in out
+    assert out.startswith("drop: cat lost")
     assert "-29.0" in out
     assert "<script>" in out
     assert "Written: fairprune-report/index.html and 4 files beside it" in out

@@ -102,7 +102,7 @@ def markdown(comparison: Comparison) -> str:
     """Returns verdict, settings and the classes that lost most, in percent."""
     parts = [
         f"# Recall on `{_md(comparison.data)}`",
-        _md(verdict(comparison)),
+        "\n".join(f"- {_md(sentence)}" for sentence in verdict(comparison)),
         _md(compared_with(comparison)),
         _settings(comparison),
     ]

@@ -47,11 +47,19 @@ def page(comparison: Comparison, pictures: Sequence[Picture], thumbnails: str = 
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n"
-        f"<header>\n<h1>{escape(title)}</h1>\n{paragraph(verdict(comparison), 'verdict')}"
+        f"<header>\n<h1>{escape(title)}</h1>\n{_verdict(comparison)}"
         f"{paragraph(_about(comparison), 'soft')}{_notes(comparison)}</header>\n"
         f'<nav aria-label="Sections">\n<ul>\n{links}</ul>\n</nav>\n<main>\n{body}</main>\n'
         "</body>\n</html>\n"
     )
+
+
+def _verdict(comparison: Comparison) -> str:
+    sentences = verdict(comparison)
+    if len(sentences) == 1:
+        return paragraph(sentences[0], "verdict")
+    lines = "".join(f"<li>{escape(sentence)}</li>\n" for sentence in sentences)
+    return f'<ul class="verdict">\n{lines}</ul>\n'
 
 
 def _about(comparison: Comparison) -> str:

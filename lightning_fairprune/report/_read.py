@@ -27,6 +27,7 @@ class Run:
         record: what data pruning did; None if it did nothing.
         name: what the user calls the setting that the run belongs to; None if he does not.
         texts: content of `hparams.yaml` and `config.yaml`, where they are.
+        found_in: the folder that the user named, if it holds more runs than this one.
     """
 
     path: Path
@@ -34,6 +35,7 @@ class Run:
     record: PruningRecord | None = None
     name: str | None = None
     texts: dict[str, str] = field(default_factory=dict)
+    found_in: Path | None = None
 
     @property
     def seed(self) -> int | None:
@@ -54,11 +56,12 @@ def read(arguments: Sequence[str | os.PathLike[str]]) -> list[Run]:
     runs, seen = [], set()
     for argument in arguments:
         name, path = _split(os.fspath(argument))
-        for folder in _folders(path):
+        folders = _folders(path)
+        for folder in folders:
             known = (name, folder.resolve())
             if known not in seen:  # given twice, it is still one model
                 seen.add(known)
-                runs.append(_read(folder, name))
+                runs.append(_read(folder, name, path if len(folders) > 1 else None))
     return runs
 
 
@@ -100,7 +103,7 @@ def _has_recalls(folder: Path) -> bool:
     return any((folder / name).is_file() for name in RECALLS)
 
 
-def _read(folder: Path, name: str | None) -> Run:
+def _read(folder: Path, name: str | None, found_in: Path | None) -> Run:
     history = RecallHistory.load(folder)
     pruned = any(
         (place / "pruning.safetensors").is_file() for place in (folder, folder / RUN_FOLDER)
@@ -111,4 +114,4 @@ def _read(folder: Path, name: str | None) -> Run:
         for text in TEXTS
         if (folder / text).is_file()
     }
-    return Run(folder, history, record, name, texts)
+    return Run(folder, history, record, name, texts, found_in)

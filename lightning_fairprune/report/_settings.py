@@ -46,13 +46,29 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
         key = run.name if run.name is not None else frozenset(configuration(run).items())
         groups.setdefault(key, []).append(run)
     named = [members[0].name for members in groups.values()]
-    automatic = [members[0] for members in groups.values() if members[0].name is None]
+    places = Counter(_folder(members) for members in groups.values())
+    for i, members in enumerate(groups.values()):
+        # One of several folders that holds one setting alone is what the user calls it.
+        folder = _folder(members)
+        alone = len(places) > 1 and places[folder] == 1
+        if named[i] is None and alone and folder not in named:
+            named[i] = folder
+    automatic = [
+        members[0] for name, members in zip(named, groups.values(), strict=True) if name is None
+    ]
     taken = {name for name in named if name is not None}
     made = iter(labels(automatic, taken))
     return {
         next(made) if name is None else name: members
         for name, members in zip(named, groups.values(), strict=True)
     }
+
+
+def _folder(runs: Sequence[Run]) -> str | None:
+    """Returns the name of the folder that the user named for these runs, if it is one."""
+    folders = {run.found_in for run in runs}
+    folder = folders.pop()
+    return folder.name or None if folder is not None and not folders else None
 
 
 def labels(runs: Sequence[Run], taken: Set[str] = frozenset()) -> list[str]:

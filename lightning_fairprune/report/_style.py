@@ -14,6 +14,8 @@ h4 { font-size: .95rem; margin: 1.25rem 0 .25rem; }
 p { margin: .5rem 0; max-width: 46rem; }
 a { color: #005a8f; }
 .verdict { font-size: 1.15rem; line-height: 1.45; margin: .75rem 0 1rem; }
+ul.verdict { font-size: 1rem; padding-left: 1.2rem; }
+ul.verdict li { margin: .3rem 0; }
 .soft, figcaption, footer { color: var(--soft); font-size: .875rem; }
 .notes { padding-left: 1.25rem; color: var(--soft); font-size: .875rem; }
 nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1rem; list-style: none; padding: 0; margin: 1rem 0;

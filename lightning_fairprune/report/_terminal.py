@@ -25,7 +25,7 @@ SHOWN = ("average", "worst", "gap", "std", "alpha", "density")
 def tables(comparison: Comparison) -> RenderableType:
     """Returns verdict, table of settings and table of the classes that lost most."""
     parts: list[RenderableType] = [
-        Text(verdict(comparison), style="bold"),
+        *(Text(sentence, style="bold") for sentence in verdict(comparison)),
         Text(compared_with(comparison) + "\n", style="dim"),
         _settings(comparison),
         Text(),

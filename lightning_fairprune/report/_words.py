@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lightning_fairprune import recalls
 from lightning_fairprune.report._compare import RATE, Comparison, Group
 
 NOTHING = "–"
@@ -44,20 +45,19 @@ def class_name(comparison: Comparison, k: int) -> str:
     return comparison.names[k] if comparison.names else f"class {k}"
 
 
-def verdict(comparison: Comparison, most: int = 3) -> str:
-    """Returns who pays, in one sentence: a clause for each of the first `most` settings."""
+def verdict(comparison: Comparison, most: int = 8) -> list[str]:
+    """Returns who pays, in one sentence for each of the first `most` settings."""
     groups = comparison.groups
-    clauses = [
-        (f"{group.label}: " if len(groups) > 1 else "") + _clause(comparison, group)
-        for group in groups[:most]
-    ]
-    rest = len(groups) - len(clauses)
+    if len(groups) == 1:
+        text = _clause(comparison, groups[0]) + "."
+        # A class keeps its name as it is written.
+        begins = text.startswith("no class ") or comparison.names is None
+        return [text[0].upper() + text[1:] if begins else text]
+    sentences = [f"{group.label}: {_clause(comparison, group)}." for group in groups[:most]]
+    rest = len(groups) - len(sentences)
     if rest:
-        clauses.append(f"{rest} more {'settings' if rest > 1 else 'setting'} below")
-    text = "; ".join(clauses) + "."
-    # A class keeps its name as it is written.
-    begins = text.startswith("no class ") or comparison.names is None
-    return text[0].upper() + text[1:] if len(groups) == 1 and begins else text
+        sentences.append(f"{rest} more {'settings' if rest > 1 else 'setting'} below.")
+    return sentences
 
 
 def compared_with(comparison: Comparison) -> str:
@@ -117,6 +117,12 @@ def _clause(comparison: Comparison, group: Group) -> str:
     # What the reader sees decides, and he sees one decimal.
     moved = "stayed" if abs(average) < 0.0005 else ("lost" if average < 0 else "gained")
     rest = f"the average {moved}" + ("" if moved == "stayed" else f" {points(abs(average))}")
+    # The mean of the worst, as in the table, and not the worst of the mean.
+    all_before = group.before
+    if group.pairing == "mean" and comparison.reference is not None:
+        all_before = comparison.reference.recall
+    first, then = (float(recalls.worst(values).mean()) for values in (all_before, group.recall))
+    rest += f"; the worst class went from {points(first)} to {points(then)}"
     name = class_name(comparison, k)
     if change > -0.0005:
         return (
