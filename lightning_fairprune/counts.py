@@ -110,10 +110,17 @@ class ClassCounts:
     def _reduced(self, function: Callable[[Tensor], Tensor]) -> float:
         return function(self.recall).item() if self.num_classes else float("nan")
 
+    def first_other_support(self, other: ClassCounts) -> int | None:
+        """Returns the first class of which `other` saw another number of samples, None if there is none.
+
+        Up to 8 samples, or 1 %, may differ: with several ranks, the last batch repeats some.
+        """
+        apart = (other.support - self.support).abs()
+        beyond = apart > (torch.maximum(other.support, self.support) // 100).clamp(min=8)
+        return int(beyond.nonzero()[0]) if beyond.any() else None
+
     def check_comparable(self, reference: ClassCounts, name: str) -> None:
         """Raises a ValueError unless `reference` was counted on the same data.
-
-        A few samples may differ: with several ranks, the last batch repeats some.
 
         Args:
             reference: counts of another model.
@@ -124,10 +131,8 @@ class ClassCounts:
                 f"the reference of {name!r} must have the {self.num_classes} classes of the model, it "
                 f"has {reference.num_classes}: it was counted with another model or other data."
             )
-        apart = (reference.support - self.support).abs()
-        beyond = apart > (self.support // 100).clamp(min=8)
-        if beyond.any():
-            k = int(beyond.nonzero()[0])
+        k = self.first_other_support(reference)
+        if k is not None:
             raise ValueError(
                 f"the reference of {name!r} must be counted on the same data: it has "
                 f"{int(reference.support[k])} samples of class {k}, this evaluation "

@@ -223,3 +223,35 @@ def test_every_rank_raises_for_one_ranks_logits() -> None:
 
     first, second = ranks.together([caught(good), caught(bad)])
     assert first == second
+
+
+# ------------------------------------------------------------------------------------ references
+
+
+@pytest.mark.parametrize(
+    ("mine", "other", "first"),
+    [
+        ([100, 100], [100, 100], None),
+        ([100, 100], [108, 92], None),
+        ([100, 100], [100, 109], 1),
+        ([5000, 100], [5050, 100], None),
+        ([5000, 100], [5051, 100], 0),
+        ([0, 9], [9, 0], 0),
+    ],
+)
+def test_a_few_samples_are_no_other_data(mine: Any, other: Any, first: int | None) -> None:
+    one, two = (
+        ClassCounts(torch.zeros(2).long(), torch.tensor(support)) for support in (mine, other)
+    )
+    assert one.first_other_support(two) == two.first_other_support(one) == first
+    if first is None:
+        one.check_comparable(two, "val")
+        return
+    with pytest.raises(ValueError, match=f"{other[first]} samples of class {first}, this"):
+        one.check_comparable(two, "val")
+
+
+def test_a_reference_has_the_same_classes() -> None:
+    one, two = (ClassCounts(torch.zeros(k).long(), torch.ones(k).long()) for k in (2, 3))
+    with pytest.raises(ValueError, match="must have the 2 classes of the model, it has 3"):
+        one.check_comparable(two, "val")

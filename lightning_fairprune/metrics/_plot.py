@@ -77,4 +77,3 @@ def _axes(ax: Any, height: float) -> Any:
     import matplotlib.pyplot as plt
 
     return ax if ax is not None else plt.subplots(figsize=(6.4, height), layout="constrained")[1]
-

@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-import torch
-
 from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.record import PruningRecord
 from lightning_fairprune.report._read import Run
-
-# Ranks of a distributed evaluation repeat samples to get equally many; a few of them are no other data.
-FEW, SHARE = 8, 0.01
 
 
 def common_data(runs: Sequence[Run], asked: str | None) -> str:
@@ -68,15 +63,13 @@ def class_names(runs: Sequence[Run], data: str) -> tuple[str, ...] | None:
 
 def same_support(run: Run, reference: ClassCounts, what: str, data: str) -> None:
     """Raises a ValueError if a run and its reference were evaluated on other data."""
-    mine, other = run.history.last(data).counts.support, reference.support
-    allowed = (SHARE * torch.maximum(mine, other)).clamp(min=FEW)
-    bad = ((mine - other).abs() > allowed).nonzero().flatten()
-    if len(bad):
-        k = int(bad[0])
-        name = (run.history.class_names or range(len(mine)))[k]
+    counts = run.history.last(data).counts
+    k = counts.first_other_support(reference)
+    if k is not None:
+        name = (run.history.class_names or range(counts.num_classes))[k]
         raise ValueError(
             f"{_name(run)} and {what} must have been evaluated on the same data, but class {name} has "
-            f"{int(mine[k])} and {int(other[k])} samples in {data!r}."
+            f"{int(counts.support[k])} and {int(reference.support[k])} samples in {data!r}."
         )
 
 
