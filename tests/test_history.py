@@ -107,7 +107,9 @@ def test_contradictions_are_refused() -> None:
 
 
 def test_what_is_no_history_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no recalls in .*train or test with RecallMonitor"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no recalls in .*train or test with RecallMonitor"
+    ):
         RecallHistory.load(tmp_path)
     with pytest.raises(FileNotFoundError, match="no file"):
         RecallHistory.load(tmp_path / "absent.json")
