@@ -61,6 +61,11 @@ class ClassCounts:
             torch.stack([c.support for c in counts]).sum(0),
         )
 
+    def padded(self, num_classes: int) -> ClassCounts:
+        """Returns the counts with classes (or groups) without support added up to `num_classes`."""
+        missing = self.tp.new_zeros(max(0, num_classes - self.num_classes))
+        return ClassCounts(torch.cat([self.tp, missing]), torch.cat([self.support, missing]))
+
     @property
     def num_classes(self) -> int:
         """K."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,11 +27,20 @@ _KIND, _VERSION = "RecallHistory", "1"
 _STEM = "recalls"
 
 
+GROUPS = "/groups"
+
+
+def is_of_groups(name: str) -> bool:
+    """Whether an evaluation of this name counted groups in place of classes."""
+    return name.endswith(GROUPS)
+
+
 class Evaluation(NamedTuple):
     """One validation or test.
 
     Attributes:
-        name: of the data: ``"val"``, ``"test"``, ``"val/1"``, the prefix of the logged names.
+        name: of the data: ``"val"``, ``"test"``, ``"val/1"``, the prefix of the logged names; with
+            ``/groups`` behind it where groups were counted in place of classes.
         epoch: of training in which or after which it took place, counted from 1; 0 outside of a fit.
         step: optimiser steps that were done.
         pruned: whether data or weights had been pruned by then.
@@ -51,9 +60,10 @@ class RecallHistory:
 
     Args:
         evaluations: in the order in which they took place.
-        class_names: how to call the classes (or groups), in order; None for their numbers.
+        class_names: how to call the classes, in order; None for their numbers.
         reference: the counts that distortion is relative to, by the name of the data.
         seed: of the run, as far as it is known.
+        group_names: how to call the groups.
 
     Raises:
         ValueError: If there are other classes than `class_names` says, or evaluations of the same data
@@ -72,6 +82,7 @@ class RecallHistory:
     class_names: tuple[str, ...] | None = None
     reference: Mapping[str, ClassCounts] = field(default_factory=dict)
     seed: int | None = None
+    group_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         known = dict(self.reference)
@@ -83,16 +94,21 @@ class RecallHistory:
                     f"{first.num_classes} and {evaluation.counts.num_classes}."
                 )
         for name, counts in known.items():
-            if self.class_names is not None and len(self.class_names) != counts.num_classes:
+            names, what = self.names_of(name), "group" if is_of_groups(name) else "class"
+            if names is not None and len(names) != counts.num_classes:
                 raise ValueError(
-                    f"`class_names` must name each of the {counts.num_classes} classes of {name!r}, "
-                    f"got {len(self.class_names)}."
+                    f"`{what}_names` must name each of the {counts.num_classes} "
+                    f"{what}{'es' if what == 'class' else 's'} of {name!r}, got {len(names)}."
                 )
 
     @property
     def names(self) -> tuple[str, ...]:
         """What was evaluated, in order of appearance."""
         return tuple(dict.fromkeys(evaluation.name for evaluation in self.evaluations))
+
+    def names_of(self, name: str) -> tuple[str, ...] | None:
+        """Returns how to call what was counted in one data set: its classes, or its groups."""
+        return self.group_names if is_of_groups(name) else self.class_names
 
     def of(self, name: str) -> tuple[Evaluation, ...]:
         """Returns all evaluations of one data set."""
@@ -130,7 +146,8 @@ class RecallHistory:
             tensors[f"when/{name}"] = torch.tensor(when)
         order = torch.tensor([self.names.index(e.name) for e in self.evaluations])
         tensors["order"] = order.to(torch.int32)
-        about = {"class_names": self.class_names, "seed": self.seed, "names": self.names}
+        called = {"class_names": self.class_names, "group_names": self.group_names}
+        about = {**called, "seed": self.seed, "names": self.names}
         head = {"format": _KIND, "version": _VERSION}
         write_tensors(
             folder / f"{_STEM}.safetensors", tensors, {**head, "history": json.dumps(about)}
@@ -164,11 +181,23 @@ class RecallHistory:
                 f"{str(path)!r} cannot be loaded: it is damaged ({error!r})."
             ) from error
 
+    def padded(self, name: str, num_groups: int) -> RecallHistory:
+        """Returns the history with groups that evaluations of `name` had not met added to them."""
+        evaluations = tuple(
+            e._replace(counts=e.counts.padded(num_groups)) if e.name == name else e
+            for e in self.evaluations
+        )
+        reference = dict(self.reference)
+        if name in reference:
+            reference[name] = reference[name].padded(num_groups)
+        return replace(self, evaluations=evaluations, reference=reference)
+
     def state_dict(self) -> dict[str, Any]:
         """Returns everything but the seed as CPU tensors and primitives, for checkpoints."""
         return {
             "evaluations": [(*e[:4], _stacked([e.counts])[0]) for e in self.evaluations],
             "class_names": None if self.class_names is None else list(self.class_names),
+            "group_names": None if self.group_names is None else list(self.group_names),
             "reference": {name: _stacked([c])[0] for name, c in self.reference.items()},
         }
 
@@ -180,7 +209,8 @@ class RecallHistory:
             for name, epoch, step, pruned, stacked in state["evaluations"]
         ]
         reference = {name: _unstacked(pair[None])[0] for name, pair in state["reference"].items()}
-        return cls(tuple(evaluations), _names(state["class_names"]), reference)
+        classes, groups = _called(state)
+        return cls(tuple(evaluations), classes, reference, group_names=groups)
 
     @classmethod
     def _from_tensors(cls, tensors: dict[str, Tensor], about: dict[str, Any]) -> RecallHistory:
@@ -200,7 +230,8 @@ class RecallHistory:
             if key.startswith("reference/")
         }
         evaluations = tuple(next(queues[name]) for name in order)
-        return cls(evaluations, _names(about["class_names"]), reference, about["seed"])
+        classes, groups = _called(about)
+        return cls(evaluations, classes, reference, about["seed"], groups)
 
     @classmethod
     def _from_json(cls, path: Path) -> RecallHistory:
@@ -211,7 +242,8 @@ class RecallHistory:
             for name, last in content["last"].items()
         ]
         reference = {name: _counts(numbers) for name, numbers in content["reference"].items()}
-        return cls(tuple(evaluations), _names(content["class_names"]), reference, content["seed"])
+        classes, groups = _called(content)
+        return cls(tuple(evaluations), classes, reference, content["seed"], groups)
 
 
 def _find(path: Path) -> Path:
@@ -259,5 +291,6 @@ def _counts(numbers: dict[str, Any]) -> ClassCounts:
     )
 
 
-def _names(names: list[str] | None) -> tuple[str, ...] | None:
-    return None if names is None else tuple(names)
+def _called(names: Mapping[str, Any]) -> list[tuple[str, ...] | None]:
+    found = [names.get(key) for key in ("class_names", "group_names")]
+    return [None if value is None else tuple(value) for value in found]

@@ -99,6 +99,34 @@ def test_evaluations_by_name() -> None:
         history().last("other")
 
 
+def test_groups_have_names_of_their_own(tmp_path: Path) -> None:
+    three = ClassCounts(torch.tensor([1, 2, 3]), torch.tensor([4, 4, 4]))
+    evaluations = (
+        Evaluation("val", 1, 1, False, counts(1, 2)),
+        Evaluation("val/groups", 1, 1, False, three),
+    )
+    one = RecallHistory(evaluations, ("cat", "dog"), group_names=("a", "b", "c"))
+    assert one.names_of("val") == ("cat", "dog")
+    assert one.names_of("val/groups") == ("a", "b", "c")
+    one.save(tmp_path)
+    for path in (tmp_path, tmp_path / "recalls.json"):
+        assert RecallHistory.load(path).group_names == ("a", "b", "c")
+    assert RecallHistory.from_state_dict(one.state_dict()).group_names == ("a", "b", "c")
+    with pytest.raises(ValueError, match="each of the 3 groups of 'val/groups', got 2"):
+        RecallHistory(evaluations, ("cat", "dog"), group_names=("a", "b"))
+
+
+def test_room_for_a_group_that_was_not_met() -> None:
+    two = counts(1, 2)
+    one = RecallHistory(
+        (Evaluation("val", 1, 1, False, two), Evaluation("val/groups", 1, 1, False, two)),
+        reference={"val/groups": two},
+    ).padded("val/groups", 3)
+    assert one.last("val").counts.num_classes == 2
+    assert one.last("val/groups").counts.support.tolist() == [10, 10, 0]
+    assert one.reference["val/groups"].tp.tolist() == [1, 2, 0]
+
+
 def test_contradictions_are_refused() -> None:
     with pytest.raises(ValueError, match=r"name each of the 2 classes of 'val', got 3"):
         history(class_names=("a", "b", "c"))

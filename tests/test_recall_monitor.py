@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -458,6 +459,86 @@ def test_loaders_have_names(named: bool) -> None:
     assert monitor.history.names[-1] == "test"
 
 
+# ----------------------------------------------------------------------------------------- groups
+
+
+def side(batch: Any) -> Tensor:
+    """Label x attribute, where the attribute is the sign of a feature."""
+    x, y = batch
+    return 2 * y + (x[:, 1] > 0).long()
+
+
+def group_counts(model: Any, data: Any) -> lfp.ClassCounts:
+    with torch.no_grad():
+        right = model(data.x).argmax(1) == data.y
+    tp, support = torch.zeros(8).long(), torch.zeros(8).long()
+    for hit, group in zip(right.tolist(), side((data.x, data.y)).tolist(), strict=True):
+        support[group] += 1
+        tp[group] += hit
+    return lfp.ClassCounts(tp, support)
+
+
+def test_groups_are_counted_besides_the_classes(tmp_path: Path) -> None:
+    names = [f"{letter}{sign}" for letter in "abcd" for sign in "-+"]
+    model = Model()
+    before = group_counts(model, Blobs(60, seed=1))
+    monitor = lfp.RecallMonitor(
+        group_by=side, group_names=names, reference="fit_start", dirpath=tmp_path
+    )
+    trainer = users.trainer(callbacks=[monitor], max_epochs=2)
+    trainer.fit(model, Data(**DATA))
+    now, logged = group_counts(model, Blobs(60, seed=1)), trainer.callback_metrics
+    assert torch.equal(monitor.counts["val/groups"].tp, now.tp)
+    assert torch.equal(monitor.counts["val/groups"].support, now.support)
+    assert torch.equal(monitor.history.reference["val/groups"].tp, before.tp)
+    assert float(logged["val/groups/recall/worst"]) == pytest.approx(now.worst)
+    assert float(logged["val/recall/worst"]) == pytest.approx(
+        counts(model, Blobs(60, seed=1)).worst
+    )
+    for k, name in enumerate(names):
+        if now.support[k]:
+            value = float(logged[f"val/groups/recall/group/{name}"])
+            assert value == pytest.approx(float(now.recall[k]))
+    assert math.isfinite(float(logged["val/groups/recall/alpha"]))
+    read = RecallHistory.load(tmp_path)
+    assert read.names == ("val", "val/groups")
+    assert read.names_of("val/groups") == tuple(names)
+    assert read.names_of("val") is None
+    assert (tmp_path / "recalls-val-groups.png").is_file()
+
+
+def test_groups_that_an_evaluation_never_meets() -> None:
+    """Three in validation, one more in the test, one that nobody meets."""
+    few = TensorDataset(torch.tensor([0, 1, 2]), torch.tensor([0, 1, 0]))
+    more = TensorDataset(torch.tensor([0, 1, 3]), torch.tensor([0, 1, 0]))
+
+    class Echo(Scripted):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            F.cross_entropy(F.one_hot(torch.zeros_like(batch[1]), K).float(), batch[1])
+
+    loaders = [DataLoader(few, batch_size=2), DataLoader(more, batch_size=2)]
+    monitor = lfp.RecallMonitor(group_by=0)
+    trainer = users.trainer(callbacks=[monitor])
+    for data in (loaders[0], loaders[1], loaders[0]):
+        (logged,) = trainer.validate(Echo([0]), data, verbose=False)
+    evaluations = monitor.history.of("val/groups")
+    assert [e.counts.support.tolist() for e in evaluations] == [
+        [1, 1, 1, 0],
+        [1, 1, 0, 1],
+        [1, 1, 1, 0],
+    ]
+    assert evaluations[0].counts.tp.tolist() == [1, 0, 1, 0]
+    assert logged["val/groups/recall/worst"] == 0
+    assert "val/groups/recall/group/3" not in logged
+    names = ["a", "b", "c", "d", "e"]
+    monitor = lfp.RecallMonitor(group_by=0, group_names=names)
+    users.trainer(callbacks=[monitor]).validate(Echo([0]), loaders[0], verbose=False)
+    assert monitor.counts["val/groups"].num_classes == 5
+    monitor = lfp.RecallMonitor(group_by=0, group_names=names[:2])
+    with pytest.raises(ValueError, match="`group_names` must name each of 3 groups, got 2"):
+        users.trainer(callbacks=[monitor]).validate(Echo([0]), loaders[0], verbose=False)
+
+
 # ------------------------------------------------------------------------------ loggers and files
 
 
@@ -564,6 +645,7 @@ def test_monitor_checks_the_number_of_classes() -> None:
             r"`class_names` must differ from each other, got \['a', 'a'\]",
         ),
         ({"dataloader_names": ["x", "x"]}, "`dataloader_names` must differ"),
+        ({"group_names": ["x"]}, "`group_names` needs `group_by`"),
     ],
 )
 def test_arguments_are_checked(options: dict[str, Any], match: str) -> None:

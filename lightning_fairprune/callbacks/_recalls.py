@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from torch import Tensor
 
 from lightning_fairprune.callbacks._observe import max_over_ranks, sum_over_ranks
@@ -51,7 +50,8 @@ class RecallWindow:
     def recall(self) -> Tensor:
         """Returns the pooled recalls, float64 [K]; NaN for a class without a sample."""
         most = max(counts.num_classes for counts in self._counts)
-        pooled = ClassCounts.pooled([_padded(counts, most) for counts in self._counts])
+        # An earlier validation may not have met a group.
+        pooled = ClassCounts.pooled([counts.padded(most) for counts in self._counts])
         return pooled.shrunk_recall(self.shrinkage)
 
     def state_dict(self) -> dict[str, Any]:
@@ -61,9 +61,3 @@ class RecallWindow:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where `state_dict` was taken."""
         self._counts = [ClassCounts(tp, support) for tp, support in state["counts"]]
-
-
-def _padded(counts: ClassCounts, num_classes: int) -> ClassCounts:
-    # A group that an earlier validation had not met.
-    missing = counts.tp.new_zeros(num_classes - counts.num_classes)
-    return ClassCounts(torch.cat([counts.tp, missing]), torch.cat([counts.support, missing]))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_fairprune._labels import labels_of
 from lightning_fairprune.counts import ClassCounts
-from lightning_fairprune.history import RecallHistory
+from lightning_fairprune.history import RecallHistory, is_of_groups
 
 Reference = str | os.PathLike[str] | RecallHistory | None
 FIT_START, BEFORE_PRUNING = "fit_start", "before_pruning"
@@ -86,7 +86,8 @@ class ReferenceCounts:
             raise ValueError("`reference` must hold at least one evaluation, it has none.")
         self.counts = {name: history.last(name).counts for name in history.names}
         for name, counts in self.counts.items():
-            if ours is not None and counts.num_classes != len(ours):
+            other = ours is not None and counts.num_classes != len(ours)
+            if ours is not None and other and not is_of_groups(name):
                 raise ValueError(
                     f"`reference` must have the {len(ours)} classes of `class_names`, it has "
                     f"{counts.num_classes} for {name!r}."
@@ -186,6 +187,11 @@ class ReferenceCounts:
         if reference is not None:
             counts.check_comparable(reference, name)
         return reference
+
+    def make_room(self, name: str, num_groups: int) -> None:
+        """Adds groups that the reference had not met."""
+        if name in self.counts:
+            self.counts[name] = self.counts[name].padded(num_groups)
 
     def restore(self, counts: Mapping[str, ClassCounts]) -> None:
         """Takes the counts of a checkpoint that the fit goes on from, unless a file has said them."""

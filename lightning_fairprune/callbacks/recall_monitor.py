@@ -12,12 +12,14 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_fairprune import recalls
 from lightning_fairprune._files import write_whole
+from lightning_fairprune.callbacks import _monitoring
 from lightning_fairprune.callbacks._observe import (
+    GroupBy,
     LogitsFn,
     StepObserver,
     capture_of,
+    groups_of,
     max_over_ranks,
     sum_over_ranks,
 )
@@ -32,13 +34,9 @@ from lightning_fairprune.callbacks._run_folder import (
     takes_figures,
 )
 from lightning_fairprune.counts import ClassCounts, Tally
-from lightning_fairprune.history import Evaluation, RecallHistory
+from lightning_fairprune.history import GROUPS, Evaluation, RecallHistory, is_of_groups
 
 __all__ = ["RecallMonitor"]
-
-# Every value that is logged through the module costs a reduction of its own; more classes than
-# this go to the loggers directly and cannot be monitored.
-_MOST_MONITORED = 100
 
 
 class RecallMonitor(pl.Callback):
@@ -54,6 +52,9 @@ class RecallMonitor(pl.Callback):
     2022; above 1: the classes have moved apart), ``val/recall/worst_change``, the largest loss of
     recall of a class, and ``val/recall/disparity``, by how much a class lost more than the accuracy
     did. See :mod:`lightning_fairprune.recalls` for the formulas.
+
+    With `group_by`, groups such as label x background are counted as well, and log under
+    ``val/groups/recall/worst`` and so on.
 
     A second validation loader logs under ``val/1/recall/...``, and so on; loaders that come as a
     dictionary, or have `dataloader_names`, under ``val/NAME/recall/...``.
@@ -73,6 +74,9 @@ class RecallMonitor(pl.Callback):
             ``"before_pruning"`` for the last evaluation before data or weights are pruned. None for
             no reference.
         class_names: how to call the classes, in order; their numbers by default.
+        group_by: groups to count besides the classes: the key or position of the group ids in a batch,
+            or a function from the batch to them, int [B] in [0, G).
+        group_names: how to call the groups, in order; their numbers by default.
         dataloader_names: how to call the loaders of an evaluation, if there are several.
         every_n_epochs: validations to count, by the number of their epoch.
         figures: whether to draw.
@@ -102,38 +106,39 @@ class RecallMonitor(pl.Callback):
         num_classes: int | None = None,
         reference: Reference = None,
         class_names: Sequence[str] | None = None,
+        group_by: GroupBy | None = None,
+        group_names: Sequence[str] | None = None,
         dataloader_names: Sequence[str] | None = None,
         every_n_epochs: int = 1,
         figures: bool = True,
         dirpath: str | os.PathLike[str] | None = None,
         logits_fn: LogitsFn | None = None,
     ) -> None:
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"`num_classes` must be at least 1, got {num_classes}.")
-        if num_classes is not None and class_names is not None and num_classes != len(class_names):
-            raise ValueError(
-                f"`class_names` must name each of {num_classes} classes, got {len(class_names)}."
-            )
-        for name, names in (("class_names", class_names), ("dataloader_names", dataloader_names)):
-            if names is not None and len(set(names)) < len(names):
-                raise ValueError(f"`{name}` must differ from each other, got {list(names)}.")
-        if every_n_epochs < 1:
-            raise ValueError(f"`every_n_epochs` must be at least 1, got {every_n_epochs}.")
+        _monitoring.check_arguments(
+            num_classes=num_classes,
+            class_names=class_names,
+            group_names=group_names,
+            dataloader_names=dataloader_names,
+            every_n_epochs=every_n_epochs,
+            grouped=group_by is not None,
+        )
         self.num_classes = num_classes
         self.reference = reference
         self.class_names = None if class_names is None else tuple(class_names)
+        self.group_by = group_by
+        self.group_names = None if group_names is None else tuple(group_names)
         self.dataloader_names = None if dataloader_names is None else tuple(dataloader_names)
         self.every_n_epochs = every_n_epochs
         self.figures = figures
         self.dirpath = dirpath
         self.logits_fn = logits_fn
         self._observer: StepObserver | None = None
-        self._tallies: dict[int, Tally] = {}
+        self._tallies: dict[tuple[int, bool], Tally] = {}
         self._counting = True
         self._forget()
 
     def _forget(self) -> None:
-        self.history = RecallHistory(class_names=self.class_names)
+        self.history = RecallHistory(class_names=self.class_names, group_names=self.group_names)
         self._reference = ReferenceCounts(self.reference, self.class_names)
 
     @property
@@ -151,7 +156,7 @@ class RecallMonitor(pl.Callback):
         self._reference.setup(trainer, stage)
         if self.num_classes is not None:
             for name, counts in self._reference.counts.items():
-                if counts.num_classes != self.num_classes:
+                if counts.num_classes != self.num_classes and not is_of_groups(name):
                     raise ValueError(
                         f"`reference` must have the {self.num_classes} classes of `num_classes`, it "
                         f"has {counts.num_classes} for {name!r}."
@@ -167,7 +172,9 @@ class RecallMonitor(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Checks what would otherwise fail after the first epoch."""
-        _check_any_batch(trainer.num_val_batches, trainer.limit_val_batches, "validation")
+        _monitoring.check_any_batch(
+            trainer.num_val_batches, trainer.limit_val_batches, "validation"
+        )
         self._reference.at_train_start(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -185,9 +192,11 @@ class RecallMonitor(pl.Callback):
         """Gives the Trainer its settings back; says so if there was nothing to count."""
         self._reference.teardown()
         if stage == "test":
-            _check_any_batch(trainer.num_test_batches, trainer.limit_test_batches, stage)
+            _monitoring.check_any_batch(trainer.num_test_batches, trainer.limit_test_batches, stage)
         if stage == "validate":
-            _check_any_batch(trainer.num_val_batches, trainer.limit_val_batches, "validation")
+            _monitoring.check_any_batch(
+                trainer.num_val_batches, trainer.limit_val_batches, "validation"
+            )
 
     # -------------------------------------------------------------------------- one evaluation
 
@@ -196,7 +205,7 @@ class RecallMonitor(pl.Callback):
         self._tallies = {}
         due = (trainer.current_epoch + 1) % self.every_n_epochs == 0
         # The last count before pruning must not be missed: nobody knows it for the last.
-        wanted = due or (self._reference.comes_before_pruning and not _pruned(trainer))
+        wanted = due or (self._reference.comes_before_pruning and not _monitoring.pruned(trainer))
         self._counting = wanted or trainer.sanity_checking or trainer.state.fn != "fit"
 
     def on_validation_batch_start(
@@ -226,7 +235,11 @@ class RecallMonitor(pl.Callback):
         if self._counting:
             step = "test_step" if trainer.testing else "validation_step"
             logits, target = self._observer.read(outputs, None, step)
-            self._tallies.setdefault(dataloader_idx, Tally()).update(logits, target)
+            self._tallies.setdefault((dataloader_idx, False), Tally()).update(logits, target)
+            group = groups_of(batch, self.group_by)
+            if group is not None:
+                tally = self._tallies.setdefault((dataloader_idx, True), Tally())
+                tally.update(logits, target, group)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs the recalls."""
@@ -239,23 +252,19 @@ class RecallMonitor(pl.Callback):
     on_test_epoch_end = on_validation_epoch_end
 
     def _finish(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
-        prefixes = self._prefixes(trainer, stage)
         found: dict[str, ClassCounts] = {}
-        for index, prefix in enumerate(prefixes):
-            # A rank may have had no batch of a loader; it takes part in the sums all the same.
-            counts = self._tallies.get(index, Tally()).compute(
-                reduce_sum=sum_over_ranks(trainer),
-                reduce_max=max_over_ranks(trainer),
-                device=module.device,
-            )
-            self._check_classes(counts)
-            found[prefix] = counts
+        for index, prefix in enumerate(self._prefixes(trainer, stage)):
+            found[prefix] = self._counted(trainer, module, index, grouped=False)
+            self._check_classes(found[prefix])
+            if self.group_by is not None:
+                name, counts = prefix + GROUPS, self._counted(trainer, module, index, grouped=True)
+                found[name] = self._with_all_groups(name, counts)
         self._tallies = {}
         if trainer.sanity_checking:
             if self._reference.comes_from_sanity_check:
                 self._reference.counts = found
             return
-        pruned = _pruned(trainer)
+        pruned = _monitoring.pruned(trainer)
         if self._reference.comes_before_pruning and not pruned:
             self._reference.counts |= found
         compared = {name: self._reference.of(name, counts) for name, counts in found.items()}
@@ -266,15 +275,41 @@ class RecallMonitor(pl.Callback):
         )
         self.history = replace(
             self.history,
-            evaluations=self.history.evaluations + new,
+            evaluations=(*self.history.evaluations, *new),
             reference=dict(self._reference.counts),
-            seed=_seed(),
+            seed=_monitoring.seed(),
         )
         for prefix, counts in found.items():
             self._log_counts(trainer, module, prefix, counts, compared[prefix])
         self._save(trainer)
         if trainer.state.fn != "fit":
             self._draw_files(trainer)
+
+    def _counted(
+        self, trainer: pl.Trainer, module: pl.LightningModule, index: int, *, grouped: bool
+    ) -> ClassCounts:
+        # A rank may have had no batch of a loader; it takes part in the sums all the same.
+        return self._tallies.get((index, grouped), Tally()).compute(
+            grouped=grouped,
+            reduce_sum=sum_over_ranks(trainer),
+            reduce_max=max_over_ranks(trainer),
+            device=module.device,
+        )
+
+    def _with_all_groups(self, name: str, counts: ClassCounts) -> ClassCounts:
+        """Gives this evaluation, earlier ones and the reference as many groups as any of them met."""
+        called = self.group_names
+        if called is not None and counts.num_classes > len(called):
+            raise ValueError(
+                f"`group_names` must name each of {counts.num_classes} groups, got {len(called)}."
+            )
+        known = [e.counts for e in self.history.of(name)[:1]]
+        known += [self._reference.counts[name]] if name in self._reference.counts else []
+        sizes = [c.num_classes for c in (counts, *known)]
+        most = max([*sizes, 0 if called is None else len(called)])
+        self.history = self.history.padded(name, most)
+        self._reference.make_room(name, most)
+        return counts.padded(most)
 
     def _prefixes(self, trainer: pl.Trainer, stage: str) -> list[str]:
         loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
@@ -310,23 +345,9 @@ class RecallMonitor(pl.Callback):
         counts: ClassCounts,
         reference: ClassCounts | None,
     ) -> None:
-        names = self.class_names or tuple(str(k) for k in range(counts.num_classes))
-        summary = {name: getattr(counts, name) for name in ("worst", "gap", "std", "mean")}
-        if reference is not None:
-            summary |= _distortion(counts, reference)
-        summary = {f"{prefix}/recall/{name}": value for name, value in summary.items()}
-        seen = (counts.support > 0).tolist()
-        classes = {
-            f"{prefix}/recall/class/{name}": recall
-            for name, recall, has_any in zip(names, counts.recall.tolist(), seen, strict=True)
-            if has_any
-        }
-        if len(classes) <= _MOST_MONITORED:
-            summary |= classes
-        else:
-            _send(trainer, classes)
-        # All ranks hold the same values; saying so spares a warning of the Trainer's.
-        module.log_dict(summary, sync_dist=trainer.world_size > 1, add_dataloader_idx=False)
+        names = self.history.names_of(prefix)
+        values = _monitoring.values(prefix, counts, reference, names)
+        _monitoring.log(trainer, module, values)
         if trainer.is_global_zero and self.figures and takes_figures(trainer):
             send_figure(trainer, f"{prefix}/recall/classes", self._figure(prefix))
 
@@ -357,7 +378,7 @@ class RecallMonitor(pl.Callback):
         return recall_by_class(
             None if reference is None else reference.recall,
             self.history.last(name).counts.recall,
-            self.class_names,
+            self.history.names_of(name),
             title=name,
             labels=("reference", "now"),
         )
@@ -371,38 +392,5 @@ class RecallMonitor(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on with the counts of a checkpoint."""
         history = RecallHistory.from_state_dict(state_dict)
-        self.history = replace(history, class_names=self.class_names)
+        self.history = replace(history, class_names=self.class_names, group_names=self.group_names)
         self._reference.restore(history.reference)
-
-
-def _distortion(counts: ClassCounts, reference: ClassCounts) -> dict[str, float]:
-    now, before = counts.recall, reference.recall
-    accuracies = counts.accuracy, reference.accuracy
-    return {
-        "alpha": float(recalls.intensification(now, before, *accuracies)),
-        "worst_change": float(recalls.worst(recalls.change(now, before))),
-        "disparity": float(recalls.disparity(now, before, *accuracies)),
-    }
-
-
-def _pruned(trainer: pl.Trainer) -> bool:
-    return any(getattr(callback, "pruned", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-
-
-def _seed() -> int | None:
-    seed = os.environ.get("PL_GLOBAL_SEED")  # left there by seed_everything
-    return int(seed) if seed is not None else None
-
-
-def _check_any_batch(batches: list[int | float], limit: float, what: str) -> None:
-    if limit != 0 and 0 in batches:
-        raise ValueError(
-            f"RecallMonitor: loader {batches.index(0)} of the {what} must give at least one batch, it "
-            "is empty."
-        )
-
-
-@rank_zero_only
-def _send(trainer: pl.Trainer, values: dict[str, float]) -> None:
-    for logger in trainer.loggers:
-        logger.log_metrics(values, step=trainer.global_step)
