@@ -564,6 +564,38 @@ def test_groups_are_no_classes(tmp_path: Path) -> None:
     assert not any("kept" in plan.name for plan in _draw.plans(found))
 
 
+def test_groups_are_reported_by_their_names(tmp_path: Path) -> None:
+    def run(name: str, tp: Any) -> Path:
+        folder = make(tmp_path / name, FULL[0], settings={"group_by": "place"})
+        history = RecallHistory.load(folder)
+        groups = ClassCounts(torch.tensor(tp), torch.tensor([100, 100, 0]))
+        evaluations = tuple(
+            Evaluation(f"{e.name}/groups", e.epoch, e.step, e.pruned, groups)
+            for e in history.evaluations
+        )
+        both = (*history.evaluations, *evaluations)
+        names = history.class_names
+        RecallHistory(both, names, group_names=("land", "water", "air")).save(folder / "fairprune")
+        record = PruningRecord.load(folder)
+        kept = select(record.target % 2, torch.tensor([5, 9]))
+        PruningRecord(kept, record.target % 2, None, (), {"group_by": "place"}).save(
+            folder / "fairprune"
+        )
+        return folder
+
+    one, two = run("a", [80, 40, 0]), run("b", [90, 70, 0])
+    found = compare(read([one]), read([two]), data="test/groups")
+    assert found.names == ("land", "water", "air")
+    assert found.curves == "val/groups"
+    assert found.groups[0].kept.tolist() == [[5, 9, 0]]
+    assert _words.verdict(found)[0].startswith("water lost 30.0 points (70.0 → 40.0)")
+    # The classes were not what quotas were set for.
+    (note,) = compare(read([one]), data="test").notes
+    assert note.endswith("was pruned by groups; what was kept of each class is not known.")
+    report(one, two, tmp_path / "out", data="test/groups")
+    assert "water" in (tmp_path / "out" / "index.html").read_text()
+
+
 def test_half_widths_are_those_of_summarise() -> None:
     values = torch.tensor([[0.5, 0.1, torch.nan], [0.7, torch.nan, torch.nan], [0.9, 0.4, 1.0]])
     widths = half_widths(values.double(), 0.9).tolist()

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from lightning_fairprune.counts import ClassCounts
+from lightning_fairprune.history import is_of_groups
 from lightning_fairprune.record import PruningRecord
 from lightning_fairprune.report._read import Run
 
@@ -37,7 +38,7 @@ def class_names(runs: Sequence[Run], data: str) -> tuple[str, ...] | None:
     """
     first = runs[0]
     size = first.history.last(data).counts.num_classes
-    named = [run for run in runs if run.history.class_names is not None]
+    named = [run for run in runs if run.history.names_of(data) is not None]
     for run in runs:
         other = run.history.last(data).counts.num_classes
         if other != size:
@@ -51,14 +52,14 @@ def class_names(runs: Sequence[Run], data: str) -> tuple[str, ...] | None:
                 f"{kept.num_classes}."
             )
     for run in named:
-        pairs = zip(named[0].history.class_names or (), run.history.class_names or (), strict=True)
-        for k, (expected, found) in enumerate(pairs):
+        pairs = (named[0].history.names_of(data) or (), run.history.names_of(data) or ())
+        for k, (expected, found) in enumerate(zip(*pairs, strict=True)):
             if expected != found:
                 raise ValueError(
                     f"all runs must have the same class names: class {k} is {expected!r} in "
                     f"{_name(named[0])} and {found!r} in {_name(run)}."
                 )
-    return named[0].history.class_names if named else None
+    return named[0].history.names_of(data) if named else None
 
 
 def same_support(run: Run, reference: ClassCounts, what: str, data: str) -> None:
@@ -66,21 +67,20 @@ def same_support(run: Run, reference: ClassCounts, what: str, data: str) -> None
     counts = run.history.last(data).counts
     k = counts.first_other_support(reference)
     if k is not None:
-        name = (run.history.class_names or range(counts.num_classes))[k]
+        name = (run.history.names_of(data) or range(counts.num_classes))[k]
         raise ValueError(
             f"{_name(run)} and {what} must have been evaluated on the same data, but class {name} has "
             f"{int(counts.support[k])} and {int(reference.support[k])} samples in {data!r}."
         )
 
 
-def by_class(record: PruningRecord, num_classes: int) -> bool:
-    """Whether quotas are those of the classes that were evaluated, not of groups."""
-    have = len(record.selection.sizes)
+def quotas_fit(record: PruningRecord, data: str, num_classes: int) -> bool:
+    """Whether quotas are those of what was evaluated: of classes, or of groups."""
     grouped = record.settings.get("group_by") is not None
-    return have == num_classes or (have < num_classes and not grouped)
+    return grouped == is_of_groups(data) and len(record.selection.sizes) <= num_classes
 
 
-def oddities(label: str, runs: Sequence[Run], num_classes: int) -> list[str]:
+def oddities(label: str, runs: Sequence[Run], data: str, num_classes: int) -> list[str]:
     """Returns sentences on runs of one setting that may not be what they seem."""
     notes = []
     seeds = Counter(run.seed for run in runs if run.seed is not None)
@@ -92,8 +92,9 @@ def oddities(label: str, runs: Sequence[Run], num_classes: int) -> list[str]:
     unknown = [run for run in runs if run.seed is None]
     if unknown and len(runs) > 1:
         notes.append(f"Of {len(unknown)} of the {len(runs)} runs of {label} the seed is not known.")
-    if any(run.record is not None and not by_class(run.record, num_classes) for run in runs):
-        notes.append(f"{label} was pruned by groups; what was kept of each class is not known.")
+    if any(r.record is not None and not quotas_fit(r.record, data, num_classes) for r in runs):
+        kind, other = ("groups", "class") if not is_of_groups(data) else ("classes", "group")
+        notes.append(f"{label} was pruned by {kind}; what was kept of each {other} is not known.")
     return notes
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_fairprune import recalls
+from lightning_fairprune.history import GROUPS, is_of_groups
 from lightning_fairprune.report import _check
 from lightning_fairprune.report._read import Run
 from lightning_fairprune.report._settings import configuration, differences, grouped
@@ -178,7 +179,7 @@ def compare(
     groups = []
     for label, members in grouped(compared).items():
         groups.append(_group(label, members, base, data, level))
-        notes += _check.oddities(label, members, num_classes)
+        notes += _check.oddities(label, members, data, num_classes)
         differing = differences([configuration(run) for run in members])
         if differing:
             notes.append(f"The runs of {label} differ in {', '.join(differing)}.")
@@ -250,7 +251,7 @@ def _group(
     recall = _stacked(runs, data)
     before, pairing = _before(runs, reference, data)
     values = measures(recall, before)
-    sizes, kept = _kept(runs, recall.shape[1])
+    sizes, kept = _kept(runs, data, recall.shape[1])
     share = [torch.nan if r.record is None else r.record.selection.density for r in runs]
     values["density"] = torch.tensor(share, dtype=torch.float64)
     test = None
@@ -301,12 +302,12 @@ def _before(
     return before, "seed" if paired else "mean"
 
 
-def _kept(runs: Sequence[Run], num_classes: int) -> tuple[Tensor, Tensor]:
+def _kept(runs: Sequence[Run], data: str, num_classes: int) -> tuple[Tensor, Tensor]:
     """Returns class sizes and quotas, [M, K]; NaN for runs that kept all or were pruned by groups."""
     sizes = torch.full((len(runs), num_classes), torch.nan, dtype=torch.float64)
     kept = sizes.clone()
     for m, run in enumerate(runs):
-        if run.record is not None and _check.by_class(run.record, num_classes):
+        if run.record is not None and _check.quotas_fit(run.record, data, num_classes):
             chosen = run.record.selection
             have = len(chosen.sizes)
             sizes[m, :have], kept[m, :have] = chosen.sizes.double(), chosen.quota.double()
@@ -319,4 +320,5 @@ def _curves(runs: Sequence[Run], data: str) -> str | None:
     several = {name for run in runs for name in run.history.names if len(run.history.of(name)) > 1}
     if not several:
         return None
-    return next((name for name in (data, "val") if name in several), min(several))
+    validation = "val" + GROUPS if is_of_groups(data) else "val"
+    return next((name for name in (data, validation) if name in several), min(several))

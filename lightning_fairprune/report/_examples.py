@@ -37,7 +37,7 @@ def examples_of(comparison: Comparison, dataset: Any) -> str:
 def _of_run(comparison: Comparison, group: Group, run: Run, dataset: Any) -> str:
     assert run.record is not None
     num_classes = len(comparison.class_names)
-    by_class = _check.by_class(run.record, num_classes)
+    by_class = _check.quotas_fit(run.record, comparison.data, num_classes)
     have = len(run.record.selection.sizes)
     classes = [k for k in group.order.tolist() if k < have] if by_class else None
     found = examples(
