@@ -1,0 +1,174 @@
+"""Gradient norms of a whole network: the exact GraNd score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_fairprune.gradients._batch import Batch, Loss
+from lightning_fairprune.gradients._plain import one_by_one
+from lightning_fairprune.gradients._plan import Plan, make_plan
+
+__all__ = ["grad_norm"]
+
+
+def grad_norm(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss_fn: Callable[[Any, Any], Tensor],
+    *,
+    parameters: Iterable[str] | Iterable[nn.Parameter] | None = None,
+    memory: int = 2**28,
+) -> Tensor:
+    r"""Return the length of the gradient of each sample's own loss, exactly, batch by batch.
+
+    `||\nabla_w loss(f_w(x_i), y_i)||_2`: the GraNd score of Paul et al., "Deep Learning on a Data Diet"
+    (NeurIPS 2021, arXiv 2107.07075, definition 2.1) for one network; average it over several. The model is in
+    eval mode meanwhile, as in the code published with DRoP.
+
+    One batched forward and backward pass for most networks. Linear, convolution, normalisation, embedding and
+    attention layers of torch give their norms from inputs and output gradients; other parameters take
+    torch.func, and what it cannot do takes a pass per sample. Parameters that are used several times count as
+    one. Which way is right is tried on two samples of the first batch with more than one, and compared there
+    with each sample alone; nothing has to be declared.
+
+    The model is left as it was: mode, gradients, flags, hooks. So are torch's random states.
+
+    Args:
+        model: The network f. It is called with a tensor, with the entries of a tuple or list as positional
+            arguments, or with those of a mapping as named arguments.
+        batches: (input, target) pairs, such as a DataLoader without shuffling yields. Every tensor in
+            them has the samples along its first axis; they are brought to the model's device.
+        loss_fn: (outputs, target) -> one loss per sample [B], or a scalar: mean, sum, weighted mean. The loss of
+            a sample is what `loss_fn` gives for a batch of that sample alone: a mean over one, so that the
+            class weights of a weighted mean cancel.
+        parameters: Names or parameters w, for example `model.fc.parameters()`; None takes those that require
+            a gradient. Only the layers above the first of them take part in the backward pass.
+        memory: Bytes of temporary memory on top of those of a forward and backward pass. It does not change
+            the result by more than rounding.
+
+    Returns:
+        Norms in [0, inf), higher = harder, in the order of the samples, on the model's device, float32
+        (float64 for a float64 model), [N].
+
+    Raises:
+        ValueError: If a sample's loss depends on other samples, is random, or is not finite; if a parameter is
+            not found, there is none, or `batches` is empty or does not yield what it must.
+        TypeError: If `loss_fn` returns no tensor.
+
+    Example:
+        Linear softmax model: the gradient is (p - y) x^T, as long as ||p - y|| ||x||. All weights 0 give even
+        odds, p - y = (.5, -.5), and the samples are 5 and 10 long: sqrt(.5) * 5 and sqrt(.5) * 10.
+
+        >>> model = torch.nn.Linear(2, 2, bias=False)
+        >>> _ = torch.nn.init.zeros_(model.weight)
+        >>> batch = (torch.tensor([[3.0, 4.0], [6.0, 8.0]]), torch.tensor([0, 1]))
+        >>> grad_norm(model, [batch], torch.nn.CrossEntropyLoss())
+        tensor([3.5355, 7.0711])
+    """
+    if memory < 1:
+        raise ValueError(f"`memory` must be a positive number of bytes, got {memory}.")
+    chosen = _chosen(model, parameters)
+    device = next(iter(chosen.values())).device
+    norms: list[Tensor] = []
+    plan: Plan | None = None
+    done = 0
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        for raw in batches:
+            with _held(model, device):
+                batch = Batch.of(raw, device)
+                if plan is None and batch.size > 1:
+                    plan = make_plan(model, chosen, batch.rows(0, 2), loss_fn, memory)
+                if plan is None:
+                    losses, norms2 = one_by_one(model, chosen, batch, Loss(loss_fn))
+                else:
+                    losses, norms2 = plan.norms2(model, chosen, batch, memory)
+            _check_finite(losses, norms2, done)
+            done += batch.size
+            norms.append(norms2.to(torch.promote_types(norms2.dtype, torch.float32)))
+    if not norms:
+        raise ValueError("`batches` must hold at least one batch, got none.")
+    return torch.cat(norms).clamp_min(0).sqrt()
+
+
+def _chosen(
+    model: nn.Module, parameters: Iterable[str] | Iterable[nn.Parameter] | None
+) -> dict[str, nn.Parameter]:
+    """Returns the parameters by name, each once."""
+    every = dict(model.named_parameters(remove_duplicate=False))
+    first = {id(parameter): name for name, parameter in reversed(every.items())}
+    if parameters is None:
+        wanted = [name for name, parameter in every.items() if parameter.requires_grad]
+    elif isinstance(parameters, str):
+        raise ValueError(
+            f"`parameters` must be an iterable of names, got the string {parameters!r}."
+        )
+    else:
+        wanted = [_name(item, every, first) for item in parameters]
+    chosen = {first[id(every[name])]: every[name] for name in wanted}
+    if not chosen:
+        raise ValueError(
+            "`parameters` must name at least one parameter, got none"
+            + (" that requires a gradient." if parameters is None else ".")
+        )
+    return chosen
+
+
+def _name(item: object, every: dict[str, nn.Parameter], first: dict[int, str]) -> str:
+    if isinstance(item, Tensor):
+        if id(item) not in first:
+            raise ValueError(
+                f"`parameters` must be parameters of `model`, got a tensor {list(item.shape)} that is none."
+            )
+        return first[id(item)]
+    if item not in every:
+        raise ValueError(
+            f"`parameters` must be names of parameters of `model`, got {item!r}; it has {', '.join(every)}."
+        )
+    return str(item)
+
+
+@contextmanager
+def _held(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Puts the model into eval mode, and everything back as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    # Weights that a hook computes from others before every call (pruning masks, weight_norm).
+    computed = [
+        (module, {key: value for key, value in vars(module).items() if isinstance(value, Tensor)})
+        for module in model.modules()
+    ]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        for module, _ in modes:
+            module.training = False
+        # The fused kernels of attention bypass the layers inside.
+        torch.backends.mha.set_fastpath_enabled(False)
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(device.type, enabled=False),
+        ):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, mode in modes:
+            module.training = mode
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        for module, tensors in computed:
+            vars(module).update(tensors)
+
+
+def _check_finite(losses: Tensor, norms2: Tensor, done: int) -> None:
+    bad = ~(losses.isfinite() & norms2.isfinite())
+    if bad.any():
+        i = int(bad.nonzero()[0])
+        raise ValueError(
+            "every sample's loss and gradient must be finite, got a loss of "
+            f"{float(losses[i])} and a squared norm of {float(norms2[i])} for sample {done + i}."
+        )
