@@ -1,12 +1,43 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import nn
 
-from lightning_fairprune import select
-from lightning_fairprune.geometry import class_k_center, k_center
+from lightning_fairprune import geometry, select
+from lightning_fairprune.geometry import _centroids as centroids
+from lightning_fairprune.geometry import _neighbours as neighbours
+from lightning_fairprune.geometry import (
+    class_k_center,
+    features_of,
+    k_center,
+    k_means_distance,
+    neighbour_distance,
+    prototype_distance,
+)
+
+# What a score needs besides features [N, D] and target [N].
+SCORES = {
+    "class_k_center": class_k_center,
+    "k_means_distance": lambda x, target: k_means_distance(x, 5),
+    "neighbour_distance": lambda x, target: neighbour_distance(x, 4, target=target),
+    "prototype_distance": prototype_distance,
+}
+OTHERS = {"features_of", "k_center"}
+every_score = pytest.mark.parametrize("name", SCORES)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """On a busy machine threads wait for each other at every small step."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def brute_force(features: torch.Tensor, budget: int, *, first: int | None = None) -> list[int]:
@@ -274,3 +305,309 @@ def test_class_k_center_says_what_is_wrong(error, target, quota, message):
 def test_no_samples():
     assert k_center(torch.zeros(0, 2), 0).shape == (0,)
     assert class_k_center(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64)).shape == (0,)
+
+
+# --------------------------------------------------------------------- what holds for every score
+
+
+def labelled(n: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(n, 6) + 2, torch.randint(3, (n,))
+
+
+def test_every_score_is_listed():
+    assert set(SCORES) | OTHERS == set(geometry.__all__)
+
+
+@every_score
+def test_one_number_per_sample_and_no_gradient(name):
+    x, target = labelled()
+    got = SCORES[name](x.requires_grad_(), target)
+    assert got.shape == (200,)
+    assert got.is_floating_point()
+    assert not got.requires_grad
+    assert not got.isnan().any()
+
+
+@every_score
+def test_samples_that_change_places_take_their_scores_along(name):
+    x, target = labelled()
+    if (
+        name == "k_means_distance"
+    ):  # the first centroids are drawn by index: let all draws end alike
+        x = torch.randn(5, 6)[torch.arange(200) % 5] + 1e-3 * x
+    move = torch.randperm(200)
+    moved = SCORES[name](x[move], target[move])
+    torch.testing.assert_close(moved, SCORES[name](x, target)[move], rtol=1e-5, atol=1e-6)
+
+
+@every_score
+def test_the_names_of_the_classes_do_not_matter(name):
+    x, target = labelled()
+    renamed = torch.tensor([2, 0, 1])[target]
+    torch.testing.assert_close(SCORES[name](x, renamed), SCORES[name](x, target))
+
+
+@pytest.mark.parametrize("name", sorted(set(SCORES) - {"k_means_distance"}))
+def test_an_outlier_is_harder(name):  # k-means may give it a cluster of its own
+    x, target = labelled()
+    x = x + 10
+    x[7] *= torch.tensor([3.0, -3, 3, -3, 3, -3])
+    score = SCORES[name](x, target)
+    own = score[(target == target[7]) & score.isfinite()]
+    assert score[7] == own.max()
+
+
+@every_score
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_as_float32(name, dtype):
+    x, target = labelled()
+    x = x.to(dtype)
+    assert torch.equal(SCORES[name](x, target), SCORES[name](x.float(), target))
+
+
+@every_score
+def test_far_from_zero_float32_gives_what_float64_gives(name):
+    x, target = labelled()
+    x = 1e4 + 0.01 * x
+    torch.testing.assert_close(
+        SCORES[name](x, target).double(),
+        SCORES[name](x.double(), target).double(),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+@every_score
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_features_that_are_not_finite_are_refused(name, bad):
+    x, target = labelled()
+    x[[5, 9], 2] = bad
+    with pytest.raises(ValueError, match="2 of 200 samples hold NaN or infinity, first at index 5"):
+        SCORES[name](x, target)
+
+
+@pytest.mark.parametrize("name", ["class_k_center", "prototype_distance", "neighbour_distance"])
+def test_samples_of_no_class_get_nan_and_the_others_do_not_notice(name):
+    x, target = labelled()
+    alone = SCORES[name](x[:150], target[:150])
+    target[150:] = -1
+    got = SCORES[name](x, target)
+    torch.testing.assert_close(got[:150], alone)
+    assert got[150:].isnan().all()
+    assert SCORES[name](x, torch.full_like(target, -1)).isnan().all()
+
+
+@pytest.mark.parametrize("name", ["class_k_center", "prototype_distance", "neighbour_distance"])
+def test_targets_that_do_not_fit_are_refused(name):
+    x, target = labelled()
+    with pytest.raises(ValueError, match=r"`target` must be .* \[200\].*got \[199\]"):
+        SCORES[name](x, target[1:])
+    with pytest.raises(TypeError, match="`target` must hold integers"):
+        SCORES[name](x, target.float())
+    with pytest.raises(ValueError, match="`target` must be >= -1, got -3"):
+        SCORES[name](x, target - 3)
+
+
+# --------------------------------------------------------------------- prototypes
+
+
+def test_prototype_distance_equals_a_loop():
+    x, target = labelled()
+    for i, score in enumerate(prototype_distance(x, target).tolist()):
+        mean = x[target == target[i]].double().mean(0)
+        assert math.isclose(score, (x[i].double() - mean).norm().item(), rel_tol=1e-6)
+
+
+# --------------------------------------------------------------------- k-means
+
+
+def blobs(spread: float) -> torch.Tensor:
+    return spread * torch.randn(600, 5) + torch.randn(8, 5)[torch.arange(600) % 8]
+
+
+@pytest.mark.parametrize("spread", [0.05, 0.5])
+def test_lloyd_equals_scikit_learn_from_the_same_start(spread):
+    cluster = pytest.importorskip("sklearn.cluster")
+    x = blobs(spread).double()
+    start = centroids._plus_plus(x, 8, 3)
+    theirs = cluster.KMeans(8, init=start.numpy(), n_init=1, tol=0, max_iter=1000).fit(x.numpy())
+    centroid, own, distance = centroids.lloyd(x, start)
+    assert math.isclose(float(distance.sum()), theirs.inertia_, rel_tol=1e-9)
+    torch.testing.assert_close(centroid, torch.from_numpy(theirs.cluster_centers_))
+    assert own.tolist() == theirs.labels_.tolist()
+
+
+def test_the_seeds_of_k_means_are_as_good_as_those_of_scikit_learn():
+    cluster = pytest.importorskip("sklearn.cluster")
+    x = blobs(0.5).double()
+    ours = [
+        float(centroids.lloyd(x, centroids._plus_plus(x, 8, seed))[2].sum()) for seed in range(20)
+    ]
+    theirs = [
+        cluster.KMeans(8, n_init=1, random_state=seed).fit(x.numpy()).inertia_ for seed in range(20)
+    ]
+    assert sorted(ours)[10] < 1.05 * sorted(theirs)[10]
+
+
+def test_k_means_distance_is_the_cosine_distance_to_the_nearest_centroid():
+    pairwise = pytest.importorskip("sklearn.metrics.pairwise")
+    x = blobs(0.5)
+    direction = x / x.norm(dim=1, keepdim=True)
+    centroid = centroids.lloyd(direction, centroids._plus_plus(direction, 8, 4))[0]
+    expected = pairwise.cosine_distances(x.double().numpy(), centroid.numpy()).min(1)
+    got = k_means_distance(x, 8, seed=4)
+    torch.testing.assert_close(got, torch.from_numpy(expected).float(), rtol=1e-4, atol=1e-6)
+    assert torch.equal(got, k_means_distance(x, 8, seed=4))
+    assert not torch.equal(got, k_means_distance(x, 8, seed=5))
+    assert torch.equal(k_means_distance(2.0**100 * x, 8, seed=4), got)
+
+
+def test_a_cluster_that_runs_empty_begins_again_at_the_farthest_sample():
+    x = torch.tensor([[0.0], [0.1], [0.2], [5.0], [9.0]], dtype=torch.float64)
+    start = torch.tensor([[0.1], [7.0], [100.0]], dtype=torch.float64)
+    centroid, cluster, distance = centroids.lloyd(x, start)
+    assert cluster.bincount().tolist() == [3, 1, 1]
+    assert math.isclose(float(distance.sum()), 0.02, rel_tol=1e-9)
+    assert sorted(centroid.flatten().tolist()) == pytest.approx([0.1, 5, 9])
+
+
+def test_blocks_do_not_change_k_means_or_prototypes(monkeypatch):
+    x, target = blobs(0.5), torch.arange(600) % 7
+    before = k_means_distance(x, 8), prototype_distance(x, target)
+    monkeypatch.setattr(centroids, "_TABLE", 100)
+    torch.testing.assert_close((k_means_distance(x, 8), prototype_distance(x, target)), before)
+
+
+def test_fewer_different_samples_than_clusters():
+    x = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 2.0]]).repeat(4, 1)
+    assert k_means_distance(x, 12).tolist() == [0.0, 1.0, 0.0] * 4
+    assert k_means_distance(torch.ones(3, 2), 1).tolist() == pytest.approx([0, 0, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("clusters", [0, 6])
+def test_k_means_says_how_many_clusters_there_may_be(clusters):
+    with pytest.raises(ValueError, match=f"between 1 and the 5 samples, got {clusters}"):
+        k_means_distance(torch.zeros(5, 2), clusters)
+    with pytest.raises(TypeError, match="`seed` must be an int"):
+        k_means_distance(torch.zeros(5, 2), 2, seed=0.5)
+
+
+# --------------------------------------------------------------------- neighbours
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+@pytest.mark.parametrize("block", [1, 2**22])
+def test_neighbour_distance_equals_scikit_learn(monkeypatch, offset, block):
+    near = pytest.importorskip("sklearn.neighbors")
+    monkeypatch.setattr(neighbours, "_TABLE", block)
+    x = blobs(1e-3) + offset
+    exact = near.NearestNeighbors(n_neighbors=7, algorithm="kd_tree").fit(x.double().numpy())
+    expected = torch.from_numpy(exact.kneighbors()[0]).mean(1).float()
+    torch.testing.assert_close(neighbour_distance(x, 7), expected)
+
+
+def test_neighbours_are_of_the_own_class():
+    x, target = labelled()
+    got = neighbour_distance(x, 5, target=target)
+    for k in range(3):
+        torch.testing.assert_close(got[target == k], neighbour_distance(x[target == k], 5))
+
+
+def test_copies_are_neighbours():
+    x = torch.tensor([[0.1], [0.1], [0.1], [5.0]])
+    assert neighbour_distance(x, 2).tolist() == pytest.approx([0, 0, 0, 4.9])
+
+
+def test_neighbour_distance_says_how_many_neighbours_there_are():
+    x = torch.randn(5, 2)
+    with pytest.raises(ValueError, match="less than the 5 samples, got 5"):
+        neighbour_distance(x, 5)
+    with pytest.raises(ValueError, match="less than the 2 samples of class 1, got 2"):
+        neighbour_distance(x, 2, target=torch.tensor([0, 0, 0, 1, 1]))
+    with pytest.raises(ValueError, match=r"at least 1 .* got 0"):
+        neighbour_distance(x, 0)
+
+
+# --------------------------------------------------------------------- features out of a model
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Dropout(0.5))
+        self.head = nn.Linear(3, 2)
+        self.spare = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x).mean((2, 3)))
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(module._forward_hooks) for module in model.modules())
+
+
+def test_features_of_a_layer():
+    model, x = Network(), torch.randn(10, 1, 6, 5)
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(x, torch.arange(10)), batch_size=4
+    )
+    model.body[2].eval()  # a mode of its own, which comes back
+    modes = [module.training for module in model.modules()]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    mean = features_of(model, loader, "body")
+    flat = features_of(model, loader, "body", spatial="flatten")
+    given = features_of(model, loader, "head", at="input")
+    logits = features_of(model, iter(x.split(3)), "")
+    assert [module.training for module in model.modules()] == modes
+    assert hooks(model) == 0
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name])
+    model.eval()
+    with torch.no_grad():
+        body = model.body(x)
+        torch.testing.assert_close(flat, body.flatten(1))
+        torch.testing.assert_close(mean, body.mean((2, 3)))
+        torch.testing.assert_close(given, mean)
+        torch.testing.assert_close(logits, model(x))
+    assert not flat.requires_grad
+
+
+def test_features_of_batches_of_another_form():
+    model, x = Network(), torch.randn(4, 1, 6, 5)
+    got = features_of(model, [{"image": x}], "head", forward=lambda m, batch: m(batch["image"]))
+    torch.testing.assert_close(got, features_of(model, [x], "head"))
+
+
+@pytest.mark.parametrize(
+    ("error", "layer", "arguments", "message"),
+    [
+        (ValueError, "neck", {}, "`layer` must be one of body, .*head, spare, got 'neck'"),
+        (ValueError, "spare", {}, "'spare' must run exactly once in a batch, it ran 0 times"),
+        (ValueError, "head", {"batches": []}, "at least one batch"),
+        (ValueError, "head", {"at": "weight"}, "`at` must be one of output, input, got 'weight'"),
+        (ValueError, "head", {"spatial": "max"}, "`spatial` must be one of mean, flatten"),
+        (TypeError, "head", {"batches": [{"image": 1}]}, "got dict: pass `forward`"),
+        (RuntimeError, "head", {"batches": [torch.zeros(2, 9, 6, 5)]}, "channels"),
+    ],
+)
+def test_features_of_says_what_is_wrong_and_cleans_up(error, layer, arguments, message):
+    model = Network().train()
+    with pytest.raises(error, match=message):
+        features_of(model, **{"batches": [torch.zeros(2, 1, 6, 5)], "layer": layer} | arguments)
+    assert hooks(model) == 0
+    assert all(module.training for module in model.modules())
+
+
+def test_features_of_refuses_what_is_not_a_row_per_sample():
+    class Odd(nn.Module):
+        def forward(self, x):
+            return {"features": x}
+
+    class Sum(nn.Module):
+        def forward(self, x):
+            return x.sum(0)
+
+    with pytest.raises(TypeError, match="the output of '0' must be a tensor, got dict"):
+        features_of(nn.Sequential(Odd()), [torch.zeros(2, 3)], "0")
+    with pytest.raises(ValueError, match=r"one row per sample, got \[3\] for 2 samples"):
+        features_of(nn.Sequential(Sum()), [torch.zeros(2, 3)], "0")

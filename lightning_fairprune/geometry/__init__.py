@@ -1,11 +1,21 @@
 """Scores and orders from where the samples lie: features [N, D] -> centres, or one number per sample.
 
 Features are any floating point tensor, such as what a network hands to its last layer (`features_of`). NaN and
-infinity are refused. Scores are [N], higher = harder: farther from the other samples or from the centre.
+infinity are refused. Scores are [N], higher = harder: farther from the other samples or from a centre.
 """
 
 from __future__ import annotations
 
+from lightning_fairprune.geometry._centroids import k_means_distance, prototype_distance
+from lightning_fairprune.geometry._features import features_of
 from lightning_fairprune.geometry._k_center import class_k_center, k_center
+from lightning_fairprune.geometry._neighbours import neighbour_distance
 
-__all__ = ["class_k_center", "k_center"]
+__all__ = [
+    "class_k_center",
+    "features_of",
+    "k_center",
+    "k_means_distance",
+    "neighbour_distance",
+    "prototype_distance",
+]

@@ -1,0 +1,168 @@
+"""Distance to the mean of a class or of a cluster."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_fairprune.geometry._arguments import checked_features, checked_target, integer
+
+__all__ = ["k_means_distance", "prototype_distance"]
+
+_TABLE = 2**20  # most numbers in a table of samples x centroids at a time: 4 MB
+_ROUNDS = 300  # most rounds of Lloyd's algorithm
+
+
+def prototype_distance(features: Tensor, target: Tensor) -> Tensor:
+    r"""Return how far each sample is from the mean of its class.
+
+    :math:`\|x_i - \mu_{y_i}\|_2`, the supervised form of the prototype score of Sorscher et al., "Beyond neural
+    scaling laws" (NeurIPS 2022, arXiv 2206.14486), called SSPY in the code published with DRoP. Means and distances
+    are computed as differences in float64.
+
+    Args:
+        features: finite float [N, D], taken as they are: not normalised.
+        target: int64 [N], the class of each sample; -1 is in no class.
+
+    Returns:
+        Distances >= 0, float32 [N], NaN for target -1.
+
+    Raises:
+        ValueError: If features are not finite, or a shape or label does not fit.
+        TypeError: If the features are not floating point, or the labels are not integers.
+
+    Example:
+        The mean of class 0 is (1, 1).
+
+        >>> features = torch.tensor([[1.0, 3.0], [1.0, -1.0], [4.0, 5.0]])
+        >>> prototype_distance(features, torch.tensor([0, 0, 1]))
+        tensor([2., 2., 0.])
+    """
+    features = checked_features(features)
+    target = checked_target(target, features)
+    num_classes = max(1, int(target.max()) + 1) if len(target) else 1
+    mean = _means(features, target, num_classes)[0]
+    score = torch.full((len(features),), torch.nan, device=features.device)
+    for part in _parts(len(features), features.shape[1]):
+        own = target[part]
+        difference = features[part].double() - mean[own]  # -1 is any row: masked below
+        score[part] = difference.square_().sum(1).sqrt_().float().masked_fill_(own < 0, torch.nan)
+    return score
+
+
+def k_means_distance(features: Tensor, num_clusters: int, *, seed: int = 0) -> Tensor:
+    r"""Return how far each sample points away from the nearest of `num_clusters` k-means centroids.
+
+    The cosine distance :math:`\min_k 1 - \cos(x_i, c_k)`, the self-supervised prototype score (SSP) of Sorscher et al.,
+    "Beyond neural scaling laws" (NeurIPS 2022, arXiv 2206.14486), there with features of SwAV. It needs no labels.
+    The features are divided by their Euclidean lengths first, so that k-means looks for directions too.
+
+    k-means is k-means++ (Arthur & Vassilvitskii, SODA 2007) and then Lloyd's rounds until no sample changes its
+    cluster, at most 300. A cluster that runs empty begins again at the sample farthest from its centroid. Distances
+    are computed in blocks; memory is one copy of the features.
+
+    Args:
+        features: finite float [N, D]. A sample whose features are all 0 points nowhere and is at distance 1.
+        num_clusters: clusters, at least 1 and at most N.
+        seed: seed of the first centroids; the same seed gives the same scores on the same machine.
+
+    Returns:
+        Distances in [0, 2], float32 [N].
+
+    Raises:
+        ValueError: If features are not finite, or `num_clusters` is out of range.
+        TypeError: If the features are not floating point, or `num_clusters` or `seed` is no integer.
+
+    Example:
+        The directions (0.8, 0.6) and (0.8, -0.6) form a cluster around (1, 0).
+
+        >>> features = torch.tensor([[8.0, 6.0], [4.0, -3.0], [-5.0, 0.0]])
+        >>> k_means_distance(features, 2)
+        tensor([0.2000, 0.2000, 0.0000])
+    """
+    features = checked_features(features)
+    clusters, seed = integer("num_clusters", num_clusters), integer("seed", seed)
+    if not 1 <= clusters <= len(features):
+        raise ValueError(
+            f"`num_clusters` must be between 1 and the {len(features)} samples, got {clusters}."
+        )
+    # By the largest first: the squares of what is left neither overflow nor vanish.
+    largest = features.abs().amax(1, keepdim=True).clamp_(min=torch.finfo(features.dtype).tiny)
+    direction = F.normalize(features / largest, dim=1)
+    with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+        centroid = lloyd(direction, _plus_plus(direction, clusters, seed))[0]
+        centroid = F.normalize(centroid, dim=1).to(direction.dtype)
+        near = [(direction[part] @ centroid.T).amax(1) for part in _parts(len(direction), clusters)]
+    return torch.cat(near).float().neg_().add_(1).clamp_(0, 2)
+
+
+def lloyd(features: Tensor, centroid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return k-means centroids float64 [K, D], clusters int64 [N] and squared distances [N]."""
+    cluster, distance = _assign(features, centroid)
+    for _ in range(_ROUNDS):
+        centroid, size = _means(features, cluster, len(centroid))
+        empty = (size == 0).nonzero().flatten()
+        if len(empty):
+            # The farthest samples, each from a cluster that keeps another. Ties by index.
+            far = distance.masked_fill(size[cluster] < 2, -1.0).argsort(
+                descending=True, stable=True
+            )
+            centroid[empty] = features[far[: len(empty)]].double()
+        before = cluster
+        cluster, distance = _assign(features, centroid)
+        if torch.equal(cluster, before):
+            break
+    return centroid, cluster, distance
+
+
+def _plus_plus(features: Tensor, clusters: int, seed: int) -> Tensor:
+    """Draw the first centroids: each next sample with probability as its squared distance."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = torch.rand(clusters, generator=generator, dtype=torch.float64).tolist()
+    n = len(features)
+    chosen = [int(draw[0] * n)]
+    distance = _squared(features, features[chosen])[:, 0]
+    for share in draw[1:]:
+        total = distance.cumsum(0)
+        if float(total[-1]) > 0:
+            place = torch.searchsorted(total, total[-1] * share, right=True)
+        else:  # fewer different samples than clusters
+            place = torch.tensor(int(share * n))
+        chosen.append(min(int(place), n - 1))
+        distance = distance.minimum(_squared(features, features[chosen[-1:]])[:, 0])
+    return features[chosen].double()
+
+
+def _assign(features: Tensor, centroid: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the nearest centroid of each sample, the lowest of equals, and its squared distance."""
+    near = [
+        _squared(features[part], centroid).min(1) for part in _parts(len(features), len(centroid))
+    ]
+    return torch.cat([found.indices for found in near]), torch.cat([found.values for found in near])
+
+
+def _squared(features: Tensor, centroid: Tensor) -> Tensor:
+    """Return squared distances [N, K] of vectors of length at most 1, float64."""
+    parts = []
+    for part in _parts(len(features), features.shape[1] + len(centroid)):
+        x, c = features[part].double(), centroid.double()
+        square = x.square().sum(1)[:, None] + c.square().sum(1)
+        parts.append(torch.addmm(square, x, c.T, alpha=-2).clamp_(min=0))
+    return torch.cat(parts)
+
+
+def _means(features: Tensor, group: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the mean of each group, float64 [K, D], and the sizes; group -1 is left out."""
+    d = features.shape[1]
+    total = torch.zeros(count + 1, d, dtype=torch.float64, device=features.device)
+    for part in _parts(len(features), d):
+        total.index_add_(0, group[part] + 1, features[part].double())
+    size = torch.bincount(group + 1, minlength=count + 1)[1:]
+    return total[1:] / size.clamp(min=1)[:, None], size
+
+
+def _parts(rows: int, width: int) -> list[slice]:
+    """Cut rows so that a table of this width stays small."""
+    step = max(1, _TABLE // max(1, width))
+    return [slice(start, start + step) for start in range(0, rows, step)] or [slice(0, 0)]
