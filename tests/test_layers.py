@@ -26,6 +26,8 @@ ALLOWED: dict[str, set[str]] = {
     "decision": {"selection"},
     "dynamics": {"_bits", "_files"},
     "figures": {"counts", "history", "recalls", "record", "statistics"},
+    "geometry": set(),
+    "gradients": set(),
     "history": {"_files", "counts"},
     "loader": set(),
     "metrics": {"counts", "recalls", "statistics"},
