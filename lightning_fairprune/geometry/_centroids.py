@@ -56,7 +56,7 @@ def k_means_distance(features: Tensor, num_clusters: int, *, seed: int = 0) -> T
 
     The cosine distance :math:`\min_k 1 - \cos(x_i, c_k)`, the self-supervised prototype score (SSP) of Sorscher et al.,
     "Beyond neural scaling laws" (NeurIPS 2022, arXiv 2206.14486), there with features of SwAV. It needs no labels.
-    The features are divided by their Euclidean lengths first, so that k-means looks for directions too.
+    The features are L2-normalised first: k-means looks for directions too.
 
     k-means is k-means++ (Arthur & Vassilvitskii, SODA 2007) and then Lloyd's rounds until no sample changes its
     cluster, at most 300. A cluster that runs empty begins again at the sample farthest from its centroid. Distances
@@ -87,14 +87,29 @@ def k_means_distance(features: Tensor, num_clusters: int, *, seed: int = 0) -> T
         raise ValueError(
             f"`num_clusters` must be between 1 and the {len(features)} samples, got {clusters}."
         )
+    n, d = features.shape
+    with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+        mean = torch.zeros(d, dtype=torch.float64, device=features.device)
+        for part in _parts(n, d):
+            mean += _direction(features[part]).sum(0) / n
+        # Moved by their mean, so that directions close to each other keep their digits.
+        moved = torch.empty_like(features)
+        for part in _parts(n, d):
+            moved[part] = _direction(features[part]).sub_(mean)
+        centroid = lloyd(moved, _plus_plus(moved, clusters, seed))[0] + mean
+        # Not a direction: the centroid of samples that are 0, but for rounding.
+        centroid = F.normalize(centroid, dim=1, eps=1e-6)
+        near = [
+            (_direction(features[part]) @ centroid.T).amax(1) for part in _parts(n, clusters + d)
+        ]
+    return torch.cat(near).neg_().add_(1).clamp_(0, 2).float()
+
+
+def _direction(features: Tensor) -> Tensor:
+    """Return the features as float64 vectors of length 1, or 0 where all are 0."""
     # By the largest first: the squares of what is left neither overflow nor vanish.
     largest = features.abs().amax(1, keepdim=True).clamp_(min=torch.finfo(features.dtype).tiny)
-    direction = F.normalize(features / largest, dim=1)
-    with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
-        centroid = lloyd(direction, _plus_plus(direction, clusters, seed))[0]
-        centroid = F.normalize(centroid, dim=1).to(direction.dtype)
-        near = [(direction[part] @ centroid.T).amax(1) for part in _parts(len(direction), clusters)]
-    return torch.cat(near).float().neg_().add_(1).clamp_(0, 2)
+    return F.normalize(features.double() / largest, dim=1)
 
 
 def lloyd(features: Tensor, centroid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -121,35 +136,37 @@ def _plus_plus(features: Tensor, clusters: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     draw = torch.rand(clusters, generator=generator, dtype=torch.float64).tolist()
     n = len(features)
-    chosen = [int(draw[0] * n)]
-    distance = _squared(features, features[chosen])[:, 0]
-    for share in draw[1:]:
-        total = distance.cumsum(0)
-        if float(total[-1]) > 0:
-            place = torch.searchsorted(total, total[-1] * share, right=True)
-        else:  # fewer different samples than clusters
-            place = torch.tensor(int(share * n))
-        chosen.append(min(int(place), n - 1))
-        distance = distance.minimum(_squared(features, features[chosen[-1:]])[:, 0])
+    square = features.square().sum(1)
+    distance = torch.full_like(square, torch.inf)
+    chosen: list[int] = []
+    for share in draw:
+        place = int(share * n)  # the first, or if there are fewer different samples than clusters
+        if chosen:
+            total = distance.double().cumsum(0)
+            if float(total[-1]) > 0:
+                place = int(torch.searchsorted(total, total[-1] * share, right=True))
+        chosen.append(min(place, n - 1))
+        last = features[chosen[-1]]
+        other = (features @ last).mul_(-2).add_(square).add_(last.square().sum()).clamp_(min=0)
+        distance = distance.minimum(other)
+        distance[chosen[-1]] = 0
     return features[chosen].double()
 
 
 def _assign(features: Tensor, centroid: Tensor) -> tuple[Tensor, Tensor]:
     """Return the nearest centroid of each sample, the lowest of equals, and its squared distance."""
     near = [
-        _squared(features[part], centroid).min(1) for part in _parts(len(features), len(centroid))
+        _squared(features[part], centroid).min(1)
+        for part in _parts(len(features), len(centroid) + features.shape[1])
     ]
     return torch.cat([found.indices for found in near]), torch.cat([found.values for found in near])
 
 
 def _squared(features: Tensor, centroid: Tensor) -> Tensor:
-    """Return squared distances [N, K] of vectors of length at most 1, float64."""
-    parts = []
-    for part in _parts(len(features), features.shape[1] + len(centroid)):
-        x, c = features[part].double(), centroid.double()
-        square = x.square().sum(1)[:, None] + c.square().sum(1)
-        parts.append(torch.addmm(square, x, c.T, alpha=-2).clamp_(min=0))
-    return torch.cat(parts)
+    """Return squared distances [N, K] by a product: the features are to lie around 0."""
+    centroid = centroid.to(features.dtype)
+    square = features.square().sum(1)[:, None] + centroid.square().sum(1)
+    return torch.addmm(square, features, centroid.T, alpha=-2).clamp_(min=0)
 
 
 def _means(features: Tensor, group: Tensor, count: int) -> tuple[Tensor, Tensor]:
