@@ -1,7 +1,8 @@
 """Scores and orders from where the samples lie: features [N, D] -> centres, or one number per sample.
 
 Features are any floating point tensor, such as what a network hands to its last layer (`features_of`). NaN and
-infinity are refused. Work is done on the device of the features, which must know float64 (MPS does not). Scores are [N], higher = harder: farther from the other samples or from a centre.
+infinity are refused. Work is done on the device of the features, which must know float64 (MPS does not).
+Scores are [N], higher = harder: farther from the other samples or from a centre.
 """
 
 from __future__ import annotations
