@@ -281,8 +281,6 @@ class Sequence(nn.Module):
         lambda: torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
         lambda: torch.nn.utils.parametrizations.orthogonal(nn.Linear(4, 4)),
         lambda: nn.PReLU(),
-        lambda: Sequence(nn.LSTM(4, 4, batch_first=True)),
-        lambda: Sequence(nn.GRU(4, 4, batch_first=True)),
     ],
 )
 def test_layers_without_a_rule(layer: Callable[[], nn.Module], plans: list[Plan]) -> None:
@@ -291,10 +289,28 @@ def test_layers_without_a_rule(layer: Callable[[], nn.Module], plans: list[Plan]
     assert plans[0].rest
 
 
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU])
+def test_recurrent_layers_go_one_by_one_and_say_so(
+    layer: type[nn.Module], plans: list[Plan]
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Sequence(layer(4, 4, batch_first=True)), nn.Linear(4, 3))
+    with pytest.warns(UserWarning, match=r"one backward pass per sample.* and 1 more in batches"):
+        check(model, data(4))
+    assert not plans[0].batched
+    assert len(plans[0].rest) == 4
+
+
 def test_raw_parameters(plans: list[Plan]) -> None:
     check(oracle.Prompted(), data(5, 4))
     assert plans[0].batched
     assert set(plans[0].rest) == {"prompt", "scale"}
+
+
+def test_an_operation_that_torch_func_does_sample_by_sample(plans: list[Plan]) -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.PReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    check(model, data(2, 4, 4))  # torch warns about it, which is an error here
+    assert plans[0].rest == ("1.weight",)
+    assert plans[0].batched
 
 
 def test_transposed_convolution_and_bag() -> None:
@@ -318,6 +334,7 @@ def test_a_layer_that_is_never_called_costs_nothing(plans: list[Plan]) -> None:
     assert all_by_rules(plans[0])
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.cpu.amp.autocast:FutureWarning")  # torch 2.4 itself
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointed_blocks(reentrant: bool, plans: list[Plan]) -> None:
     class Saved(nn.Module):
@@ -337,6 +354,26 @@ def test_checkpointed_blocks(reentrant: bool, plans: list[Plan]) -> None:
     else:
         check(Saved(), data(4))
         assert all_by_rules(plans[0])
+
+
+def test_an_input_that_is_changed_in_place_when_the_layer_no_longer_needs_it(
+    plans: list[Plan],
+) -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.inner, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            y = self.inner(x)
+            x += y  # the gradient of a bias does not need x
+            return self.last(x)
+
+    model = Residual()
+    model.inner.weight.requires_grad_(False)
+    check(model, data(4), CE, ["inner.bias", "last.weight"])
+    assert plans[0].batched
 
 
 def test_a_user_hook_that_changes_the_output_comes_after(plans: list[Plan]) -> None:
@@ -418,7 +455,7 @@ def test_either_name_of_a_tied_parameter() -> None:
 @pytest.mark.parametrize("memory", [1, 10_000, 2**28])
 def test_memory_changes_nothing(memory: int) -> None:
     for model, batches, loss in (
-        (oracle.LeNet(), data(1, 28, 28, classes=10), CE),
+        (nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(144, 3)), data(2, 8, 8), CE),
         (oracle.Prompted(), data(5, 4), CE),
         (oracle.LanguageModel(), [(torch.randint(11, (7, 6)),) * 2], oracle.next_token),
     ):
@@ -653,3 +690,14 @@ def test_every_score_is_at_least_zero_and_follows_the_samples(name: str) -> None
     assert found.shape == (4,)
     assert (found > 0).all()
     torch.testing.assert_close(score(x[order], y[order]), found[order], rtol=1e-12, atol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_are_brought_to_the_gpu_and_its_random_state_stays(plans: list[Plan]) -> None:
+    model, batches = oracle.settled(mlp()).double().cuda(), data(5)
+    state = torch.cuda.get_rng_state()
+    found = grad_norm(model, batches, CE)
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+    there = [(x.cuda(), y.cuda()) for x, y in batches]
+    torch.testing.assert_close(found, oracle.loop(model, there, CE), rtol=1e-10, atol=0)
+    assert all_by_rules(plans[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fairprune.gradients._batch import Batch, Loss
-from lightning_fairprune.gradients._plain import one_by_one
+from lightning_fairprune.gradients._functional import one_by_one
 from lightning_fairprune.gradients._plan import Plan, make_plan
 
 __all__ = ["grad_norm"]
@@ -32,14 +33,14 @@ def grad_norm(
 
     One batched forward and backward pass for most networks. Linear, convolution, normalisation, embedding and
     attention layers of torch give their norms from inputs and output gradients; other parameters take
-    torch.func, and what it cannot do takes a pass per sample. Parameters that are used several times count as
-    one. Which way is right is tried on two samples of the first batch with more than one, and compared there
+    torch.func, and what it cannot do takes a pass per sample, with a warning. Parameters that are used several
+    times count as one. Which way is right is tried on two samples of the first batch with more than one, and compared there
     with each sample alone; nothing has to be declared.
 
     The model is left as it was: mode, gradients, flags, hooks. So are torch's random states.
 
     Args:
-        model: The network f. It is called with a tensor, with the entries of a tuple or list as positional
+        model: The network f itself, without a wrapper for several processes. It is called with a tensor, with the entries of a tuple or list as positional
             arguments, or with those of a mapping as named arguments.
         batches: (input, target) pairs, such as a DataLoader without shuffling yields. Every tensor in
             them has the samples along its first axis; they are brought to the model's device.
@@ -83,6 +84,7 @@ def grad_norm(
                 batch = Batch.of(raw, device)
                 if plan is None and batch.size > 1:
                     plan = make_plan(model, chosen, batch.rows(0, 2), loss_fn, memory)
+                    _say_if_slow(plan)
                 if plan is None:
                     losses, norms2 = one_by_one(model, chosen, batch, Loss(loss_fn))
                 else:
@@ -162,6 +164,16 @@ def _held(model: nn.Module, device: torch.device) -> Iterator[None]:
             parameter.requires_grad_(flag)
         for module, tensors in computed:
             vars(module).update(tensors)
+
+
+def _say_if_slow(plan: Plan) -> None:
+    if plan.rest and not plan.batched:
+        more = f" and {len(plan.rest) - 3} more" if len(plan.rest) > 3 else ""
+        warnings.warn(
+            "`grad_norm` takes one backward pass per sample, which is right but slow: torch.func cannot do "
+            f"{', '.join(plan.rest[:3])}{more} in batches. Choose other `parameters` to be faster.",
+            stacklevel=3,
+        )
 
 
 def _check_finite(losses: Tensor, norms2: Tensor, done: int) -> None:

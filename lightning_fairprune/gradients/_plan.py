@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 from lightning_fairprune.gradients import _attention
 from lightning_fairprune.gradients._batch import Batch, Loss
+from lightning_fairprune.gradients._functional import one_by_one, only, vectorised
 from lightning_fairprune.gradients._layers import rule_of
-from lightning_fairprune.gradients._layerwise import Surprise, input_of, layerwise, output_of
-from lightning_fairprune.gradients._plain import one_by_one, vectorised
+from lightning_fairprune.gradients._layerwise import layerwise
+from lightning_fairprune.gradients._uses import Call, Surprise, watched
 
 __all__ = ["Plan", "make_plan"]
-
-_Shapes = dict[nn.Module, list[tuple[torch.Size, torch.Size]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,7 @@ class Plan:
         layers: layer -> its parameters by their names in it -> their names in the model: by a rule.
         axes: layer -> where the samples are in its input; None if the trial did not call it.
         rest: names of the other parameters: by torch.func.
-        batched: False if torch.func cannot do it: all parameters, one sample at a time.
+        batched: False if torch.func cannot do `rest`: all parameters go one sample at a time.
     """
 
     loss: Loss
@@ -43,20 +42,22 @@ class Plan:
         self, model: nn.Module, chosen: Mapping[str, nn.Parameter], batch: Batch, memory: int
     ) -> tuple[Tensor, Tensor]:
         """Returns losses and squared gradient norms of a batch, [B] each."""
-        if batch.size == 1 or not self.batched:
-            return one_by_one(model, chosen, batch, self.loss)
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        found = []
-        try:
-            if self.layers:
-                found.append(layerwise(model, self.layers, self.axes, batch, self.loss, memory))
-        except Surprise:
-            return one_by_one(model, chosen, batch, self.loss)
-        if self.rest:
-            rest = {name: chosen[name] for name in self.rest}
-            found.append(vectorised(model, rest, batch, self.loss, memory))
-        return found[0][0], torch.stack([squares for _, squares in found]).sum(0)
+        if batch.size > 1 and self.batched:
+            try:
+                return self.at_once(model, chosen, batch, memory)
+            except Surprise:  # the obvious way is right for every batch
+                pass
+        return one_by_one(model, chosen, batch, self.loss)
+
+    def at_once(
+        self, model: nn.Module, chosen: Mapping[str, nn.Parameter], batch: Batch, memory: int
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the same if no layer is called otherwise than in the trial."""
+        only(model, ())
+        if not self.rest:
+            return layerwise(model, self.layers, self.axes, batch, self.loss, memory)
+        rest = {name: chosen[name] for name in self.rest}
+        return vectorised(model, rest, self.layers, self.axes, batch, self.loss, memory)
 
 
 def make_plan(
@@ -74,71 +75,31 @@ def make_plan(
     alone, norms2 = one_by_one(model, chosen, pair, Loss(loss_fn))
     if not (alone.isfinite() & norms2.isfinite()).all():
         return Plan(Loss(loss_fn), {}, {}, (), batched=False)  # the caller says which sample
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    for parameter in chosen.values():
-        parameter.requires_grad_(True)
-    shapes_one, _ = _watched(model, pair.rows(0, 1))
-    shapes_two, outputs = _watched(model, pair)
+    only(model, chosen.values())
+    one, _ = watched(model, model.modules(), pair.rows(0, 1))
+    two, outputs = watched(model, model.modules(), pair)
     loss, losses = _loss(loss_fn, outputs, pair.target)
     _check_own(alone, losses.detach(), loss.raw(outputs, pair.target, 2).detach())
 
-    axes = {layer: _axis(shapes_one[layer], shapes_two[layer]) for layer in model.modules()}
-    called = {layer: len(shapes) for layer, shapes in shapes_two.items()}
-    layers = _with_rules(model, chosen, axes, called, _edges(losses, chosen))
-    ruled = {name for names in layers.values() for name in names.values()}
     every = Plan(loss, {}, {}, tuple(chosen))
-    plans = [
-        replace(
-            every,
-            layers=layers,
-            axes=axes,
-            rest=tuple(name for name in chosen if name not in ruled),
-        ),
-        every,
-    ]
+    plans = [_ruled(model, every, chosen, one, two, _edges(losses, chosen)), every]
     for plan in plans:
         try:
-            _, found = plan.norms2(model, chosen, pair, memory)
-        except (
-            Exception
-        ):  # torch.func and unforeseen calls fail in many ways; the last resort does not
+            _, found = plan.at_once(model, chosen, pair, memory)
+        except Exception:  # torch.func fails in many ways; the last resort does not
             continue
         if _close(found.sqrt(), norms2.sqrt(), 1e-3 * norms2.max().sqrt()):
             return plan
-    return replace(every, batched=False)
+    return replace(plans[0], rest=plans[0].rest or tuple(chosen), batched=False)
 
 
-def _watched(model: nn.Module, batch: Batch) -> tuple[_Shapes, Any]:
-    """Returns the shapes of every layer's inputs and outputs, call by call, and the model's outputs."""
-    shapes: _Shapes = defaultdict(list)
-
-    def called(layer: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Any) -> None:
-        x, y = input_of(args, kwargs), output_of(output)
-        shape = (x.shape, y.shape) if isinstance(x, Tensor) and isinstance(y, Tensor) else ((), ())
-        if torch.is_grad_enabled():  # checkpointed blocks run without at first
-            shapes[layer].append(shape)  # type: ignore[arg-type]
-
-    handles = [
-        layer.register_forward_hook(called, prepend=True, with_kwargs=True)
-        for layer in model.modules()
-    ]
-    try:
-        return shapes, batch.through(model)
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _axis(
-    one: list[tuple[torch.Size, torch.Size]], two: list[tuple[torch.Size, torch.Size]]
-) -> int | None:
+def _axis(one: list[Call], two: list[Call]) -> int | None:
     """Returns the axis that is 1 long for one sample and 2 for two, if it is the same in all calls."""
     if len(one) != len(two):
         return None
     axes = set()
     for before, after in zip(one, two, strict=True):
-        for a, b in zip(before, after, strict=True):
+        for a, b in ((before.x, after.x), (before.y, after.y)):
             differ = [i for i, (m, n) in enumerate(zip(a, b, strict=False)) if m != n]
             single = len(a) == len(b) and len(differ) == 1
             axes.add(differ[0] if single and (a[differ[0]], b[differ[0]]) == (1, 2) else None)
@@ -162,49 +123,69 @@ def _edges(losses: Tensor, chosen: Mapping[str, nn.Parameter]) -> Counter[str]:
     return uses
 
 
-def _with_rules(
+def _ruled(
     model: nn.Module,
+    every: Plan,
     chosen: Mapping[str, nn.Parameter],
-    axes: Mapping[nn.Module, int | None],
-    called: Mapping[nn.Module, int],
+    one: list[Call],
+    two: list[Call],
     edges: Counter[str],
-) -> dict[nn.Module, dict[str, str]]:
-    """Returns layer -> parameters, local to global name, for which the rules of the layers tell everything.
+) -> Plan:
+    """Returns the plan in which layers go by their rules wherever these tell everything.
 
-    Every use of the parameter in the graph must be a call of a layer that has a rule for it.
+    Every use of such a parameter in the graph is a call of a layer that has a rule for it.
     """
+    of_one, of_two = _by_layer(one), _by_layer(two)
+    axes = {layer: _axis(of_one[layer], of_two[layer]) for layer in model.modules()}
+    layers: defaultdict[nn.Module, dict[str, str]] = defaultdict(dict)
+    ruled = set()
+    for name, owners in _owners(model, chosen).items():
+        calls = sum(len(of_two[layer]) for layer, _ in owners)
+        if calls == edges[name] and all(
+            _has_rule(layer, local, axes[layer], len(of_two[layer]), calls)
+            for layer, local in owners
+        ):
+            ruled.add(name)
+            for layer, local in owners:
+                layers[layer][local] = name
+    rest = [name for name in chosen if name not in ruled]
+    if rest:  # torch.func comes along anyhow, and does attention well
+        for layer in [layer for layer in layers if isinstance(layer, nn.MultiheadAttention)]:
+            rest += layers.pop(layer).values()
+    return replace(every, layers=dict(layers), axes=axes, rest=tuple(rest))
+
+
+def _by_layer(calls: list[Call]) -> defaultdict[nn.Module, list[Call]]:
+    found: defaultdict[nn.Module, list[Call]] = defaultdict(list)
+    for call in calls:
+        found[call.layer].append(call)
+    return found
+
+
+def _owners(
+    model: nn.Module, chosen: Mapping[str, nn.Parameter]
+) -> dict[str, list[tuple[nn.Module, str]]]:
+    """Returns the layers that have each parameter, with its name in them."""
     names = {id(parameter): name for name, parameter in chosen.items()}
     owners: defaultdict[str, list[tuple[nn.Module, str]]] = defaultdict(list)
     for layer in model.modules():
+        if type(layer) is nn.modules.linear.NonDynamicallyQuantizableLinear:
+            continue  # inside attention, which uses its weight without calling it
         recurse = _attention.supported(layer)
         for local, parameter in layer.named_parameters(recurse=recurse):
-            inside = type(layer) is nn.modules.linear.NonDynamicallyQuantizableLinear
-            if id(parameter) in names and not inside:
+            if id(parameter) in names:
                 owners[names[id(parameter)]].append((layer, local))
-    layers: defaultdict[nn.Module, dict[str, str]] = defaultdict(dict)
-    for name, found in owners.items():
-        calls = sum(called.get(layer, 0) for layer, _ in found)
-        if calls == edges[name] and all(_ruled(*owner, axes, called, calls) for owner in found):
-            for layer, local in found:
-                layers[layer][local] = name
-    return dict(layers)
+    return dict(owners)
 
 
-def _ruled(
-    layer: nn.Module,
-    local: str,
-    axes: Mapping[nn.Module, int | None],
-    called: Mapping[nn.Module, int],
-    calls: int,
-) -> bool:
+def _has_rule(layer: nn.Module, local: str, axis: int | None, own: int, calls: int) -> bool:
     if _attention.supported(layer):
-        return calls == 1 and axes[layer] == (0 if layer.batch_first else 1)
+        return calls == 1 and axis == (0 if layer.batch_first else 1)
     rule = rule_of(layer, local)
     if rule is None:
         return False
-    if not called.get(layer):
-        return True  # no use, no gradient; a call in a later batch is a surprise
-    return axes[layer] == 0 or (rule.anywhere and axes[layer] is not None)
+    # Without a call there is no use and no gradient; a call in a later batch is a surprise.
+    return own == 0 or axis == 0 or (rule.anywhere and axis is not None)
 
 
 def _loss(loss_fn: Callable[[Any, Any], Tensor], outputs: Any, target: Any) -> tuple[Loss, Tensor]:

@@ -1,0 +1,143 @@
+"""Per-sample gradient norms of anything: by torch.func, or one sample after the other."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lightning_fairprune.gradients._batch import Batch, Loss, leaves, mapped
+from lightning_fairprune.gradients._uses import Call, Surprise, Uses, input_of, watched
+
+__all__ = ["one_by_one", "vectorised"]
+
+
+def vectorised(
+    model: nn.Module,
+    rest: Mapping[str, nn.Parameter],
+    layers: Mapping[nn.Module, Mapping[str, str]],
+    axes: Mapping[nn.Module, int | None],
+    batch: Batch,
+    loss: Loss,
+    memory: int,
+) -> tuple[Tensor, Tensor]:
+    """Returns losses and squared gradient norms, [B] each, of whatever torch.func can do.
+
+    The gradients of `rest` are there for a piece of the batch at once. Parameters of `layers` are taken
+    by their rules: zeros that are added to the layers' outputs have the gradients that the rules need.
+
+    Raises:
+        Surprise: if a layer is called otherwise than in the trial.
+        Exception: torch.func raises in many ways for what it cannot do.
+    """
+    with torch.no_grad():
+        calls, _ = watched(model, layers, batch.rows(0, 1))
+    if any(axes[call.layer] is None for call in calls):
+        raise Surprise
+    values = {name: value.detach() for name, value in rest.items()}
+    wide = next(model.parameters()).element_size()
+    numbers = sum(v.numel() for v in values.values()) + sum(torch.Size(c.y).numel() for c in calls)
+    step = max(1, memory // (2 * wide * max(1, numbers)))
+    pieces = [
+        _piece(model, values, layers, axes, calls, batch.rows(i, i + step), loss, memory)
+        for i in range(0, batch.size, step)
+    ]
+    losses, norms2 = zip(*pieces, strict=True)
+    return torch.cat(losses), torch.cat(norms2)
+
+
+def _piece(
+    model: nn.Module,
+    values: dict[str, Tensor],
+    layers: Mapping[nn.Module, Mapping[str, str]],
+    axes: Mapping[nn.Module, int | None],
+    calls: list[Call],
+    batch: Batch,
+    loss: Loss,
+    memory: int,
+) -> tuple[Tensor, Tensor]:
+    tree = (batch.inputs, batch.target)
+
+    def of_one(
+        differentiated: tuple[dict[str, Tensor], list[Tensor]], *tensors: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        values, zeros = differentiated
+        seen: list[Tensor] = []
+
+        def called(layer: nn.Module, args: tuple[Any, ...], kwargs: Any, y: Tensor) -> Tensor:
+            if len(seen) == len(calls) or layer is not calls[len(seen)].layer:
+                raise Surprise
+            seen.append(input_of(args, kwargs))
+            return y + zeros[len(seen) - 1]
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return functional_call(model, values, args, kwargs)
+
+        rest = iter(tensors)
+        inputs, target = mapped(lambda _: next(rest).unsqueeze(0), tree)
+        handles = [
+            layer.register_forward_hook(called, prepend=True, with_kwargs=True) for layer in layers
+        ]
+        try:
+            outputs = Batch(inputs, target, 1).through(call)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if len(seen) < len(calls):
+            raise Surprise
+        return loss.of_one(outputs, target), seen
+
+    def of_each(*tensors: Tensor) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+        (grads, ends), (value, seen) = grad_and_value(of_one, has_aux=True)(
+            (values, zeros), *tensors
+        )
+        return value, _squared(grads.values(), value), seen, ends
+
+    zeros = [call.zero.expand(call.y) for call in calls]
+    # torch.func goes sample by sample through the other kernels of attention. Where it does so anyhow, it
+    # says so, which nobody who reads it here can change.
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+        losses, norms2, inputs, ends = torch.vmap(of_each)(*leaves(tree))
+    uses = Uses(layers, memory)
+    for call in calls:
+        uses.expect(call.layer)
+    for call, x, g in zip(calls, inputs, ends, strict=True):
+        axis = axes[call.layer]
+        assert axis is not None, "checked by the caller"
+        uses.add(call.layer, x.squeeze(1 + axis), g.squeeze(1 + axis))
+    return losses, norms2 + uses.norms2(norms2)
+
+
+def one_by_one(
+    model: nn.Module, chosen: Mapping[str, nn.Parameter], batch: Batch, loss: Loss
+) -> tuple[Tensor, Tensor]:
+    """Returns losses and squared gradient norms, [B] each, by one ordinary backward pass per sample."""
+    only(model, chosen.values())
+    losses, norms2 = [], []
+    for i in range(batch.size):
+        sample = batch.rows(i, i + 1)
+        value = loss.of_one(sample.through(model), sample.target)
+        grads: tuple[Tensor | None, ...] = ()
+        if value.requires_grad:
+            grads = torch.autograd.grad(value, list(chosen.values()), allow_unused=True)
+        losses.append(value.detach())
+        norms2.append(_squared([g.to_dense() for g in grads if g is not None], value.detach()))
+    return torch.stack(losses), torch.stack(norms2)
+
+
+def only(model: nn.Module, chosen: Iterable[nn.Parameter]) -> None:
+    """Lets these parameters require a gradient, and no others."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for parameter in chosen:
+        parameter.requires_grad_(True)
+
+
+def _squared(grads: Iterable[Tensor], like: Tensor) -> Tensor:
+    return torch.stack([torch.zeros_like(like), *(g.square().sum().to(like) for g in grads)]).sum()
