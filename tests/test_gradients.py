@@ -234,6 +234,26 @@ def test_embeddings(tokens: tuple[int, ...], options: dict[str, Any], plans: lis
 # Parameters used several times, or in a way of their own
 
 
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_part_that_the_model_runs_without_gradients(raw: bool, plans: list[Plan]) -> None:
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+            self.scale = nn.Parameter(torch.rand(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                x = self.body(x).tanh()
+            return self.head(x * self.scale)
+
+    model = Frozen()
+    names = ["body.weight", "head.weight"] + ["scale"] * raw
+    check(model, data(4), CE, names)
+    assert plans[0].rest == ("scale",) * raw
+    assert model.head in plans[0].layers
+
+
 def test_one_layer_used_several_times(plans: list[Plan]) -> None:
     check(oracle.Recurrent(), data(4))
     assert plans[0].rest == ("twin.weight",)
@@ -475,8 +495,8 @@ def test_how_samples_are_batched_changes_nothing(sizes: list[int]) -> None:
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_narrow_types(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_narrow_types(dtype: torch.dtype, plans: list[Plan]) -> None:
     model = mlp().to(dtype)
     x, y = torch.randn(6, 5, dtype=dtype), torch.randint(3, (6,))
     found = grad_norm(model, [(x, y)], CE)
@@ -484,6 +504,19 @@ def test_narrow_types(dtype: torch.dtype) -> None:
     exact = oracle.loop(copy.deepcopy(model).double(), [(x.double(), y)], CE)
     tolerance = 1e-5 if dtype is torch.float32 else 0.05
     torch.testing.assert_close(found, exact.float(), rtol=tolerance, atol=0)
+    assert all_by_rules(plans[0])
+
+
+def test_gradients_whose_squares_overflow_in_half_precision() -> None:
+    model = nn.Linear(4, 3).half()
+    x, y = torch.full((2, 4), 500.0).half(), torch.tensor([0, 1])
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    error = (
+        2 / 3
+    ) ** 0.5  # of odds of a third each; the features are 1000 long, and 1 for the bias
+    expected = torch.full((2,), error * (1000**2 + 1) ** 0.5)
+    torch.testing.assert_close(grad_norm(model, [(x, y)], CE), expected, rtol=1e-3, atol=0)
 
 
 def test_autocast_and_inference_mode_outside_do_not_matter() -> None:
@@ -582,6 +615,18 @@ def test_error_samples_that_depend_on_each_other(model: nn.Module, loss: Any) ->
 
 def data_float() -> list[tuple[Tensor, Tensor]]:
     return [(torch.randn(6, 5), torch.randint(3, (6,)))]
+
+
+def test_error_outputs_without_samples() -> None:
+    class Aside(nn.Linear):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x), self.weight.square().sum()
+
+    def loss(outputs: Any, target: Tensor) -> Tensor:
+        return CE(outputs[0], target) + outputs[1]
+
+    with pytest.raises(ValueError, match=r"one loss per sample \[B\] unless .* \(\)\] for B = 2"):
+        grad_norm(Aside(5, 3), data_float(), loss)
 
 
 def test_error_random_in_eval_mode() -> None:

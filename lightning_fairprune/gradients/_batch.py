@@ -122,6 +122,12 @@ class Loss:
         """Returns the loss of every sample, [B]."""
         if self.each:
             return self.raw(outputs, target, size).expand(size)
+        shapes = [tuple(tensor.shape) for tensor in leaves(outputs)]
+        if any(shape[:1] != (size,) for shape in shapes):
+            raise ValueError(
+                "`loss_fn` must return one loss per sample [B] unless every output of `model` has the "
+                f"samples along its first axis, got outputs of shapes {shapes} for B = {size}."
+            )
         if self.vectorised:
 
             def one(*values: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch.func import functional_call, grad_and_value
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_fairprune.gradients._batch import Batch, Loss, leaves, mapped
+from lightning_fairprune.gradients._layers import wide
 from lightning_fairprune.gradients._uses import Call, Surprise, Uses, input_of, watched
 
 __all__ = ["one_by_one", "vectorised"]
@@ -35,14 +36,13 @@ def vectorised(
         Surprise: if a layer is called otherwise than in the trial.
         Exception: torch.func raises in many ways for what it cannot do.
     """
-    with torch.no_grad():
-        calls, _ = watched(model, layers, batch.rows(0, 1))
+    calls, _ = watched(model, layers, batch.rows(0, 1))
     if any(axes[call.layer] is None for call in calls):
         raise Surprise
     values = {name: value.detach() for name, value in rest.items()}
-    wide = next(model.parameters()).element_size()
+    size = next(model.parameters()).element_size()
     numbers = sum(v.numel() for v in values.values()) + sum(torch.Size(c.y).numel() for c in calls)
-    step = max(1, memory // (2 * wide * max(1, numbers)))
+    step = max(1, memory // (2 * size * max(1, numbers)))
     pieces = [
         _piece(model, values, layers, axes, calls, batch.rows(i, i + step), loss, memory)
         for i in range(0, batch.size, step)
@@ -69,7 +69,9 @@ def _piece(
         values, zeros = differentiated
         seen: list[Tensor] = []
 
-        def called(layer: nn.Module, args: tuple[Any, ...], kwargs: Any, y: Tensor) -> Tensor:
+        def called(layer: nn.Module, args: tuple[Any, ...], kwargs: Any, y: Tensor) -> Any:
+            if not torch.is_grad_enabled():
+                return None  # the model's own wish: no use, no gradient
             if len(seen) == len(calls) or layer is not calls[len(seen)].layer:
                 raise Surprise
             seen.append(input_of(args, kwargs))
@@ -140,4 +142,5 @@ def only(model: nn.Module, chosen: Iterable[nn.Parameter]) -> None:
 
 
 def _squared(grads: Iterable[Tensor], like: Tensor) -> Tensor:
-    return torch.stack([torch.zeros_like(like), *(g.square().sum().to(like) for g in grads)]).sum()
+    zero = wide(torch.zeros_like(like))
+    return torch.stack([zero, *(wide(grad).square().sum().to(zero) for grad in grads)]).sum()

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["RULES", "Rule", "bias_rule", "linear_rule", "norm2", "rule_of"]
+__all__ = ["RULES", "Rule", "bias_rule", "linear_rule", "norm2", "rule_of", "slices", "wide"]
 
 _CACHE = 2**24  # on a CPU, pieces of 4 to 16 MB took two thirds of the time of pieces of 256 MB
 _Layer = Any  # modules of torch, whose attributes mypy would take for Tensor | Module
@@ -45,9 +45,14 @@ def slices(size: int, each: int, memory: int) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
+def wide(x: Tensor) -> Tensor:
+    """Returns half precision as float32, whose squares neither overflow nor vanish."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def norm2(rule: Rule, layer: _Layer, x: Tensor, g: Tensor, memory: int) -> Tensor:
     """Returns the squared gradient norms [B], a piece of the batch at a time."""
-    short = rule.norm2 or (lambda *args: rule.gradient(*args).flatten(1).square().sum(1))
+    short = rule.norm2 or (lambda *args: wide(rule.gradient(*args)).flatten(1).square().sum(1))
     each = rule.scratch(layer, x, g) * g.element_size()
     if g.device.type == "cpu":
         memory = min(memory, _CACHE)
@@ -61,6 +66,7 @@ def outer_norm2(a: Tensor, g: Tensor) -> Tensor:
     take T^2 (D + O): Goodfellow, "Efficient Per-Example Gradient Computations" (arXiv 1510.01799), for T = 1;
     Li et al., "Large Language Models Can Be Strong Differentially Private Learners" (ICLR 2022, 4), for any T.
     """
+    a, g = wide(a), wide(g)
     if a.shape[-1] == 1:
         return (a.square().sum((2, 3)) * g.square().sum((2, 3))).sum(1)
     if _pairwise(a.shape[-1], a.shape[-2], g.shape[-2]):
@@ -204,7 +210,7 @@ def _embedding_gradient(layer: _Layer, x: Tensor, g: Tensor) -> Tensor:
 
 def _embedding_norm2(layer: _Layer, x: Tensor, g: Tensor) -> Tensor:
     # A token that comes twice has one row, with the sum of its gradients: pairs of equal tokens count.
-    tokens, g = _embedded(layer, x, g)
+    tokens, g = _embedded(layer, x, wide(g))
     same = tokens.unsqueeze(1) == tokens.unsqueeze(2)
     return ((g @ g.mT) * same).sum((1, 2))
 

@@ -79,7 +79,8 @@ def make_plan(
     one, _ = watched(model, model.modules(), pair.rows(0, 1))
     two, outputs = watched(model, model.modules(), pair)
     loss, losses = _loss(loss_fn, outputs, pair.target)
-    _check_own(alone, losses.detach(), loss.raw(outputs, pair.target, 2).detach())
+    tolerance = max(_tolerance(value.dtype) for value in (alone, *chosen.values()))
+    _check_own(tolerance, alone, losses.detach(), loss.raw(outputs, pair.target, 2).detach())
 
     every = Plan(loss, {}, {}, tuple(chosen))
     plans = [_ruled(model, every, chosen, one, two, _edges(losses, chosen)), every]
@@ -88,7 +89,7 @@ def make_plan(
             _, found = plan.at_once(model, chosen, pair, memory)
         except Exception:  # torch.func fails in many ways; the last resort does not
             continue
-        if _close(found.sqrt(), norms2.sqrt(), 1e-3 * norms2.max().sqrt()):
+        if _close(found.sqrt(), norms2.sqrt(), tolerance, 1e-3 * norms2.max().sqrt()):
             return plan
     return replace(plans[0], rest=plans[0].rest or tuple(chosen), batched=False)
 
@@ -201,10 +202,9 @@ def _loss(loss_fn: Callable[[Any, Any], Tensor], outputs: Any, target: Any) -> t
     return loss, loss.of_each(outputs, target, 2)
 
 
-def _check_own(alone: Tensor, losses: Tensor, raw: Tensor) -> None:
-    tolerance = _tolerance(alone)
+def _check_own(tolerance: float, alone: Tensor, losses: Tensor, raw: Tensor) -> None:
     slack = tolerance * (1 + alone.abs().max())
-    own = _close(losses, alone, slack)
+    own = _close(losses, alone, tolerance, slack)
     if raw.ndim == 0:  # a sum, or a mean with whatever weights
         summed = (raw - alone.sum()).abs() <= 2 * slack
         own &= bool(summed | (alone.min() - slack <= raw) & (raw <= alone.max() + slack))
@@ -216,11 +216,10 @@ def _check_own(alone: Tensor, losses: Tensor, raw: Tensor) -> None:
         )
 
 
-def _close(found: Tensor, expected: Tensor, slack: Tensor) -> bool:
-    tolerance = _tolerance(expected)
+def _close(found: Tensor, expected: Tensor, tolerance: float, slack: Tensor) -> bool:
     return bool(((found - expected).abs() <= tolerance * (expected.abs() + slack)).all())
 
 
-def _tolerance(values: Tensor) -> float:
+def _tolerance(dtype: torch.dtype) -> float:
     """Returns what rounding may do, far below what a missing factor or a missing use does."""
-    return float(min(0.1, 10 * torch.finfo(values.dtype).eps ** 0.5))
+    return float(min(0.1, 10 * torch.finfo(dtype).eps ** 0.5))

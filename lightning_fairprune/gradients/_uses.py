@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fairprune.gradients._batch import Batch
-from lightning_fairprune.gradients._layers import Rule, norm2, rule_of, slices
+from lightning_fairprune.gradients._layers import Rule, norm2, rule_of, slices, wide
 
 __all__ = ["Call", "Surprise", "Uses", "input_of", "output_of", "watched"]
 
@@ -77,7 +77,8 @@ class Uses:
     def norms2(self, like: Tensor) -> Tensor:
         """Returns the squared norms of all parameters together, [B]."""
         terms = [*self._terms, *(self._together(uses) for uses in self._shared.values())]
-        return torch.stack([torch.zeros_like(like), *(t.to(like) for t in terms)]).sum(0)
+        zero = wide(torch.zeros_like(like))
+        return torch.stack([zero, *(term.to(zero) for term in terms)]).sum(0)
 
     def _together(self, uses: list[_Use]) -> Tensor:
         each = sum(u.rule.scratch(u.layer, u.x, u.g) + 2 * u.parameter.numel() for u in uses)
@@ -86,7 +87,7 @@ class Uses:
             gradient = uses[0].rule.gradient(uses[0].layer, uses[0].x[i], uses[0].g[i])
             for use in uses[1:]:
                 gradient += use.rule.gradient(use.layer, use.x[i], use.g[i])
-            pieces.append(gradient.flatten(1).square().sum(1))
+            pieces.append(wide(gradient).flatten(1).square().sum(1))
         return torch.cat(pieces)
 
 
