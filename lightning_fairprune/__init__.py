@@ -1,6 +1,15 @@
 """Train on less data, or with fewer weights, without the worst class paying for it."""
 
-from lightning_fairprune import metrics, quotas, recalls, scores, signals, statistics
+from lightning_fairprune import (
+    geometry,
+    gradients,
+    metrics,
+    quotas,
+    recalls,
+    scores,
+    signals,
+    statistics,
+)
 from lightning_fairprune.callbacks import DataPruning, RecallMonitor
 from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.datamodule import FairPruneDataModule
@@ -21,6 +30,8 @@ __all__ = [
     "RecallHistory",
     "RecallMonitor",
     "Selection",
+    "geometry",
+    "gradients",
     "metrics",
     "planned_stepping_batches",
     "quotas",
