@@ -1,4 +1,4 @@
-"""The command `fairprune`: any LightningModule and DataModule from YAML, a report and a demonstration."""
+"""The command `fairprune`: any LightningModule and DataModule from YAML, selection, report, demonstration."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 __all__ = ["main"]
 
-# As they are listed by --help. All but `report` and `demo` are LightningCLI's.
+# As they are listed by --help. All but `select`, `report` and `demo` are LightningCLI's.
 COMMANDS = {
     "fit": "train a LightningModule, with DataPruning among trainer.callbacks",
     "validate": "run one validation",
     "test": "run one test",
     "predict": "run inference",
+    "select": "choose the rows of a table to train on, by class, by SQL on Parquet or CSV files",
     "report": "compare trained models class by class: a page, figures and tables",
     "demo": "compare five ways to choose training data, on images that come with scikit-learn",
 }
@@ -46,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from lightning_fairprune import report
 
         return report.main(arguments[1:])
+    if arguments[:1] == ["select"]:
+        from lightning_fairprune import table
+
+        return table.main(arguments[1:])
     # LightningCLI allows options before the command: fairprune --config common.yaml fit
     if any(name in arguments for name in COMMANDS):
         _lightning(arguments)

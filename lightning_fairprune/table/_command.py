@@ -1,0 +1,177 @@
+"""The command line of the selection on tables."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lightning_fairprune.selection import Keep
+from lightning_fairprune.table._record import TableSelection
+from lightning_fairprune.table._select import RULES, select_table
+
+__all__ = ["main"]
+
+OUT = "kept.parquet"
+MOST_ROWS = 20
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Selects rows of a table, prints how many of each class, and says where their ids are.
+
+    Args:
+        argv: arguments after ``fairprune select``; those of the process by default.
+
+    Returns:
+        0 if all went well, 1 if something that it needs is not installed.
+
+    Raises:
+        SystemExit: With status 2 and one sentence, if an argument or the table is wrong.
+    """
+    parser = _parser()
+    given = parser.parse_args(argv)
+    console, progress = Console(), Console(stderr=True)
+    try:
+        with progress.status("Looking at the tables") as status:
+            chosen = select_table(
+                given.tables,
+                given.density,
+                quota=given.quota,
+                recall=given.recall,
+                keep=given.keep,
+                seed=given.seed,
+                by=given.by,
+                id=given.id,
+                label=given.label,
+                score=given.score,
+                group=given.group,
+                memory=given.memory,
+                out=None if given.dry_run or given.print_sql else given.out,
+                on_step=lambda words: status.update(Text(words)),
+            )
+    except ImportError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    except OSError as error:
+        parser.error(f"{error.filename or given.out}: {error.strerror or error}.")
+    if given.print_sql:
+        print(chosen.sql, end="")
+        return 0
+    console.print(classes(chosen))
+    last = (
+        f"Nothing was written: {chosen.budget} of {chosen.num_samples} rows would be kept"
+        if chosen.path is None
+        else f"Written: {chosen.path}, {chosen.budget} of {chosen.num_samples} rows, "
+        f"and {chosen.path.with_suffix('.json').name} beside it"
+    )
+    console.print(f"\n{last}", highlight=False, soft_wrap=True, markup=False)
+    return 0
+
+
+def classes(chosen: TableSelection) -> Table:
+    """Returns a table of the classes: all, or those of which least and most is kept."""
+    table = Table(
+        title=Text(f"Rows kept: quota {chosen.rule}, {chosen.keep}", style="bold"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column("class", overflow="fold")
+    for heading in ("size", "recall", "kept", "density"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    rows = chosen.rows()
+    if len(rows) > MOST_ROWS:
+        # Those of which least is kept come first.
+        rows.sort(key=lambda row: 0 if row[3] is None else row[3] / row[1])
+        half = MOST_ROWS // 2
+        shown = [*rows[:half], None, *rows[-half:]]
+    else:
+        shown = [*rows]
+    for row in shown:
+        if row is None:
+            table.add_row(Text(f"{len(rows) - MOST_ROWS} more", style="dim"))
+            continue
+        name, size, recall, kept = row
+        table.add_row(
+            Text(name),
+            str(size),
+            "" if recall is None else f"{recall:.3f}",
+            "" if kept is None else str(kept),
+            "" if kept is None else f"{kept / size:.3f}",
+        )
+    table.add_section()
+    total = int(chosen.sizes.sum())
+    table.add_row("all", str(total), "", str(chosen.budget), f"{chosen.budget / total:.3f}")
+    return table
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fairprune select",
+        description="Choose the rows of a table to train on, by class: Parquet or CSV files, also such "
+        "that do not fit into memory.",
+    )
+    parser.add_argument(
+        "tables", nargs="+", metavar="TABLE", help=".parquet or .csv file, or a glob in quotes"
+    )
+    parser.add_argument("--density", type=float, required=True, help="fraction of the rows to keep")
+    parser.add_argument(
+        "--quota",
+        choices=RULES,
+        default="drop",
+        help="rows per class: drop and drop_reference follow recalls, none lets the order decide "
+        "across classes (%(default)s)",
+    )
+    parser.add_argument(
+        "--recall",
+        type=Path,
+        metavar="FILE|RUN",
+        help="recall of each class: CSV file with the columns of the class and recall, or the folder of "
+        "a run with RecallMonitor",
+    )
+    parser.add_argument(
+        "--keep",
+        choices=get_args(Keep),
+        default="random",
+        help="which rows of a class (%(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the random order (%(default)s)")
+    parser.add_argument(
+        "--by",
+        choices=("label", "group"),
+        default="label",
+        help="what the classes are; group: each pair of label and group (%(default)s)",
+    )
+    for role in ("id", "label", "score", "group"):
+        parser.add_argument(
+            f"--{role}", default=role, metavar="COLUMN", help=f"column of the {role} (%(default)s)"
+        )
+    parser.add_argument(
+        "--memory",
+        default="2GiB",
+        help="memory to use; what does not fit goes to disk, beside the output (%(default)s)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(OUT),
+        help="Parquet file for the ids; its summary goes beside it (%(default)s)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the quotas and write nothing")
+    parser.add_argument(
+        "--print-sql",
+        action="store_true",
+        help="print the selection as one query on my_table, for other databases, and write nothing",
+    )
+    return parser

@@ -1,0 +1,163 @@
+"""Recalls for the classes of a table: from a CSV file or from the record of a run."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_fairprune.history import GROUPS, RecallHistory, is_of_groups
+from lightning_fairprune.table._record import Cell
+
+__all__ = ["listed", "named", "recall_of"]
+
+
+def recall_of(
+    source: str | os.PathLike[str] | Mapping[object, float],
+    classes: Sequence[Cell],
+    columns: Sequence[str],
+) -> Tensor:
+    """Return float64 [K], the recall of each class, NaN where it is not known.
+
+    Args:
+        source: recalls by class; a CSV file with the columns of the classes and ``recall``; or what
+            `RecallHistory.load` takes, of which the last validation counts.
+        classes: the classes of the table.
+        columns: names of their columns: the label's, or the label's and the group's.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a class of the table or of the source is missing in the other, a recall is
+            not in [0, 1], or the source cannot be understood.
+    """
+    if isinstance(source, Mapping):
+        found = {_cell(key): float(value) for key, value in source.items()}
+        where = "`recall`"
+    else:
+        path = Path(source)
+        where = str(path)
+        if path.suffix.lower() in (".csv", ".tsv", ".txt"):
+            found = _from_csv(path, classes, columns)
+        else:
+            found = _from_run(path, classes)
+    recall = listed(found, classes, "a recall", where, unknown=math.isnan)
+    wrong = (recall < 0) | (recall > 1)
+    if bool(wrong.any()):
+        k = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"recalls must be in [0, 1], or NaN for a class never seen in validation, {where} has "
+            f"{float(recall[k]):g} for class {named(classes[k])}."
+        )
+    return recall
+
+
+def listed(
+    found: Mapping[Cell, float],
+    classes: Sequence[Cell],
+    what: str,
+    where: str,
+    unknown: object = None,
+) -> Tensor:
+    """Return float64 [K], the numbers in the order of the classes, which must be the same ones.
+
+    Numbers of other classes for which ``unknown`` is true are passed over.
+    """
+    known = set(classes)
+    foreign = [
+        cell
+        for cell, value in found.items()
+        if cell not in known and not (callable(unknown) and unknown(value))
+    ]
+    if foreign:
+        raise ValueError(
+            f"{where} has {what} for class {named(foreign[0])}, which is not in the table: it has "
+            f"{some(classes)}."
+        )
+    missing = [cell for cell in classes if cell not in found]
+    if missing:
+        raise ValueError(
+            f"{where} has no {what.split()[-1]} for {len(missing)} of {len(classes)} classes, first "
+            f"for {named(missing[0])}."
+        )
+    return torch.tensor([found[cell] for cell in classes], dtype=torch.float64)
+
+
+def named(cell: Cell) -> str:
+    """Return a class as sentences name it."""
+    return " / ".join(repr(part) if isinstance(part, str) else str(part) for part in cell)
+
+
+def some(classes: Sequence[Cell]) -> str:
+    """Return the first classes, and how many there are."""
+    names = ", ".join(named(cell) for cell in classes[:5])
+    return names if len(classes) <= 5 else f"{names}, ... ({len(classes)} classes)"
+
+
+def _cell(key: object) -> Cell:
+    return tuple(key) if isinstance(key, tuple) else (key,)  # type: ignore[return-value]
+
+
+def _from_csv(path: Path, classes: Sequence[Cell], columns: Sequence[str]) -> dict[Cell, float]:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {str(path)!r}.")
+    whole = [isinstance(part, int) for part in classes[0]]
+    found: dict[Cell, float] = {}
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        lacking = [name for name in (*columns, "recall") if name not in (reader.fieldnames or ())]
+        if lacking:
+            raise ValueError(
+                f"{path} must have the columns {', '.join((*columns, 'recall'))}, got "
+                f"{', '.join(reader.fieldnames or ()) or 'nothing'}."
+            )
+        for row in reader:
+            line = f"line {reader.line_num} of {path}"
+            try:
+                cell = tuple(
+                    int(row[name]) if integer else row[name]
+                    for name, integer in zip(columns, whole, strict=True)
+                )
+                value = float(row["recall"] or math.nan)
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"{line} must name a class of the table, such as {named(classes[0])}, and a "
+                    f"number, got {', '.join(str(row[n]) for n in (*columns, 'recall'))}."
+                ) from None
+            if cell in found:
+                raise ValueError(f"{line} gives class {named(cell)} a second recall.")
+            found[cell] = value
+    return found
+
+
+def _from_run(path: Path, classes: Sequence[Cell]) -> dict[Cell, float]:
+    history = RecallHistory.load(path)
+    grouped = len(classes[0]) == 2
+    names = [n for n in history.names if is_of_groups(n) == grouped and not n.startswith("test")]
+    if len(names) != 1:
+        kind = f"groups (val{GROUPS})" if grouped else "classes (val)"
+        raise ValueError(
+            f"{path} must have one validation of {kind}, it has {', '.join(history.names) or 'none'}; "
+            "write the recalls to a CSV file."
+        )
+    recall = history.last(names[0]).counts.recall.tolist()
+    called = history.names_of(names[0])
+    # Groups of a run are numbered or named as a whole: the group column alone has to tell them.
+    own = {cell[-1]: cell for cell in classes}
+    if len(own) < len(classes):
+        raise ValueError(
+            f"{path} has one recall per group, but groups of the table have several labels each; "
+            "write the recalls to a CSV file with a row for every label and group."
+        )
+    numbered = isinstance(classes[0][-1], int)
+    if not numbered and called is None:
+        raise ValueError(
+            f"{path} numbers its classes, but the table names them, such as {named(classes[0])}; "
+            "write the recalls to a CSV file."
+        )
+    keys: Sequence[int | str] = range(len(recall)) if numbered or called is None else called
+    return {own.get(key, (key,)): value for key, value in zip(keys, recall, strict=True)}

@@ -1,0 +1,113 @@
+"""The result: how many rows of each class are kept, and where their ids are."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lightning_fairprune._files import write_whole
+
+__all__ = ["Cell", "TableSelection"]
+
+FORMAT = "lightning_fairprune.TableSelection"
+VERSION = "1"
+
+# A class as the table names it: (label,), or (label, group).
+Cell = tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TableSelection:
+    """Which rows of a table are kept, and how they were chosen.
+
+    Args:
+        classes: the classes in the table, in order: ``(label,)`` or ``(label, group)`` each.
+        sizes: int64 [K], rows per class.
+        quota: int64 [K], rows kept per class; None in a dry run without quotas, where the scores
+            decide across classes.
+        num_samples: rows of the table, with those that were left out for their label -1.
+        budget: rows kept.
+        rule: name of the quota rule, or ``"given"``.
+        recall: float64 [K] that the quotas follow, or None.
+        keep: the order inside a class, see `select_table`.
+        seed: the seed of the random order.
+        tables: the files.
+        sql: the selection as one query for any database.
+        path: where the ids are, or None after a dry run.
+
+    Example:
+        >>> import torch
+        >>> kept = TableSelection(
+        ...     (("cat",), ("dog",)), torch.tensor([3, 1]), torch.tensor([1, 1]), 4, 2, "balanced"
+        ... )
+        >>> kept.density
+        0.5
+        >>> kept.rows()
+        [('cat', 3, None, 1), ('dog', 1, None, 1)]
+    """
+
+    classes: tuple[Cell, ...]
+    sizes: Tensor
+    quota: Tensor | None
+    num_samples: int
+    budget: int
+    rule: str
+    recall: Tensor | None = None
+    keep: str = "random"
+    seed: int = 0
+    tables: tuple[str, ...] = ()
+    sql: str = ""
+    path: Path | None = None
+
+    def __len__(self) -> int:
+        return self.budget
+
+    @property
+    def density(self) -> float:
+        """Fraction of all rows that is kept."""
+        return self.budget / self.num_samples
+
+    def rows(self) -> list[tuple[str, int, float | None, int | None]]:
+        """Return name, size, recall and rows kept of every class; None for what is not known."""
+        unknown: list[Any] = [None] * len(self.classes)
+        recall = unknown if self.recall is None else self.recall.tolist()
+        quota = unknown if self.quota is None else self.quota.tolist()
+        names = [" / ".join(map(str, cell)) for cell in self.classes]
+        return list(zip(names, self.sizes.tolist(), recall, quota, strict=True))
+
+    def to_json(self) -> str:
+        """Return all but the SQL as JSON."""
+        keys = ("label", "group")
+        classes = [
+            {
+                **dict(zip(keys, cell, strict=False)),
+                "size": size,
+                # JSON knows no NaN
+                "recall": None if recall is None or recall != recall else recall,
+                "kept": kept,
+            }
+            for cell, (_, size, recall, kept) in zip(self.classes, self.rows(), strict=True)
+        ]
+        record = {
+            "format": FORMAT,
+            "version": VERSION,
+            "tables": list(self.tables),
+            "num_samples": self.num_samples,
+            "kept": self.budget,
+            "density": self.density,
+            "quota": self.rule,
+            "keep": self.keep,
+            "seed": self.seed,
+            "ids": None if self.path is None else self.path.name,
+            "classes": classes,
+        }
+        return json.dumps(record, indent=1) + "\n"
+
+    def save_summary(self, path: str | os.PathLike[str]) -> None:
+        """Write `to_json` to a file; an interrupted write leaves no file behind."""
+        write_whole(path, lambda name: name.write_text(self.to_json(), encoding="utf-8"))
