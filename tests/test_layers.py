@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "dynamics": {"_bits", "_files"},
     "figures": {"counts", "history", "recalls", "record", "statistics"},
     "geometry": set(),
-    "gradients": {"geometry"},
+    "gradients": {"signals"},
     "history": {"_files", "counts"},
     "loader": set(),
     "metrics": {"counts", "recalls", "statistics"},
