@@ -39,7 +39,9 @@ ALLOWED: dict[str, set[str]] = {
     "selection": {"_files", "quotas"},
     "signals": set(),
     "statistics": {"recalls"},
+    "table": {"_files", "history", "quotas", "selection"},
     "thumbnails": {"record"},
+    "weighting": {"counts", "recalls"},
     # the rim
     "source": {"_bits", "_labels", "loader"},
     "datamodule": {"selection", "source"},
