@@ -1,0 +1,323 @@
+"""The callback that weights the classes in the loss by how badly they are recalled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_fairprune.callbacks._observe import LogitsFn, StepObserver, capture_of
+from lightning_fairprune.callbacks._recalls import RecallWindow
+from lightning_fairprune.weighting import cdb_w
+
+__all__ = ["ClassWeighting"]
+
+Loss = nn.CrossEntropyLoss | nn.NLLLoss
+
+
+class ClassWeighting(pl.Callback):
+    """Weights the classes in the training loss by their recalls in the last validation.
+
+    The first epoch is trained without weights. The callback lends its weights to the
+    ``nn.CrossEntropyLoss`` or ``nn.NLLLoss`` of the module for the length of each training step and
+    gives it its own back after. So a validation loss stays what it is without the callback, and
+    checkpoints have the same entries, with the module's own values, whether or not the callback was
+    there. Class weights that the loss brought along are replaced in training, not multiplied.
+
+    A module that calls the function instead of a loss module reads the weights in its step, with
+    ``loss=None`` here::
+
+        F.cross_entropy(logits, target, weight=self.weighting.weight)  # the callback
+
+    The recalls come from the validation data, which thereby becomes part of training: report final
+    numbers on other data. With `DataPruning(after="restart")` the first epoch of the new model still
+    has the weights of the old one.
+
+    Args:
+        weights: ``recall -> [K]``: from float64 [K] in [0, 1] (NaN for a class without a validation
+            sample) to the weight of each class, 0 or more; a function of
+            :mod:`lightning_fairprune.weighting` or your own.
+        loss: where the loss module is, such as ``"criterion"`` or ``"head.loss"``; ``"auto"`` finds it
+            if there is but one; None leaves all modules alone, the step reads `weight`.
+        recall_window: pool the class counts of so many latest validations.
+        update_every: set the weights after the first validation and then after every so many.
+        shrinkage: pseudo-samples at the mean recall that are added to every class. With 0, as
+            published, a class without an error has weight 0, and a batch of that class alone a loss
+            of 0 / 0.
+        recall_dataloader: which validation loader the recalls come from.
+        logits_fn: ``(module, batch) -> (logits, target)`` for validation steps that neither return
+            ``"logits"`` and ``"target"`` nor call ``cross_entropy``; costs one forward pass a batch.
+
+    Raises:
+        ValueError: If an argument is out of range; at fit start, if there is no validation or not
+            exactly one loss to weight; after a validation, if it gave no sample or `weights` gave no
+            weights; after the first weighted epoch, if with ``loss=None`` no step has read `weight`.
+
+    Example:
+        >>> ClassWeighting(loss="criterion", recall_window=3).recall_window
+        3
+    """
+
+    def __init__(
+        self,
+        weights: Callable[..., Any] = cdb_w,
+        loss: str | None = "auto",
+        recall_window: int = 1,
+        update_every: int = 1,
+        shrinkage: float = 10.0,
+        recall_dataloader: int = 0,
+        logits_fn: LogitsFn | None = None,
+    ) -> None:
+        for name, count in (("recall_window", recall_window), ("update_every", update_every)):
+            if count < 1:
+                raise ValueError(f"`{name}` must be at least 1 validation, got {count}.")
+        if not shrinkage >= 0:
+            raise ValueError(f"`shrinkage` must be 0 or more samples, got {shrinkage}.")
+        if recall_dataloader < 0:
+            raise ValueError(f"`recall_dataloader` must be 0 or more, got {recall_dataloader}.")
+        self.weights = weights
+        self.loss = loss
+        self.recall_window = recall_window
+        self.update_every = update_every
+        self.shrinkage = shrinkage
+        self.recall_dataloader = recall_dataloader
+        self.logits_fn = logits_fn
+        self._trainer: pl.Trainer | None = None
+        self._observer: StepObserver | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._recalls = RecallWindow(self.recall_window, self.shrinkage, grouped=False)
+        self._validations = 0
+        self._epochs_done = 0
+        self._resumed = False
+        self._estimate: Tensor | None = None  # on the CPU, for checkpoints
+        self._weight: Tensor | None = None  # for the steps
+        self._criterion: Loss | None = None
+        self._own: tuple[Tensor | None] | None = None
+        self._offered = self._was_read = False
+
+    @property
+    def weight(self) -> Tensor | None:
+        """Weights for the training steps, float [K] on the device and in the dtype of the module.
+
+        None before the first validation and during evaluations, so that a step that trains and
+        validates may pass it on as it is. The tensor stays the same one; later weights go into it.
+        """
+        if self._trainer is not None and self._trainer.evaluating:
+            return None
+        self._was_read = self._was_read or self._weight is not None
+        return self._weight
+
+    # ---------------------------------------------------------------------------- begin and end
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Begins anew."""
+        self._trainer, self._observer = trainer, None
+        if stage == "fit":
+            self._forget()
+            self._observer = StepObserver(trainer, self.logits_fn)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Finds the loss, and says so before any work if weights could not be set."""
+        if not trainer.enable_validation:
+            raise ValueError(
+                "ClassWeighting needs the recall of each class, but there is no validation: give a "
+                "val_dataloader and a validation_step (and limit_val_batches > 0)."
+            )
+        self._criterion = None if self.loss is None else _find(pl_module, self.loss)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Goes on with the weights of a checkpoint."""
+        if self._estimate is not None:
+            self._set(pl_module, self._estimate)
+        if self._resumed and trainer.current_epoch > self._epochs_done:
+            rank_zero_warn(
+                "the checkpoint was taken on the last batch of epoch "
+                f"{trainer.current_epoch - 1}, before its end, so its validation may be missing: "
+                "class weights stay those of the validation before it. Checkpoints at the end of an "
+                "epoch resume exactly."
+            )
+        self._epochs_done = trainer.current_epoch
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Leaves nothing behind in torch or in the loss."""
+        capture_of(trainer).abandon()
+        self._take_back()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leaves the loss as it was."""
+        self._take_back()
+        self._criterion = self._observer = self._trainer = None
+
+    # ------------------------------------------------------------------------------ one training step
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Lends the weights to the loss."""
+        if self._weight is None:
+            return
+        self._offered = True
+        if self._criterion is not None and self._own is None:
+            self._own = (self._criterion.weight,)
+            self._criterion.weight = self._weight
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Takes them back, before anybody saves the module."""
+        self._take_back()
+
+    def _take_back(self) -> None:
+        if self._own is not None:
+            assert self._criterion is not None
+            (self._criterion.weight,) = self._own
+            self._own = None
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Raises if weights that a step should have read were not."""
+        self._take_back()  # a step that its module skipped has no end
+        self._epochs_done = trainer.current_epoch + 1
+        if self.loss is None and self._offered and not self._was_read:
+            raise ValueError(
+                "ClassWeighting(loss=None) sets no weights itself, and no training step has read "
+                "`weight` in an epoch: pass `weight=callback.weight` to cross_entropy, or let `loss` "
+                "name an nn.CrossEntropyLoss of the module."
+            )
+
+    # ------------------------------------------------------------------------------- validation
+
+    def _counting(self, dataloader_idx: int) -> bool:
+        return self._observer is not None and dataloader_idx == self.recall_dataloader
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begins a new count."""
+        self._take_back()
+        self._recalls.begin()
+
+    def on_validation_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Starts looking."""
+        if self._observer is not None and self._counting(dataloader_idx):
+            self._observer.open(pl_module, batch)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Counts which predictions were right."""
+        if self._observer is not None and self._counting(dataloader_idx):
+            self._recalls.update(*self._observer.read(outputs, None, "validation_step"), None)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Sets the weights of the steps until the next validation, unless it was the sanity check."""
+        if trainer.sanity_checking or self._observer is None:
+            return
+        self._recalls.finish(trainer, pl_module)
+        self._validations += 1
+        if (self._validations - 1) % self.update_every:
+            return
+        # Validation runs in inference mode, and the backward pass may not save tensors made there.
+        with torch.inference_mode(False):
+            recall = self._recalls.recall()
+            if len(recall) == 0:
+                raise ValueError(
+                    f"the validation loader {self.recall_dataloader} (`recall_dataloader`) must give "
+                    "at least one batch, it gave none."
+                )
+            self._estimate = _checked(self.weights(recall), len(recall))
+            self._set(pl_module, self._estimate)
+
+    def _set(self, module: pl.LightningModule, weight: Tensor) -> None:
+        own = None if self._criterion is None else self._criterion.weight
+        like: Any = module if own is None else own
+        if self._weight is None:
+            self._weight = torch.empty(len(weight), device=like.device, dtype=like.dtype)
+        self._weight.copy_(weight)
+
+    # --------------------------------------------------------------------------------- resuming
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns counts and weights, as CPU tensors and primitives."""
+        return {
+            "recalls": self._recalls.state_dict(),
+            "validations": self._validations,
+            "epochs_done": self._epochs_done,
+            "weight": self._estimate,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on where `state_dict` was taken."""
+        self._recalls.load_state_dict(state_dict["recalls"])
+        self._validations = state_dict["validations"]
+        self._epochs_done = state_dict["epochs_done"]
+        self._estimate = state_dict["weight"]
+        self._resumed = True
+
+
+def _find(module: pl.LightningModule, name: str) -> Loss:
+    """Returns the one loss that takes class weights, or the one of that name."""
+    losses = {path: part for path, part in module.named_modules() if isinstance(part, Loss)}
+    found = ", ".join(map(repr, losses)) or "none"
+    if name == "auto":
+        if len(losses) == 1:
+            return next(iter(losses.values()))
+        remedy = (
+            "name one of them: `loss=...`."
+            if losses
+            else "if training_step calls torch.nn.functional.cross_entropy, pass `loss=None` and give "
+            "it `weight=callback.weight`."
+        )
+        raise ValueError(
+            "`loss='auto'` needs exactly one nn.CrossEntropyLoss or nn.NLLLoss among the modules of "
+            f"{type(module).__name__}, found {found}: {remedy}"
+        )
+    part = dict(module.named_modules(remove_duplicate=False)).get(name)
+    part = getattr(part, "_orig_mod", part)  # of torch.compile
+    if not isinstance(part, Loss):
+        what = "nothing" if part is None else type(part).__name__
+        raise ValueError(
+            "`loss` must name an nn.CrossEntropyLoss or nn.NLLLoss of "
+            f"{type(module).__name__}, {name!r} is {what}; there is {found}."
+        )
+    return part
+
+
+def _checked(found: Any, num_classes: int) -> Tensor:
+    """Returns the weights of the user's function, float64 [K] on the CPU, as a copy."""
+    weight = torch.as_tensor(found, dtype=torch.float64).detach().cpu().clone()
+    if weight.shape != (num_classes,):
+        raise ValueError(
+            f"`weights` must return one weight for each of {num_classes} classes, got shape "
+            f"{list(weight.shape)}."
+        )
+    good = weight.isfinite() & (weight >= 0)
+    if not good.all() or not weight.any():
+        raise ValueError(
+            "`weights` must return finite weights of 0 or more, not all of them 0, got "
+            f"{weight.tolist()}."
+        )
+    return weight
