@@ -9,8 +9,9 @@ from lightning_fairprune import (
     scores,
     signals,
     statistics,
+    weighting,
 )
-from lightning_fairprune.callbacks import DataPruning, RecallMonitor
+from lightning_fairprune.callbacks import ClassWeighting, DataPruning, RecallMonitor
 from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.datamodule import FairPruneDataModule
 from lightning_fairprune.dynamics import Dynamics
@@ -23,6 +24,7 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "ClassCounts",
+    "ClassWeighting",
     "DataPruning",
     "Dynamics",
     "FairPruneDataModule",
@@ -40,4 +42,5 @@ __all__ = [
     "select",
     "signals",
     "statistics",
+    "weighting",
 ]

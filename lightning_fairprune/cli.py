@@ -27,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ``fit``, ``validate``, ``test`` and ``predict`` are those of
     :class:`lightning.pytorch.cli.LightningCLI` for any model and data module given by class path.
     Modules in the working directory can be imported, and the classes of this package go by their
-    short names: ``DataPruning``, ``RecallMonitor``, ``FairPruneDataModule``.
+    short names: ``DataPruning``, ``RecallMonitor``, ``ClassWeighting``,
+    ``FairPruneDataModule``.
 
     Args:
         argv: the arguments, without the name of the program; those of the process by default.
