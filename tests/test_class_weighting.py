@@ -9,6 +9,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -108,8 +109,7 @@ class ByHand(Model):
         recall = [(r + a * mean) / (n + a) for r, n in zip(self.right, self.total, strict=True)]
         tau = 2 / (1 + math.exp(1 - max(recall) / (min(recall) + 0.01)))
         raw = [(1 - r) ** tau for r in recall]
-        with torch.inference_mode(False):
-            self.weight = torch.tensor([NUM_CLASSES * w / sum(raw) for w in raw])
+        self.weight = torch.tensor([NUM_CLASSES * w / sum(raw) for w in raw])
 
 
 def weights_of(model: nn.Module) -> list[Tensor]:
@@ -363,6 +363,40 @@ def test_precisions(precision: str) -> None:
     assert kinds == {true.get(precision, torch.float32)}
 
 
+class Cast(LossModel):
+    """Computes its logits in one precision and its loss in another."""
+
+    def __init__(self, to: torch.dtype, loss: nn.Module | None = None) -> None:
+        super().__init__(loss)
+        self.to_dtype = to
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).to(self.to_dtype)
+
+
+@pytest.mark.parametrize(
+    ("precision", "logits"),
+    [
+        ("16-true", torch.float32),
+        ("bf16-true", torch.float32),
+        ("32-true", torch.bfloat16),
+        ("32-true", torch.float64),
+        ("bf16-mixed", torch.float64),
+    ],
+)
+def test_weights_have_the_precision_of_the_loss(precision: str, logits: torch.dtype) -> None:
+    callback = ClassWeighting()
+    fit(Cast(logits), callback, max_epochs=2, precision=precision)
+    assert callback.weight is not None
+    assert callback.weight.dtype == logits
+
+
+def test_a_loss_in_double_with_weights_of_its_own() -> None:
+    loss = nn.CrossEntropyLoss(weight=torch.ones(NUM_CLASSES, dtype=torch.float64))
+    model = fit(Cast(torch.float64, loss), ClassWeighting(), max_epochs=2)
+    assert model.criterion.weight.dtype == torch.float64
+
+
 def test_gradient_accumulation_and_other_callbacks_stay_together() -> None:
     prune = lfp.DataPruning(0.4, 2, score=lfp.scores.el2n, keep="hard")
     monitor = lfp.RecallMonitor()
@@ -435,9 +469,18 @@ def test_weights_are_taken_back_where_a_module_skips_the_epoch() -> None:
         def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
             return -1 if self.trainer.current_epoch > 0 and batch_idx == 2 else None
 
-    model = fit(Skips(), ClassWeighting(), num_sanity_val_steps=0)
-    assert model.criterion.weight is None
-    assert set(map(str, model.seen["val"])) == {"None"}
+    class Look(pl.Callback):
+        looked = 0
+
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            self.looked += 1
+            assert module.criterion.weight is None
+
+    look = Look()
+    model = fit(Skips(), ClassWeighting(), look)
+    assert look.looked == 4
+    assert len(model.seen["train"]) == 7 + 3 * 2
+    assert None not in model.seen["train"][7:]
 
 
 def test_second_fit_starts_afresh() -> None:
@@ -480,6 +523,22 @@ def test_a_resumed_fit_ends_with_the_same_weights(
         if path != checkpoints[-1]:  # after which there is nothing to do
             assert torch.equal(weight, last), path.name
         assert all(torch.equal(a, b) for a, b in zip(full, found, strict=True)), path.name
+
+
+def test_a_state_is_a_moment_and_moves_to_the_device_of_the_module() -> None:
+    states = []
+
+    class Keep(pl.Callback):
+        def on_validation_end(self, trainer: Any, module: Any) -> None:
+            states.append(callback.state_dict()["weight"])
+
+    callback = ClassWeighting()
+    model = fit(LossModel(), callback, Keep())
+    assert [state.tolist() for state in states[:-1]] == model.per_epoch(4)[1:]
+    again: Any = ClassWeighting()
+    again.load_state_dict(callback.state_dict())
+    again.on_train_start(SimpleNamespace(current_epoch=4), SimpleNamespace(device="meta"))
+    assert again.weight.device.type == "meta"
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used")
@@ -589,10 +648,17 @@ def test_a_loader_that_is_not_there_is_told() -> None:
 def test_weights_that_nobody_reads_are_told() -> None:
     with pytest.raises(ValueError, match="no training step has read `weight` in an epoch"):
         fit(Model(), ClassWeighting(loss=None))
-    # A look at them in validation does not train with them.
-    model = Functional()
+
+    # Nor does it help to look at them in validation, or before there are any.
+    class Early(Functional):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            if self.trainer.current_epoch == 0:
+                assert self.weighting.weight is None
+
+        training_step = Model.training_step
+
+    model = Early()
     model.weighting = callback = ClassWeighting(loss=None)
-    model.training_step = partial(Model.training_step, model)
     with pytest.raises(ValueError, match="no training step has read"):
         fit(model, callback)
 
@@ -616,6 +682,17 @@ def test_own_weights_may_be_a_list_or_the_recalls_themselves() -> None:
     model = fit(LossModel(), ClassWeighting(lambda recall: [1, 2, 3, 4]), max_epochs=2)
     assert model.per_epoch(2)[1] == [1, 2, 3, 4]
     fit(LossModel(), ClassWeighting(lambda recall: recall), max_epochs=2, precision="64-true")
+
+
+def test_what_the_users_function_returns_is_left_alone() -> None:
+    returned: list[Tensor] = []
+
+    def weights(recall: Tensor) -> Tensor:
+        returned.append(torch.full((NUM_CLASSES,), 1.0 + len(returned), dtype=torch.float64))
+        return returned[-1]
+
+    fit(LossModel(), ClassWeighting(weights), precision="64-true")
+    assert [float(tensor[0]) for tensor in returned] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("loss", ["criterion", None])

@@ -95,17 +95,17 @@ class ClassWeighting(pl.Callback):
         self._validations = 0
         self._epochs_done = 0
         self._resumed = False
-        self._estimate: Tensor | None = None  # on the CPU, for checkpoints
-        self._weight: Tensor | None = None  # for the steps
+        self._weight: Tensor | None = None
+        self._where: tuple[torch.device, torch.dtype] | None = None  # of the logits
         self._criterion: Loss | None = None
         self._own: tuple[Tensor | None] | None = None
         self._offered = self._was_read = False
 
     @property
     def weight(self) -> Tensor | None:
-        """Weights for the training steps, float [K] on the device and in the dtype of the module.
+        """Weights for the training steps, float [K], on the device and in the dtype of the logits.
 
-        None before the first validation and during evaluations, so that a step that trains and
+        In mixed precision they are float32. None before the first validation and during evaluations, so that a step that trains and
         validates may pass it on as it is. The tensor stays the same one; later weights go into it.
         """
         if self._trainer is not None and self._trainer.evaluating:
@@ -133,8 +133,8 @@ class ClassWeighting(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Goes on with the weights of a checkpoint."""
-        if self._estimate is not None:
-            self._set(pl_module, self._estimate)
+        if self._weight is not None:
+            self._weight = self._weight.to(pl_module.device)
         if self._resumed and trainer.current_epoch > self._epochs_done:
             rank_zero_warn(
                 "the checkpoint was taken on the last batch of epoch "
@@ -230,7 +230,9 @@ class ClassWeighting(pl.Callback):
     ) -> None:
         """Counts which predictions were right."""
         if self._observer is not None and self._counting(dataloader_idx):
-            self._recalls.update(*self._observer.read(outputs, None, "validation_step"), None)
+            logits, target = self._observer.read(outputs, None, "validation_step")
+            self._recalls.update(logits, target, None)
+            self._where = logits.device, logits.dtype
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Sets the weights of the steps until the next validation, unless it was the sanity check."""
@@ -240,23 +242,22 @@ class ClassWeighting(pl.Callback):
         self._validations += 1
         if (self._validations - 1) % self.update_every:
             return
-        # Validation runs in inference mode, and the backward pass may not save tensors made there.
-        with torch.inference_mode(False):
-            recall = self._recalls.recall()
-            if len(recall) == 0:
-                raise ValueError(
-                    f"the validation loader {self.recall_dataloader} (`recall_dataloader`) must give "
-                    "at least one batch, it gave none."
-                )
-            self._estimate = _checked(self.weights(recall), len(recall))
-            self._set(pl_module, self._estimate)
-
-    def _set(self, module: pl.LightningModule, weight: Tensor) -> None:
-        own = None if self._criterion is None else self._criterion.weight
-        like: Any = module if own is None else own
+        recall = self._recalls.recall()
+        if len(recall) == 0:
+            raise ValueError(
+                f"the validation loader {self.recall_dataloader} (`recall_dataloader`) must give at "
+                "least one batch, it gave none."
+            )
+        weight = _checked(self.weights(recall), len(recall))
+        # A rank may have had no batch of its own.
+        device, dtype = self._where or (pl_module.device, pl_module.dtype)
+        assert isinstance(dtype, torch.dtype)
+        if "mixed" in str(trainer.precision):
+            dtype = torch.promote_types(dtype, torch.float32)
         if self._weight is None:
-            self._weight = torch.empty(len(weight), device=like.device, dtype=like.dtype)
-        self._weight.copy_(weight)
+            self._weight = weight.to(device, dtype, copy=True)  # later ones go into it
+        else:
+            self._weight.copy_(weight)
 
     # --------------------------------------------------------------------------------- resuming
 
@@ -266,7 +267,7 @@ class ClassWeighting(pl.Callback):
             "recalls": self._recalls.state_dict(),
             "validations": self._validations,
             "epochs_done": self._epochs_done,
-            "weight": self._estimate,
+            "weight": None if self._weight is None else self._weight.cpu().clone(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -274,7 +275,7 @@ class ClassWeighting(pl.Callback):
         self._recalls.load_state_dict(state_dict["recalls"])
         self._validations = state_dict["validations"]
         self._epochs_done = state_dict["epochs_done"]
-        self._estimate = state_dict["weight"]
+        self._weight = state_dict["weight"]
         self._resumed = True
 
 
@@ -307,8 +308,8 @@ def _find(module: pl.LightningModule, name: str) -> Loss:
 
 
 def _checked(found: Any, num_classes: int) -> Tensor:
-    """Returns the weights of the user's function, float64 [K] on the CPU, as a copy."""
-    weight = torch.as_tensor(found, dtype=torch.float64).detach().cpu().clone()
+    """Returns the weights of the user's function, float64 [K] on the CPU."""
+    weight = torch.as_tensor(found, dtype=torch.float64).detach().cpu()
     if weight.shape != (num_classes,):
         raise ValueError(
             f"`weights` must return one weight for each of {num_classes} classes, got shape "
