@@ -41,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "statistics": {"recalls"},
     "table": {"_files", "history", "quotas", "selection"},
     "thumbnails": {"record"},
-    "weighting": {"counts", "recalls"},
+    "weighting": set(),
     # the rim
     "source": {"_bits", "_labels", "loader"},
     "datamodule": {"selection", "source"},
