@@ -226,6 +226,26 @@ def test_given_quotas_hand_checked(tmp_path: Path) -> None:
     assert chosen.rule == "given"
 
 
+def test_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parents[1] / "docs" / "scale.md"
+    if not page.exists():
+        pytest.skip("the documentation is not here")
+    monkeypatch.chdir(tmp_path)
+    write(
+        Path("train.parquet"),
+        id=torch.arange(6),
+        label=["cat", "dog", "cat"] * 2,
+        score=torch.arange(6.0),
+        loss=torch.arange(6.0),
+    )
+    text = page.read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```py\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    exec(compile(block, page.name, "exec"), {})
+    assert pq.read_table("kept.parquet")["id"].to_pylist() == [3, 4, 5]
+    (query,) = re.findall(r"^```sql\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert run_sql(query, Path("train.parquet")).tolist() == [3, 4, 5]
+
+
 def test_files_rows_and_columns_may_come_in_any_order(tmp_path: Path) -> None:
     target, score, number = labels(), scores("ties"), torch.arange(N)
     whole = write(tmp_path / "whole.parquet", id=number, label=target, score=score)

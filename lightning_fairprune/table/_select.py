@@ -80,7 +80,7 @@ def select_table(
             not be selected, but counts for the density.
         score: column of the score, higher = harder; not read with ``keep="random"``.
         group: column of the group, read with ``by="group"``.
-        memory: for the process, such as ``"2GiB"``; three quarters of it are DuckDB's, the rest is
+        memory: for the process, such as ``"2GiB"``; half of it is what DuckDB plans with, the rest is
             left to Python. What does not fit goes to a folder beside ``out``.
         out: Parquet file to write, with the kept ids in order; a summary goes beside it, as .json.
             None only sets the quotas.
@@ -259,7 +259,7 @@ def _connect(memory: str, folder: str) -> DuckDBPyConnection:
             "tables are read by duckdb and pyarrow: pip install 'lightning-fairprune[scale]'."
         ) from error
     size = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]i?b)", memory.strip().lower())
-    limit = float(size[1]) * UNITS[size[2]] * 0.75 / 2**20 if size else 0
+    limit = float(size[1]) * UNITS[size[2]] * 0.5 / 2**20 if size else 0
     if limit < 128:
         raise ValueError(f"`memory` must be at least 256MiB, such as 2GiB, got {memory!r}.")
     connection = duckdb.connect(
