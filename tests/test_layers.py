@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 RIM = {"source", "datamodule", "schedule", "callbacks", "cli", "demo", "report"}
 # A plain import of the package must not pull these in.
-LAZY = ("matplotlib", "pyarrow", "sklearn", "scipy", "pandas")
+LAZY = ("duckdb", "matplotlib", "pyarrow", "sklearn", "scipy", "pandas")
 
 
 def modules() -> list[Path]:
