@@ -21,7 +21,7 @@ from lightning_fairprune.decision import Estimate
 from lightning_fairprune.history import Evaluation, RecallHistory
 from lightning_fairprune.record import PruningRecord
 from lightning_fairprune.report import _build, _draw, _settings, _words, main, report
-from lightning_fairprune.report._compare import Comparison, compare, half_widths
+from lightning_fairprune.report._compare import Comparison, compare
 from lightning_fairprune.report._read import natural, read
 
 NAMES = ("cat", "dog", "<script>alert(1)</script>", "a|b")
@@ -598,12 +598,12 @@ def test_groups_are_reported_by_their_names(tmp_path: Path) -> None:
 
 def test_half_widths_are_those_of_summarise() -> None:
     values = torch.tensor([[0.5, 0.1, torch.nan], [0.7, torch.nan, torch.nan], [0.9, 0.4, 1.0]])
-    widths = half_widths(values.double(), 0.9).tolist()
+    widths = statistics.half_widths(values.double(), 0.9).tolist()
     for column, width in zip(values.T.double(), widths, strict=True):
         found = statistics.summarise(column, 0.9)
         expected = (found.high - found.low) / 2
         assert width == pytest.approx(expected, nan_ok=True)
-    assert half_widths(values[:1], 0.9).isnan().all()
+    assert statistics.half_widths(values[:1], 0.9).isnan().all()
 
 
 @pytest.mark.parametrize(

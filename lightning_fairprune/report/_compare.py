@@ -205,28 +205,6 @@ def measures(recall: Tensor, before: Tensor | None) -> dict[str, Tensor]:
     }
 
 
-def summary(values: Tensor, level: float) -> Summary:
-    """Returns mean and t interval of [M]; no interval below two."""
-    known = values[~values.isnan()]
-    if len(known) < 2:
-        mean = float(known.mean()) if len(known) else float("nan")
-        return Summary(mean, float("nan"), float("nan"), float("nan"), "?", len(known))
-    return summarise(known, level)
-
-
-def half_widths(values: Tensor, level: float) -> Tensor:
-    """Returns half the width of the t interval of each column of [M, K]; NaN below two values."""
-    if len(values) < 2:
-        return torch.full_like(values[0], torch.nan)
-    from scipy.special import stdtrit
-
-    known = (~values.isnan()).sum(0)
-    squares = (values - values.nanmean(0)).square().nansum(0)
-    freedom = (known - 1).clamp(min=1)
-    t = torch.from_numpy(stdtrit(freedom.numpy(), (1 + level) / 2))
-    return torch.where(known > 1, t * (squares / freedom / known).sqrt(), torch.nan)
-
-
 def _stacked(runs: Sequence[Run], data: str) -> Tensor:
     return torch.stack([run.history.last(data).counts.recall for run in runs])
 
@@ -266,8 +244,8 @@ def _group(
         pairing,
         test,
         values,
-        {name: summary(value, level) for name, value in values.items()},
-        summary(values["alpha"], LABEL_LEVEL).label,
+        {name: summarise(value, level) for name, value in values.items()},
+        summarise(values["alpha"], LABEL_LEVEL).label,
         sizes,
         kept,
     )

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import torch
 
-from lightning_fairprune.report._compare import Comparison, measures, summary
+from lightning_fairprune.report._compare import Comparison, measures
 from lightning_fairprune.report._words import amount, points, ratio
-from lightning_fairprune.statistics import Summary
+from lightning_fairprune.statistics import Summary, summarise
 
 
 class Measure(NamedTuple):
@@ -75,8 +75,10 @@ def rows(comparison: Comparison) -> list[Row]:
         recall = comparison.reference.recall
         weakest = int(recall.nanmean(0).nan_to_num(torch.inf).argmin())
         values = measures(recall, None)
-        own = {m: summary(values[m], comparison.level) for m in ("average", "worst", "gap", "std")}
-        own["zero_recall"] = summary(values["zero_recall"], comparison.level)
+        own = {
+            m: summarise(values[m], comparison.level) for m in ("average", "worst", "gap", "std")
+        }
+        own["zero_recall"] = summarise(values["zero_recall"], comparison.level)
         found.append(Row("reference", len(recall), names[weakest], own, is_reference=True))
     for group in comparison.groups:
         # One run has no interval to lie on a side of 1.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from lightning_fairprune import recalls
-from lightning_fairprune.report._compare import LABEL_LEVEL, RATE, Comparison, Group, half_widths
+from lightning_fairprune.report._compare import LABEL_LEVEL, RATE, Comparison, Group
 from lightning_fairprune.report._draw import Picture
 from lightning_fairprune.report._html import cell, details, figure, paragraph, table
 from lightning_fairprune.report._read import Run
@@ -20,6 +20,7 @@ from lightning_fairprune.report._words import (
     ratio,
     signed,
 )
+from lightning_fairprune.statistics import half_widths
 
 Pictures = Sequence[Picture]
 

@@ -8,6 +8,7 @@ left out.
 from lightning_fairprune.statistics._classes import ClassChange, class_change_test
 from lightning_fairprune.statistics._intensification import (
     Summary,
+    half_widths,
     intensification_line,
     intensification_ratio,
     summarise,
@@ -30,6 +31,7 @@ __all__ = [
     "bonferroni",
     "class_change_test",
     "consecutive_tests",
+    "half_widths",
     "holm",
     "independent_test",
     "intensification_line",

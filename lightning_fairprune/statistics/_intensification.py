@@ -19,7 +19,7 @@ from lightning_fairprune.statistics._numbers import (
     special,
 )
 
-__all__ = ["Summary", "intensification_line", "intensification_ratio", "summarise"]
+__all__ = ["Summary", "half_widths", "intensification_line", "intensification_ratio", "summarise"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +164,7 @@ def summarise(
         raise ValueError(f"`level` must be in (0, 1), got {level}.")
     n, mean, squares = moments(values)
     sd = (squares / (n - 1)).sqrt()
-    quantile = float(special().stdtrit(max(int(n) - 1, 0), (1 + level) / 2))
-    reach = quantile * sd / n.sqrt()
+    reach = half_widths(values, level)
     low, high = float(mean - reach), float(mean + reach)
     slack = ROUNDING * max(abs(against), 1.0)
     label: Literal["<", ">", "?"] = "?"
@@ -174,6 +173,37 @@ def summarise(
     elif high < against - slack:
         label = "<"
     return Summary(float(mean), float(sd), low, high, label, int(n))
+
+
+def half_widths(values: Tensor | Sequence[Any], level: float = 0.95) -> Tensor:
+    """Return half the width of the t interval of a mean over models, of several values at once.
+
+    Args:
+        values: [M, ...]; NaN is left out.
+        level: of the confidence interval, in (0, 1).
+
+    Returns:
+        float64 [...]; NaN below two models.
+
+    Raises:
+        ValueError: If there is no axis of models or `level` is out of range.
+        ImportError: If scipy is missing.
+
+    Example:
+        Standard error 1 around 4, and t is 12.706 with one degree of freedom.
+
+        >>> half_widths([[3.0, 1.0], [5.0, float("nan")]])
+        tensor([12.7062,     nan], dtype=torch.float64)
+    """
+    found = numbers("values", values)
+    if not found.ndim:
+        raise ValueError("`values` must be [M, ...], one value per model, got a single number.")
+    if not 0 < level < 1:
+        raise ValueError(f"`level` must be in (0, 1), got {level}.")
+    n, _, squares = moments(found.movedim(0, -1))
+    freedom = (n - 1).clamp(min=1)
+    t = torch.as_tensor(special().stdtrit(freedom.numpy(), (1 + level) / 2))
+    return (t * (squares / freedom / n).sqrt()).where(n > 1, torch.nan)
 
 
 def _arguments(
