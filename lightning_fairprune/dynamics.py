@@ -10,11 +10,10 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_fairprune._bits import pack_bits, unpack_bits
-from lightning_fairprune._files import write_whole
+from lightning_fairprune._files import write_tensors, write_whole
 
 __all__ = ["Dynamics"]
 
@@ -156,13 +155,7 @@ class Dynamics:
         for name, values in self.signals.items():
             packed = pack_bits(values) if values.dtype == torch.bool else values
             tensors[f"signals/{name}"] = packed
-        # Cloned: the format knows no strides and no tensor that shares memory with another.
-        tensors = {
-            key: value.cpu().clone(memory_format=torch.contiguous_format)
-            for key, value in tensors.items()
-        }
-        metadata = {"format": _FORMAT, "version": _VERSION}
-        write_whole(path, lambda temporary: save_file(tensors, temporary, metadata))
+        write_tensors(path, tensors, {"format": _FORMAT, "version": _VERSION})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Dynamics:

@@ -277,7 +277,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
         temporary.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("lightning_fairprune.dynamics.save_file", fail)
+    monkeypatch.setattr("lightning_fairprune._files.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         record(5).save(path)
     assert Dynamics.load(path).num_samples == 3

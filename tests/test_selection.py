@@ -377,7 +377,7 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(
         Path(name).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(_record, "save_file", fail)
+    monkeypatch.setattr("lightning_fairprune._files.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         example().save(path)
     assert path.read_bytes() == before

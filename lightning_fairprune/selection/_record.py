@@ -10,10 +10,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from lightning_fairprune._files import write_whole
+from lightning_fairprune._files import write_tensors, write_whole
 
 __all__ = ["Selection"]
 
@@ -113,8 +112,7 @@ class Selection:
         record = {"num_samples": self.num_samples, "keep": self.keep, "seed": self.seed}
         metadata = {"format": FORMAT, "version": str(VERSION), "selection": json.dumps(record)}
         tensors = {"indices": self.indices, "quota": self.quota, "sizes": self.sizes}
-        tensors = {name: value.contiguous() for name, value in tensors.items()}
-        write_whole(path, lambda name: save_file(tensors, name, metadata=metadata))
+        write_tensors(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Selection:
