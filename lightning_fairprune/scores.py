@@ -27,6 +27,7 @@ __all__ = [
     "forgetting",
     "loss",
     "margin",
+    "tdds",
     "variability",
 ]
 
@@ -139,6 +140,55 @@ def dynamic_uncertainty(dynamics: Dynamics, window: int = 10) -> Tensor:
             f"`window` must be between 2 and the {dynamics.num_epochs} recorded epochs, got {window}."
         )
     return _per_chunk(lambda p: _each_window(p, window).nanmean(0), dynamics.signal("p_true"))
+
+
+def tdds(dynamics: Dynamics, window: int = 10, decay: float = 0.9) -> Tensor:
+    r"""Return how unevenly each sample's prediction moves from epoch to epoch, late windows first.
+
+    `D_t = \sum_c |p_{t+1,c} \ln(p_{t+1,c} / p_{t,c})|` is the move of the softmax between two epochs, `R_k` the
+    unbiased deviation of the J - 1 moves in a window of J epochs, and the score their moving average
+    `S_k = (1 - decay) S_{k-1} + decay R_k`, divided by the sum of its weights. This is what the published code
+    (github zhangxin-xd/Dataset-Pruning-TDDS, with 1e-8 in both logarithms) computes up to a factor that all
+    samples share: Zhang et al., "Spanning Training Progress: Temporal Dual-Depth Scoring (TDDS) for Enhanced
+    Dataset Pruning" (CVPR 2024, arXiv 2311.13613).
+
+    There the sum runs over all C classes, and needs C values per sample and epoch. Here it runs over two: the
+    true class, and all others as one. For C = 2 this is exact; for C > 2 it misses what moves among the others.
+
+    A move counts between two epochs in a row in which the sample was observed, and a window with fewer than two
+    moves is left out. With `decay=0.9` the last window has nine tenths of the weight.
+
+    Args:
+        dynamics: Record with the signal `loss`.
+        window: Window length J in epochs, in [3, E].
+        decay: Weight of a window against all before it, in (0, 1].
+
+    Returns:
+        Scores in [0, inf), in nats, NaN where no window has two moves, float32, [N].
+
+    Raises:
+        ValueError: If `loss` was not recorded, or `window` or `decay` is out of range.
+
+    Example:
+        Of two classes, (.5, .5) stays and then becomes (.25, .75): moves of 0 and of
+        .25 ln 2 + .75 ln 1.5 = .4774, whose deviation is .4774 / sqrt(2).
+
+        >>> from lightning_fairprune import Dynamics
+        >>> p = torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.5, 0.25]])
+        >>> tdds(Dynamics(target=torch.tensor([0, 1]), signals={"loss": -p.log()}), window=3)
+        tensor([0.0000, 0.3376])
+    """
+    if not 3 <= window <= dynamics.num_epochs:
+        raise ValueError(
+            f"`window` must be between 3 and the {dynamics.num_epochs} recorded epochs, got {window}."
+        )
+    if not 0 < decay <= 1:
+        raise ValueError(f"`decay` must be above 0 and at most 1, got {decay}.")
+
+    def formula(loss: Tensor) -> Tensor:
+        return _moving_average(_each_window(_moves(loss), window - 1), decay)
+
+    return _per_chunk(formula, dynamics.signal("loss"))
 
 
 def aum(dynamics: Dynamics) -> Tensor:
@@ -311,3 +361,22 @@ def _deviation(p: Tensor, *, correction: int) -> Tensor:
     count = p.isfinite().sum(0)
     squares = (p - p.nansum(0) / count).square().nansum(0)
     return (squares / (count - correction).clamp_min(0)).sqrt()
+
+
+def _moves(loss: Tensor) -> Tensor:
+    """Return how far the probabilities of the true class and of all others moved, [E - 1, N]."""
+    total = torch.zeros_like(loss[1:])
+    for p in (torch.exp(-loss), -torch.expm1(-loss)):  # both to full precision, close to 0 too
+        total += (p[1:] * (p + 1e-8).log().diff(dim=0)).abs()
+    return total
+
+
+def _moving_average(rows: Tensor, decay: float) -> Tensor:
+    """Return the exponential mean of each column over the rows in which it is not NaN, later rows first."""
+    total = torch.zeros_like(rows[0])
+    weight = torch.zeros_like(total)
+    for row in rows:
+        seen = ~row.isnan()
+        total = torch.where(seen, (1 - decay) * total + decay * row, total)
+        weight = torch.where(seen, (1 - decay) * weight + decay, weight)
+    return total / weight

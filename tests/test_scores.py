@@ -17,8 +17,8 @@ EPOCHS = 12
 
 every_score = pytest.mark.parametrize("name", scores.__all__)
 
-# Wrong throughout and sure of it is neither changing nor undecided: these three do not rank by error.
-NOT_BY_ERROR = {"dynamic_uncertainty", "entropy", "variability"}
+# Wrong throughout and sure of it is neither changing nor undecided: these do not rank by error.
+NOT_BY_ERROR = {"dynamic_uncertainty", "entropy", "tdds", "variability"}
 
 
 def from_logits(logits: torch.Tensor, target: torch.Tensor, *, half: bool = False) -> Dynamics:
@@ -168,6 +168,11 @@ def test_windows_equal_the_slow_loop(data):
     got = scores.dynamic_uncertainty(one_signal("p_true", observations), window).tolist()
     expected = [oracles_scores.dynamic_uncertainty(row, window) for row in observations]
     assert got == pytest.approx(expected, rel=1e-6, abs=1e-9, nan_ok=True)
+    if epochs > 2:
+        window, decay = max(window, 3), data.draw(st.floats(0.01, 1))
+        got = scores.tdds(one_signal("loss", observations), window, decay).tolist()
+        expected = [oracles_scores.tdds(row, window, decay) for row in observations]
+        assert got == pytest.approx(expected, rel=1e-6, abs=1e-7, nan_ok=True)
     got = scores.el2n(one_signal("el2n", observations), window=window).tolist()
     expected = [oracles_scores.mean_of_last(row, window) for row in observations]
     assert got == pytest.approx(expected, rel=1e-6, abs=1e-9, nan_ok=True)
@@ -225,6 +230,61 @@ def test_one_window_of_all_epochs_counts():
     assert scores.dynamic_uncertainty(seen, window=3).tolist() == [0.5]
 
 
+def test_tdds_by_hand():
+    move = 0.25 * math.log(2) + 0.75 * math.log(1.5)  # from (.5, .5) to (.25, .75)
+    half, quarter = math.log(2), math.log(4)
+    seen = one_signal(
+        "loss",
+        [
+            [half, half, quarter, quarter],  # moves 0, m, 0: windows (0, m) and (m, 0)
+            [half, half, half, quarter],  # windows (0, 0) and (0, m)
+            [half, half, quarter, None],  # the second window has one move
+            [half, None, half, quarter],  # no window has two
+        ],
+    )
+    deviation = move / math.sqrt(2)
+    got = scores.tdds(seen, window=3, decay=0.75).tolist()
+    expected = [deviation, 0.75 / (0.75 + 0.25 * 0.75) * deviation, deviation, NAN]
+    assert got == pytest.approx(expected, nan_ok=True)
+    # one window: the moves 0, m, 0 have the variance m^2 / 3, and 0, m the one of above
+    got = scores.tdds(seen, window=4).tolist()
+    assert got == pytest.approx([move / math.sqrt(3)] * 2 + [deviation, NAN], nan_ok=True)
+
+
+@pytest.mark.parametrize(("window", "decay"), [(10, 0.9), (4, 0.3), (EPOCHS, 0.5)])
+def test_tdds_of_two_classes_is_the_published_one_up_to_a_common_factor(window, decay):
+    generator = torch.Generator().manual_seed(4)
+    logits = 3 * torch.randn(EPOCHS, 9, 2, generator=generator, dtype=torch.float64)
+    seen = from_logits(logits, torch.randint(2, (9,), generator=generator))
+    published = oracles_scores.published_tdds(logits.tolist(), window, decay)
+    factor = math.sqrt(window - 2) * (1 - (1 - decay) ** (EPOCHS - window + 1))
+    got = (factor * scores.tdds(seen, window, decay).double()).tolist()
+    assert got == pytest.approx(published, rel=1e-5)
+
+
+def test_tdds_of_five_classes_ranks_nearly_as_the_published_one():
+    # A training of softmax regression, one step on one batch after the other.
+    generator = torch.Generator().manual_seed(6)
+    target = torch.randint(5, (200,), generator=generator)
+    centre = torch.randn(5, 8, generator=generator)
+    x = centre[target] + torch.randn(200, 8, generator=generator)
+    weight, logits = torch.zeros(8, 5), torch.zeros(EPOCHS, 200, 5)
+    for epoch in logits:
+        for batch in torch.randperm(200, generator=generator).split(20):
+            epoch[batch] = x[batch] @ weight
+            error = epoch[batch].softmax(1) - torch.nn.functional.one_hot(target[batch], 5)
+            weight -= 0.1 * x[batch].T @ error / 20
+    published = torch.tensor(oracles_scores.published_tdds(logits.tolist(), 10, 0.9))
+    ours = scores.tdds(from_logits(logits, target)).double()
+    ranks = torch.stack([published, ours]).argsort(1).argsort(1).double()
+    assert torch.corrcoef(ranks)[0, 1] > 0.8  # 0.86; 1 where classes overlap less
+
+
+def test_tdds_of_a_sample_that_is_quite_sure_is_finite():
+    seen = one_signal("loss", [[0.0] * 3 + [80.0] * 3, [80.0, 0.0] * 3])
+    assert scores.tdds(seen, window=6).isfinite().all()
+
+
 @pytest.mark.parametrize("name", ["dynamic_uncertainty", "variability"])
 @pytest.mark.parametrize("value", [0.1, 1 / 3, 0.9999999])
 def test_equal_values_have_no_deviation(name, value):
@@ -258,6 +318,21 @@ def test_dynamic_uncertainty_window_out_of_range(window):
     match = f"`window` must be between 2 and the 3 recorded epochs, got {window}"
     with pytest.raises(ValueError, match=match):
         scores.dynamic_uncertainty(seen, window)
+
+
+@pytest.mark.parametrize("window", [2, 0, 5])
+def test_tdds_window_out_of_range(window):
+    seen = one_signal("loss", [[0.0] * 4])
+    match = f"`window` must be between 3 and the 4 recorded epochs, got {window}"
+    with pytest.raises(ValueError, match=match):
+        scores.tdds(seen, window)
+
+
+@pytest.mark.parametrize("decay", [0.0, -0.5, 1.5, NAN])
+def test_tdds_decay_out_of_range(decay):
+    seen = one_signal("loss", [[0.0] * 4])
+    with pytest.raises(ValueError, match=f"`decay` must be above 0 and at most 1, got {decay}"):
+        scores.tdds(seen, window=3, decay=decay)
 
 
 # ----------------------------------------------------------------------- what a score needs
