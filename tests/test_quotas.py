@@ -22,6 +22,7 @@ from lightning_fairprune.quotas import (
     drop_reference,
     of_subset,
     proportional,
+    rcap,
 )
 
 NAN = math.nan
@@ -31,11 +32,16 @@ LONG_TAIL_RECALL = [0.95, 0.9, 0.8, 0.6, 0.4]
 
 
 def rules() -> dict[str, Callable[..., Tensor]]:
-    """Every public rule (sizes, [recall,] budget) -> quota, called as (sizes, recall, budget)."""
+    """Every public rule, called as (sizes, recall, budget); one that takes losses gets the errors."""
 
     def uniform(rule: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        if "recall" in inspect.signature(rule).parameters:
+        parameters = inspect.signature(rule).parameters
+        if "recall" in parameters:
             return rule
+        if "loss" in parameters:
+            return lambda sizes, recall, budget, **options: rule(
+                sizes, 1 - torch.as_tensor(recall), budget, **options
+            )
         return lambda sizes, recall, budget, **options: rule(sizes, budget, **options)
 
     found = {}
@@ -53,7 +59,7 @@ every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 
 
 def test_every_rule_is_found() -> None:
-    assert set(RULES) == {"drop", "drop_reference", "proportional", "balanced", "Minimax"}
+    assert set(RULES) == {"drop", "drop_reference", "proportional", "balanced", "rcap", "Minimax"}
     assert "recall" in inspect.signature(Minimax()).parameters
     assert "recall" not in inspect.signature(proportional).parameters
 
@@ -270,6 +276,36 @@ def test_drop_follows_the_paper_within_two_samples(seed: int, density: float) ->
     assert float((quota - torch.tensor(exact)).abs().max()) < 2.0
 
 
+@given(st.integers(0, 2**32), st.floats(0.05, 0.95))
+@settings(max_examples=60, deadline=None)
+def test_rcap_follows_the_formula_within_two_samples(seed: int, density: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(1, 3000, (12,), generator=generator)
+    loss = torch.rand(12, generator=generator, dtype=torch.float64) * 3 + 0.01
+    budget = round(density * int(sizes.sum()))
+    shares = [math.sqrt(n * value) for n, value in zip(sizes.tolist(), loss.tolist(), strict=True)]
+    exact = oracle.water_filling(shares, sizes.tolist(), budget)
+    quota = rcap(sizes, loss, budget)
+    assert float((quota - torch.tensor(exact)).abs().max()) < 2.0
+
+
+def test_rcap_has_the_least_sum_of_losses_over_quotas() -> None:
+    sizes, loss, budget = [60, 25, 6], [0.2, 0.5, 2.0], 30
+    cost = {
+        (a, b, c): sum(n * value / m for n, value, m in zip(sizes, loss, (a, b, c), strict=True))
+        for a in range(1, 61)
+        for b in range(1, 26)
+        for c in range(1, 7)
+        if a + b + c == budget
+    }
+    assert tuple(rcap(sizes, loss, budget).tolist()) == min(cost, key=cost.__getitem__)
+
+
+def test_rcap_only_looks_at_ratios_of_losses() -> None:
+    loss = torch.tensor([0.3, 1.2, 0.7])
+    assert torch.equal(rcap([50, 30, 20], loss, 40), rcap([50, 30, 20], 1000 * loss, 40))
+
+
 # --- corner cases ---------------------------------------------------------------------------------
 
 
@@ -467,6 +503,9 @@ def test_of_subset_counts_the_classes_of_the_subset() -> None:
             ValueError,
             "`sizes` must be >= 0, got -3 for class 1",
         ),
+        (lambda: rcap([3], [-0.5], 1), ValueError, "`loss` must be finite and >= 0.* -0.5 for cl"),
+        (lambda: rcap([3], [math.inf], 1), ValueError, "`loss` must be finite .* inf for class 0"),
+        (lambda: rcap([3, 3], [0.5], 1), ValueError, "`loss` must have one entry per class"),
         (lambda: Minimax(step=0), ValueError, "`step` must be positive and finite, got 0"),
         (lambda: Minimax(step=NAN), ValueError, "`step` must be positive and finite"),
         (lambda: Minimax(leak=1.0), ValueError, r"`leak` must be in \[0, 1\), got 1.0"),
@@ -494,3 +533,36 @@ def test_minimax_refuses_another_number_of_classes() -> None:
 def test_budget_may_be_any_integer_type() -> None:
     assert operator.index(torch.tensor(4)) == 4
     assert drop([5, 5], [0.5, 0.5], torch.tensor(4)).tolist() == [2, 2]  # type: ignore[arg-type]
+
+
+# --- groups that only one side knows --------------------------------------------------------------
+
+# Label x background: group 1 has no validation sample, group 2 none in training, group 3 neither.
+HALF_KNOWN = [600, 40, 0, 0, 60]
+HALF_RECALL = [0.9, NAN, 0.0, NAN, 0.5]
+
+
+@every_rule
+def test_groups_without_training_or_validation_samples(rule: Callable[..., Tensor]) -> None:
+    quota = rule(HALF_KNOWN, HALF_RECALL, 350)
+    assert quota.tolist()[2:4] == [0, 0]
+    assert 0 < quota[1] <= 40
+    # what is told of the groups that cannot be kept makes no difference to the others
+    for told in (0.0, 1.0, NAN):
+        recall = [0.9, NAN, told, told, 0.5]
+        assert torch.equal(rule(HALF_KNOWN, recall, 350), quota)
+
+
+def test_a_group_missing_in_validation_is_as_hard_as_the_mean_of_those_that_can_be_kept() -> None:
+    expected = drop(HALF_KNOWN, [0.9, 0.7, 0.0, 0.0, 0.5], 110)  # not (.9 + 0 + .5) / 3
+    assert torch.equal(drop(HALF_KNOWN, HALF_RECALL, 110), expected)
+    rule = Minimax(step=5.0)
+    rule(HALF_KNOWN, HALF_RECALL, 110)
+    assert rule.log_weight is not None
+    assert rule.log_weight.tolist() == pytest.approx([-1.0, 0, 0, 0, 1.0])
+
+
+def test_groups_of_validation_alone_do_not_hide_that_no_other_has_errors() -> None:
+    for rule, expected in ((drop, proportional), (drop_reference, balanced)):
+        quota = rule([60, 30, 0], [1.0, NAN, 0.0], 40)
+        assert torch.equal(quota, expected([60, 30, 0], 40))

@@ -1,5 +1,6 @@
 """How many samples of each class to keep: (sizes, recall, budget) -> quota, int64 [K].
 
+A rule that takes no recall is called as (sizes, budget); `rcap` takes losses in its place.
 Every rule here is a choice of weights; `apportion` turns weights into integers that sum to the
 budget exactly, never exceed a class, and never shrink for any class when the budget grows.
 """
@@ -14,6 +15,7 @@ from lightning_fairprune.quotas._rules import (
     drop_reference,
     of_subset,
     proportional,
+    rcap,
 )
 
 __all__ = [
@@ -24,4 +26,5 @@ __all__ = [
     "drop_reference",
     "of_subset",
     "proportional",
+    "rcap",
 ]

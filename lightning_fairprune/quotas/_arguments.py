@@ -8,17 +8,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["class_counts", "errors", "integer", "integers", "recalls", "sizes_and_capacity"]
+__all__ = [
+    "class_counts",
+    "errors",
+    "integer",
+    "integers",
+    "losses",
+    "recalls",
+    "sizes_and_capacity",
+]
 
 
 def recalls(recall: Tensor | Sequence[float], num_classes: int) -> Tensor:
     """Return the recalls as float64 [K], where NaN stands for a class never seen."""
-    rate = torch.as_tensor(recall, dtype=torch.float64).detach().cpu()
-    if rate.shape != (num_classes,):
-        raise ValueError(
-            f"`recall` must have one entry per class, got shape {tuple(rate.shape)} "
-            f"for {num_classes} classes."
-        )
+    rate = _per_class("recall", recall, num_classes)
     wrong = (rate < 0) | (rate > 1)
     if bool(wrong.any()):
         k = int(wrong.nonzero()[0])
@@ -29,11 +32,39 @@ def recalls(recall: Tensor | Sequence[float], num_classes: int) -> Tensor:
     return rate
 
 
-def errors(recall: Tensor | Sequence[float], num_classes: int) -> Tensor:
+def errors(recall: Tensor | Sequence[float], size: Tensor) -> Tensor:
     """Return 1 - recall; classes never seen count as average, and no errors at all as equal."""
-    error = 1 - recalls(recall, num_classes)
-    error = torch.where(error.isnan(), error.nanmean(), error)
-    return error if bool((error > 0).any()) else torch.ones_like(error)
+    return _filled(1 - recalls(recall, len(size)), size)
+
+
+def losses(loss: Tensor | Sequence[float], size: Tensor) -> Tensor:
+    """Return the mean loss of each class; unknown ones count as average, and no loss at all as equal."""
+    value = _per_class("loss", loss, len(size))
+    wrong = (value < 0) | value.isinf()
+    if bool(wrong.any()):
+        k = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"`loss` must be finite and >= 0, or NaN for a class never seen, "
+            f"got {float(value[k])} for class {k}."
+        )
+    return _filled(value, size)
+
+
+def _per_class(name: str, value: Tensor | Sequence[float], num_classes: int) -> Tensor:
+    tensor = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+    if tensor.shape != (num_classes,):
+        raise ValueError(
+            f"`{name}` must have one entry per class, got shape {tuple(tensor.shape)} "
+            f"for {num_classes} classes."
+        )
+    return tensor
+
+
+def _filled(badness: Tensor, size: Tensor) -> Tensor:
+    """Return the values with the mean where they are NaN; only classes with samples have a say."""
+    badness = torch.where(size > 0, badness, torch.nan)
+    badness = torch.where(badness.isnan(), badness.nanmean(), badness)
+    return badness if bool((badness > 0).any()) else torch.ones_like(badness)
 
 
 def sizes_and_capacity(

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lightning_fairprune.quotas._apportion import apportion
-from lightning_fairprune.quotas._arguments import errors, integers, sizes_and_capacity
+from lightning_fairprune.quotas._arguments import errors, integers, losses, sizes_and_capacity
 
-__all__ = ["balanced", "drop", "drop_reference", "of_subset", "proportional"]
+__all__ = ["balanced", "drop", "drop_reference", "of_subset", "proportional", "rcap"]
 
 
 def drop(
@@ -33,7 +33,8 @@ def drop(
     Args:
         sizes: int64 [K], samples per class, N_k.
         recall: float [K], in [0, 1], the recall r_k of each class on held-out data. NaN marks a
-            class that had no held-out sample; it counts as the mean of the known recalls.
+            class that had no held-out sample; it counts as the mean of the known recalls, of
+            classes with samples.
         budget: samples to keep, 0 <= budget <= sum(min(sizes, cap)).
         floor: samples that each class keeps at least (or all it has), an int or int64 [K].
         cap: samples that each class keeps at most, an int or int64 [K]; None is no limit.
@@ -58,7 +59,7 @@ def drop(
         tensor([ 7, 14,  2])
     """
     size, capacity = sizes_and_capacity(sizes, cap)
-    return apportion(size * errors(recall, len(size)), capacity, budget, floor=floor)
+    return apportion(size * errors(recall, size), capacity, budget, floor=floor)
 
 
 def drop_reference(
@@ -98,7 +99,55 @@ def drop_reference(
         tensor([1, 3, 6])
     """
     size, capacity = sizes_and_capacity(sizes, cap)
-    return apportion(errors(recall, len(size)), capacity, budget, floor=floor)
+    return apportion(errors(recall, size), capacity, budget, floor=floor)
+
+
+def rcap(
+    sizes: Tensor | Sequence[int],
+    loss: Tensor | Sequence[float],
+    budget: int,
+    *,
+    floor: int | Tensor | Sequence[int] = 0,
+    cap: int | Tensor | Sequence[int] | None = None,
+) -> Tensor:
+    r"""Return the quotas of RCAP: more of the classes that the model fits less, and of the large ones.
+
+    .. math:: n_k = \min(N_k, c \sqrt{N_k L_k}), \qquad \sum_k n_k = \text{budget}
+
+    This minimises :math:`\sum_k N_k L_k / n_k`. It is the choice of class sizes in Hassan, Khare
+    and Paik, "RCAP: Robust, Class-Aware, Probabilistic Dynamic Dataset Pruning", UAI 2025 (PMLR
+    286), as their code (github atif-hassan/RCAP-dynamic-dataset-pruning) has it: proportional to
+    the root of class loss times class share. There :math:`L_k` is the share of the class's softmax
+    of losses that fell to the last subset; here it is the mean loss. Nor are its roundings
+    reproduced: there every class is rounded up, and what full classes leave over is counted twice.
+
+    Args:
+        sizes: int64 [K], samples per class, N_k.
+        loss: float [K], finite and >= 0, the mean loss L_k of each class. Only ratios matter. NaN
+            marks a class that was not seen; it counts as the mean of the known losses, of classes
+            with samples.
+        budget: samples to keep, 0 <= budget <= sum(min(sizes, cap)).
+        floor: samples that each class keeps at least (or all it has), an int or int64 [K].
+        cap: samples that each class keeps at most, an int or int64 [K]; None is no limit.
+
+    Returns:
+        int64 [K] on the CPU. A class of loss 0 keeps its floor only, unless all others are full.
+
+    Raises:
+        ValueError: a loss that is negative or infinite, or what `apportion` refuses.
+        TypeError: sizes, budget, floor or cap that are not integer.
+
+    Example:
+        Weights sqrt(90 * 0.1) = 3, sqrt(40 * 0.4) = 4 and sqrt(10 * 0.9) = 3 share 20 samples
+        3 : 4 : 3; with 38, class 2 is full and the other two share 28 samples 3 : 4.
+
+        >>> rcap([90, 40, 10], [0.1, 0.4, 0.9], 20)
+        tensor([6, 8, 6])
+        >>> rcap([90, 40, 10], [0.1, 0.4, 0.9], 38)
+        tensor([12, 16, 10])
+    """
+    size, capacity = sizes_and_capacity(sizes, cap)
+    return apportion((size * losses(loss, size)).sqrt(), capacity, budget, floor=floor)
 
 
 def proportional(
