@@ -11,13 +11,14 @@ from lightning_fairprune import (
     statistics,
     weighting,
 )
-from lightning_fairprune.callbacks import ClassWeighting, DataPruning, RecallMonitor
+from lightning_fairprune.callbacks import ClassWeighting, DataPruning, RecallMonitor, ScorePass
 from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.datamodule import FairPruneDataModule
 from lightning_fairprune.dynamics import Dynamics
 from lightning_fairprune.history import RecallHistory
 from lightning_fairprune.record import PruningRecord
 from lightning_fairprune.schedule import planned_stepping_batches
+from lightning_fairprune.scoring import score_pass
 from lightning_fairprune.selection import Selection, select
 
 __version__ = "0.1.0.dev0"
@@ -31,6 +32,7 @@ __all__ = [
     "PruningRecord",
     "RecallHistory",
     "RecallMonitor",
+    "ScorePass",
     "Selection",
     "geometry",
     "gradients",
@@ -38,6 +40,7 @@ __all__ = [
     "planned_stepping_batches",
     "quotas",
     "recalls",
+    "score_pass",
     "scores",
     "select",
     "signals",

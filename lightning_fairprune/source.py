@@ -79,6 +79,10 @@ class TrainSource:
             self.on_load(self._loader)
         return self._loader
 
+    def users_loader(self) -> Any:
+        """Returns what the user's own ``train_dataloader`` returns."""
+        return self._load()
+
     def patch(self, owner: Any) -> Callable[[], None]:
         """Serves `owner.train_dataloader()` from here; returns the function that undoes it."""
         return _replaced(owner, "train_dataloader", lambda: self.train_dataloader())

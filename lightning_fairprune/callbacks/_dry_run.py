@@ -112,7 +112,7 @@ def _print(
 def _costs(callback: DataPruning, trainer: pl.Trainer, total: int, budget: int) -> list[str]:
     source, warmup = callback.source, callback.warmup
     names: Sequence[str] = ()
-    if callback.score is not None:
+    if callback.score is not None and callback.score_on == "training":
         names = required_signals(callback.score, num_epochs=warmup)
     recorder = EpochRecorder(1, names, grouped=callback.group_by is not None)
     full = _checks.limited(source.num_batches(total), trainer)

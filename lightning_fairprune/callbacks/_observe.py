@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -11,6 +10,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from lightning_fairprune._quiet import evaluating
 from lightning_fairprune.capture import LossCapture, from_graph
 
 LogitsFn = Callable[[pl.LightningModule, Any], tuple[Tensor, Tensor]]
@@ -165,18 +165,6 @@ def groups_of(batch: Any, group_by: GroupBy | None) -> Tensor | None:
             f"{getattr(group, 'dtype', type(group).__name__)} {list(getattr(group, 'shape', []))}."
         )
     return group
-
-
-@contextmanager
-def evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """Puts a module in eval mode and each of its parts back as it was."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 def sum_over_ranks(trainer: pl.Trainer) -> Callable[[Tensor], Tensor]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lightning_fairprune.callbacks._score_pass import ScorePass
+
 if TYPE_CHECKING:
     from lightning_fairprune.callbacks.data_pruning import DataPruning
 
@@ -15,6 +17,7 @@ def settings_of(callback: DataPruning) -> dict[str, Any]:
         "density": callback.density,
         "warmup_epochs": callback.warmup_epochs,
         "score": name_of(callback.score),
+        "score_on": "pass" if callback.score_on == ScorePass() else name_of(callback.score_on),
         "quota": name_of(callback.quota_fn),
         "keep": callback.keep,
         "after": callback.after,

@@ -25,6 +25,7 @@ from lightning_fairprune.callbacks._observe import (
 )
 from lightning_fairprune.callbacks._recalls import RecallWindow
 from lightning_fairprune.callbacks._run_folder import run_folder
+from lightning_fairprune.callbacks._score_pass import FitPass, ScorePass, check_way
 from lightning_fairprune.callbacks._settings import settings_of
 from lightning_fairprune.callbacks._snapshot import Snapshot
 from lightning_fairprune.callbacks._warmup import WarmUp
@@ -57,6 +58,8 @@ class DataPruning(pl.Callback):
             ``max_epochs``, rounded.
         score: how hard each sample is, ``Dynamics -> [N]``: a function of
             :mod:`lightning_fairprune.scores` or your own. Only the signals that it reads are recorded.
+            With a pass also one of :mod:`~lightning_fairprune.gradients` or
+            :mod:`~lightning_fairprune.geometry`.
         quota: ``(sizes, recall, budget) -> int64 [K]`` or ``(sizes, budget) -> int64 [K]``, for
             example `quotas.drop` or `quotas.Minimax()`; None for no quotas, classes then fall as the
             score has it.
@@ -82,13 +85,17 @@ class DataPruning(pl.Callback):
         logits_fn: ``(module, batch) -> (logits, target)`` for steps that neither return ``"logits"``
             and ``"target"`` nor call ``cross_entropy``; costs one forward pass a recorded batch.
         seed: of every draw and of the order of samples.
+        score_on: what the score sees: ``"training"``, the steps of the warm-up as they happen;
+            ``"pass"``, every sample once more when the warm-up is over, in eval mode; or a
+            :class:`~lightning_fairprune.ScorePass`, which names a loader without augmentation or
+            checkpoints of query models.
         dry_run: print what would be kept and what it would cost, then stop before training: True
             for equal recalls, or the recalls to assume.
 
     Attributes:
         selection: the samples in use, a :class:`~lightning_fairprune.Selection`; None in warm-up.
         quota: samples kept per class, int64 [K]; None in warm-up or without quotas.
-        dynamics: what the warm-up recorded; None in a fit that was resumed after it.
+        dynamics: what the warm-up recorded, or the pass; None in a fit that was resumed after it.
         history: one record ``(epoch, recall, quota)`` for each time that quotas were estimated.
         record: all of it with labels, scores and settings, a
             :class:`~lightning_fairprune.PruningRecord`; the folder of the logger gets it as
@@ -121,6 +128,7 @@ class DataPruning(pl.Callback):
         group_by: GroupBy | None = None,
         logits_fn: LogitsFn | None = None,
         seed: int = 0,
+        score_on: Literal["training", "pass"] | ScorePass = "training",
         dry_run: bool | list[float] = False,
     ) -> None:
         stays = after == "restart"
@@ -142,6 +150,8 @@ class DataPruning(pl.Callback):
             shrinkage=shrinkage,
             floor=floor,
         )
+        check_way(score, score_on)
+        self.score_on = ScorePass() if score_on == "pass" else score_on
         self.density = density
         self.warmup_epochs = warmup_epochs
         self.score = score
@@ -165,6 +175,8 @@ class DataPruning(pl.Callback):
         self.stepping_batches_planned = False
         self._source: TrainSource | None = None
         self._record: WarmUp | None = None
+        self._pass: FitPass | None = None
+        self._passed: Dynamics | None = None
         self._validation: StepObserver | None = None
         self._snapshot: Snapshot | None = None
         self._restart_due = False
@@ -240,11 +252,13 @@ class DataPruning(pl.Callback):
         """Makes room for what will be observed, and decides now what a checkpoint left undecided."""
         _checks.stepping(self, trainer)
         if not self.pruned:
+            in_training = self.score_on == "training"
+            self._pass = None if in_training else FitPass(self, trainer, self.source)
             self._record = WarmUp(
                 trainer,
                 self.source,
                 self.warmup,
-                score=self.score,
+                score=self.score if in_training else None,
                 group_by=self.group_by,
                 logits_fn=self.logits_fn,
             )
@@ -393,7 +407,13 @@ class DataPruning(pl.Callback):
         grouped = recorder.group
         target = recorder.target if grouped is None else grouped
         unseen, scores = target < 0, None
-        if self.score is not None:
+        if self._pass is not None:
+            passed = self._pass.run(recorder.target)
+            scores, self._passed = passed.score, passed.dynamics
+            if grouped is None and passed.target is not None:
+                target = passed.target
+            target = target.masked_fill(scores.isnan(), -1)
+        elif self.score is not None:
             scores = self.score(recorder.dynamics()).detach().cpu()
             target = target.masked_fill(scores.isnan(), -1)
         elif grouped is None and unseen.any():
@@ -430,7 +450,9 @@ class DataPruning(pl.Callback):
 
     @property
     def dynamics(self) -> Dynamics | None:
-        """What the warm-up recorded."""
+        """What the warm-up recorded, or the pass."""
+        if self._passed is not None:
+            return self._passed
         return None if self._record is None else self._record.recorder.dynamics()
 
     @property

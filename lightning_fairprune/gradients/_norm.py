@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_fairprune.gradients._batch import Batch, Loss
@@ -20,7 +21,7 @@ __all__ = ["grad_norm"]
 def grad_norm(
     model: nn.Module,
     batches: Iterable[Any],
-    loss_fn: Callable[[Any, Any], Tensor],
+    loss_fn: Callable[[Any, Any], Tensor] = F.cross_entropy,
     *,
     parameters: Iterable[str] | Iterable[nn.Parameter] | None = None,
     memory: int = 2**28,

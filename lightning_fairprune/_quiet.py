@@ -1,0 +1,162 @@
+"""Running a user's model outside its training loop without leaving a trace."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torchmetrics
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+
+from lightning_fairprune.capture import LossCapture
+
+__all__ = ["evaluating", "logits_of", "to_device", "undisturbed"]
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Puts a module in eval mode and each of its parts back as it was."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Lets the model run in eval mode, and puts back what steps and loaders touch besides weights.
+
+    Random states, what metrics inside the module have counted, the stage that the Trainer is in.
+    What a LightningModule logs meanwhile goes nowhere.
+    """
+    with ExitStack() as stack:
+        random_states = isolate_rng()
+        random_states.__enter__()
+        # By hand, because after an exception it would leave them as they are.
+        stack.callback(random_states.__exit__, None, None, None)
+        stack.enter_context(_own_metrics(model))
+        if isinstance(model, pl.LightningModule):
+            stack.enter_context(_silent(model))
+            stack.enter_context(_validating(model))
+        stack.enter_context(evaluating(model))
+        yield
+
+
+@contextmanager
+def _silent(model: pl.LightningModule) -> Iterator[None]:
+    names = ("log", "log_dict")
+    before = {name: model.__dict__[name] for name in names if name in model.__dict__}
+    for name in names:
+        model.__dict__[name] = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        for name in names:
+            del model.__dict__[name]
+        model.__dict__.update(before)
+
+
+@contextmanager
+def _validating(model: pl.LightningModule) -> Iterator[None]:
+    """Hooks that augment batches on the device ask the Trainer whether it trains."""
+    trainer = model._trainer
+    if trainer is None:
+        yield
+        return
+    stage = trainer.state.stage
+    trainer.validating = True
+    try:
+        with trainer.precision_plugin.val_step_context():
+            yield
+    finally:
+        trainer.state.stage = stage
+
+
+@contextmanager
+def _own_metrics(model: nn.Module) -> Iterator[None]:
+    swapped = []
+    for parent in model.modules():
+        for name, child in parent._modules.items():
+            if isinstance(child, torchmetrics.Metric | torchmetrics.MetricCollection):
+                swapped.append((parent, name, child))
+    for parent, name, child in swapped:
+        parent._modules[name] = copy.deepcopy(child)
+    try:
+        yield
+    finally:
+        for parent, name, child in swapped:
+            parent._modules[name] = child
+
+
+def to_device(model: nn.Module, batch: Any) -> Any:
+    """Returns a batch of a loader as a step of the model would be given it."""
+    if not isinstance(model, pl.LightningModule):
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        return move_data_to_device(batch, device)
+    if model._trainer is not None:
+        batch = model._trainer.precision_plugin.convert_input(batch)
+    return model._apply_batch_transfer_handler(model._on_before_batch_transfer(batch))
+
+
+def logits_of(model: nn.Module) -> Callable[[Any, Any], tuple[Tensor, Tensor]]:
+    """Returns ``(model, batch) -> (logits [B, C], target [B])`` for a model that nobody changed.
+
+    A LightningModule runs the step that it has: the one of validation, which neither augments nor
+    optimises, else the one of training. Any other module is called with the first of two.
+    """
+    if not isinstance(model, pl.LightningModule):
+        return _called
+    name = next(
+        (
+            name
+            for name in ("validation_step", "training_step")
+            if is_overridden(name, model)
+            and (name == "validation_step" or model.automatic_optimization)
+        ),
+        None,
+    )
+    if name is None:
+        raise ValueError(
+            f"{type(model).__name__} must have a validation_step, or a training_step with automatic "
+            "optimisation, to find logits and targets in: pass `logits_fn`."
+        )
+    return lambda module, batch: _captured(module, name, batch)
+
+
+def _called(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError(
+            f"the loader must yield pairs (input, target), got {type(batch).__name__}"
+            f"{f' of {len(batch)}' if isinstance(batch, tuple | list) else ''}: pass `logits_fn`."
+        )
+    logits = model(batch[0])
+    return logits, batch[1]
+
+
+def _captured(module: Any, name: str, batch: Any) -> tuple[Tensor, Tensor]:
+    step = getattr(module, name)
+    named = inspect.signature(step).parameters
+    rest = {key: 0 for key in ("batch_idx", "dataloader_idx") if key in named}
+    capture = LossCapture()
+    capture.enter()
+    try:
+        outputs = step(batch, **rest)
+    finally:
+        capture.leave()
+    if isinstance(outputs, dict) and {"logits", "target"} <= outputs.keys():
+        return outputs["logits"].detach(), outputs["target"].detach()
+    try:
+        return capture.pick()
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None

@@ -1,0 +1,120 @@
+"""Looking at samples and noting what a score needs of each."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_fairprune import signals
+from lightning_fairprune._quiet import to_device
+from lightning_fairprune.geometry import features_of
+from lightning_fairprune.scoring._file import PassFile, digest
+from lightning_fairprune.scoring._share import Share
+from lightning_fairprune.scoring._wanted import Wanted
+
+__all__ = ["LogitsFn", "Observer", "look"]
+
+LogitsFn = Callable[[Any, Any], tuple[Tensor, Tensor]]
+_SECONDS_BETWEEN_FILES = 30.0
+_BATCHES_AT_ONCE = 32
+
+
+class Observer:
+    """Computes from some batches what the score needs of every sample."""
+
+    def __init__(self, model: nn.Module, wanted: Wanted, logits_fn: LogitsFn | None) -> None:
+        self.model, self.wanted, self.logits_fn = model, wanted, logits_fn
+
+    def __call__(self, batches: Iterator[Any]) -> dict[str, Tensor]:
+        """Returns values [n, ...] of the n samples in `batches`."""
+        if self.wanted.kind == "model":
+            values = self.wanted.score(self.model, batches)
+            return {"score": values.detach()}
+        targets: list[Tensor] = []
+        if self.wanted.kind == "features":
+            rows = features_of(
+                self.model,
+                batches,
+                self.wanted.layer,
+                at="input",
+                forward=lambda _, batch: targets.append(self._read(batch)[1]),
+            )
+            return {"features": rows.float(), "target": torch.cat(targets).cpu()}
+        parts: dict[str, list[Tensor]] = {name: [] for name in self.wanted.names}
+        with torch.no_grad():
+            for batch in batches:
+                logits, target = self._read(batch)
+                targets.append(target)
+                for name, value in signals.compute(self.wanted.names, logits, target).items():
+                    parts[name].append(value.float())
+        return {name: torch.cat(part) for name, part in parts.items()} | {
+            "target": torch.cat(targets)
+        }
+
+    def _read(self, batch: Any) -> tuple[Tensor, Tensor]:
+        assert self.logits_fn is not None
+        logits, target = self.logits_fn(self.model, batch)
+        if logits.ndim != 2 or target.ndim != 1 or len(logits) != len(target):
+            raise ValueError(
+                "a scoring pass needs logits [B, C] and one class index per sample [B], got "
+                f"{list(logits.shape)} and {list(target.shape)}: pass `logits_fn`."
+            )
+        return logits, target
+
+
+def look(
+    share: Share, observer: Observer, file: PassFile | None, step: Callable[[int], object]
+) -> dict[str, Tensor]:
+    """Returns values [N, ...] with the rows of this process filled in, and 0 elsewhere."""
+    values: dict[str, Tensor] = {}
+    done, at_once, fingerprint = 0, max(1, share.batches), ""
+    if file is not None:
+        wanted = observer.wanted
+        facts = (share.size, share.world, share.batches, wanted.kind, wanted.names, wanted.layer)
+        fingerprint = digest(observer.model, *facts, _text(wanted.score))
+        values, done = file.read(fingerprint)
+        at_once = _BATCHES_AT_ONCE
+    step(done)
+    stream, written = share.iterate(done), time.monotonic()
+    for _ in range(math.ceil((share.batches - done) / at_once)):
+        indices: list[Tensor] = []
+
+        def batches(indices: list[Tensor] = indices) -> Iterator[Any]:
+            for batch, samples in itertools.islice(stream, at_once):
+                indices.append(samples)
+                yield to_device(observer.model, batch)
+                step(1)
+
+        found = observer(batches())
+        _put(values, found, torch.cat(indices) if indices else torch.tensor([]), share.size)
+        done += len(indices)
+        last = done >= share.batches
+        if file is not None and (last or time.monotonic() - written > _SECONDS_BETWEEN_FILES):
+            file.write(fingerprint, values, done)
+            written = time.monotonic()
+    return values
+
+
+def _put(
+    values: dict[str, Tensor], found: Mapping[str, Tensor], indices: Tensor, size: int
+) -> None:
+    for name, rows in found.items():
+        if rows.shape[:1] != indices.shape:
+            raise ValueError(
+                f"`score` must give one value per sample, got {list(rows.shape)} for "
+                f"{len(indices)} samples: it must use every batch once, in order."
+            )
+        if name not in values:
+            values[name] = rows.new_zeros(size, *rows.shape[1:])
+        values[name].index_copy_(0, indices.to(rows.device), rows.to(values[name].dtype))
+
+
+def _text(score: Callable[..., Any]) -> str:
+    function = getattr(score, "func", score)
+    return str(getattr(function, "__qualname__", type(function).__qualname__))

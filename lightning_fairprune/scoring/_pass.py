@@ -1,0 +1,144 @@
+"""One pass over a data set for every query model."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from lightning_fairprune._quiet import logits_of, undisturbed
+from lightning_fairprune.dynamics import Dynamics
+from lightning_fairprune.scoring._file import PassFile
+from lightning_fairprune.scoring._look import LogitsFn, Observer, look
+from lightning_fairprune.scoring._share import Share
+from lightning_fairprune.scoring._wanted import Wanted
+from lightning_fairprune.scoring._weights import weights_of
+
+__all__ = ["Passed", "run", "score_pass"]
+
+
+def score_pass(
+    model: nn.Module,
+    loader: DataLoader[Any],
+    score: Callable[..., Tensor],
+    *,
+    layer: str | None = None,
+    checkpoints: Sequence[str | os.PathLike[str]] = (),
+    logits_fn: LogitsFn | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Tensor:
+    """Return the score of every sample of a loader's data set, from one pass in evaluation mode.
+
+    As the papers do it for EL2N, GraNd and k-center: the query model is fixed, samples are not augmented (if the
+    loader's data set does not), and each is seen once. What a score needs is told from its first argument:
+
+    * ``dynamics``: any function of :mod:`lightning_fairprune.scores`. Each query model is one epoch of the
+      :class:`~lightning_fairprune.Dynamics`, so that EL2N is averaged over them.
+    * ``model, batches``: ``gradients.grad_norm``, or your own ``(model, batches) -> [n]``; averaged over query models.
+    * ``features`` and maybe ``target``: ``geometry.prototype_distance`` and others, or your own; averaged likewise. The
+      features are what `layer` is given.
+
+    A LightningModule runs its own ``validation_step``, whose loss shows logits and targets; what it logs or counts
+    goes nowhere. With several processes (torch.distributed) each takes its share of the batches and all get the same
+    result, whatever their number. The model is left as it was.
+
+    Args:
+        model: the query model, on the device where it is to run.
+        loader: over a map-style data set of N samples; its order and sampler do not matter, its batch size,
+            collate function and workers do.
+        score: see above; arguments that it has besides must have defaults (`functools.partial` gives some).
+        layer: name of the layer whose input are the features; None takes the last linear layer.
+        checkpoints: files of query models with the weights of `model`, as the Trainer writes them or
+            ``torch.save(model.state_dict(), ...)``; none takes the weights that `model` has.
+        logits_fn: ``(model, batch) -> (logits [B, C], target [B])``, for models and batches of another form.
+        resume: file that keeps what is done, every half a minute; a pass that was stopped and has the same weights goes on
+            there. Processes and query models get files of their own next to it, which stay.
+        progress: whether to show a bar, on the first process.
+
+    Returns:
+        Scores [N] in the order of the data set, on the CPU, as `score` has them: higher = harder.
+
+    Raises:
+        ValueError: If there is no such layer or file, weights do not fit, a score fails, or a batch is not as it must be.
+        TypeError: If samples have no index.
+
+    Example:
+        Logits 0 give both classes 1/2, so the error is (1/2, -1/2) for every sample.
+
+        >>> from torch.utils.data import TensorDataset
+        >>> from lightning_fairprune import scores
+        >>> model = nn.Linear(3, 2)
+        >>> _ = nn.init.zeros_(model.weight), nn.init.zeros_(model.bias)
+        >>> data = TensorDataset(torch.rand(4, 3), torch.tensor([0, 1, 1, 0]))
+        >>> score_pass(model, DataLoader(data, batch_size=2), scores.el2n, progress=False)
+        tensor([0.7071, 0.7071, 0.7071, 0.7071])
+    """
+    wanted = Wanted.of(model, score, layer, checkpoints)
+    return run(model, loader, wanted, logits_fn=logits_fn, resume=resume, progress=progress).score
+
+
+class Passed(NamedTuple):
+    """The result: scores [N], and labels and dynamics where the pass saw them."""
+
+    score: Tensor
+    target: Tensor | None = None
+    dynamics: Dynamics | None = None
+
+
+def run(
+    model: nn.Module,
+    loader: DataLoader[Any],
+    wanted: Wanted,
+    *,
+    logits_fn: LogitsFn | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Passed:
+    """Passes over the data once for every query model; see `score_pass`."""
+    share = Share(loader)
+    logits_fn = logits_fn or (logits_of(model) if wanted.kind != "model" else None)
+    observer = Observer(model, wanted, logits_fn)
+    rows: list[dict[str, Tensor]] = []
+    sources: tuple[Path | None, ...] = wanted.checkpoints or (None,)
+    total = share.batches * len(sources)
+    with (
+        tqdm(
+            total=total, desc="scoring pass", disable=not progress or share.rank > 0, leave=False
+        ) as bar,
+        undisturbed(model),
+    ):
+        for m, source in enumerate(sources):
+            file = None
+            if resume is not None:
+                file = PassFile(resume, f"{m}.rank{share.rank}of{share.world}")
+            with weights_of(model, source):
+                rows.append(share.gathered(look(share, observer, file, bar.update), model))
+    return _combine(wanted, rows)
+
+
+def _combine(wanted: Wanted, rows: list[dict[str, Tensor]]) -> Passed:
+    target = rows[0]["target"].long() if "target" in rows[0] else None
+    if wanted.kind == "dynamics":
+        assert target is not None
+        found = {name: torch.stack([row[name] for row in rows]) for name in wanted.names}
+        dynamics = Dynamics(target, found)
+        return Passed(wanted.score(dynamics).detach(), target, dynamics)
+    if wanted.kind == "model":
+        each = [row["score"] for row in rows]
+    else:
+        assert target is not None
+        with_target = "target" in inspect.signature(wanted.score).parameters
+        more = [target] if with_target else []
+        each = [wanted.score(row["features"], *more).detach().cpu() for row in rows]
+    for value in each:
+        if value.shape != each[0].shape or value.ndim != 1:
+            raise ValueError(f"`score` must return one value per sample, got {list(value.shape)}.")
+    return Passed(each[0] if len(each) == 1 else torch.stack(each).mean(0), target)

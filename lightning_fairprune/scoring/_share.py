@@ -1,0 +1,85 @@
+"""The part of a data set that one of several processes looks at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.utils.data import DataLoader
+
+from lightning_fairprune.loader import (
+    IndexCollate,
+    IndexedBatch,
+    IndexView,
+    check_restrictable,
+    sampled_dataset,
+)
+
+__all__ = ["Share"]
+
+_ROWS_AT_ONCE = 65_536  # of what the processes add up: bounds the memory it takes on the device
+
+
+class Share:
+    """The batches of this process: every so many of all batches in the order of the data set."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        check_restrictable(loader)
+        self._loader = loader
+        self._dataset = sampled_dataset(loader)
+        self.size = len(self._dataset)  # type: ignore[arg-type]
+        assert loader.batch_size is not None
+        self._batch_size = loader.batch_size
+        together = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if together else 0
+        self.world = dist.get_world_size() if together else 1
+        # Whole batches of the same samples on any number of processes, so that results have the same bits.
+        self._starts = range(self.rank * self._batch_size, self.size, self.world * self._batch_size)
+        self.batches = len(self._starts)
+        if math.ceil(self.size / self._batch_size) < self.world:
+            raise ValueError(
+                f"the data set has {self.size} samples, too few for a batch of {self._batch_size} on "
+                f"each of {self.world} processes: use fewer processes or smaller batches."
+            )
+
+    def iterate(self, done: int) -> Iterator[IndexedBatch]:
+        """Yields the batches after the first `done`."""
+        samples = [
+            list(range(start, min(start + self._batch_size, self.size)))
+            for start in self._starts[done:]
+        ]
+        if not samples:
+            return
+        loader = self._loader
+        names = ("num_workers", "pin_memory", "timeout", "worker_init_fn")
+        options: dict[str, Any] = {name: getattr(loader, name) for name in names}
+        if loader.num_workers:
+            options["multiprocessing_context"] = loader.multiprocessing_context
+            options["prefetch_factor"] = loader.prefetch_factor
+        yield from DataLoader(
+            IndexView(self._dataset),
+            batch_sampler=samples,
+            collate_fn=IndexCollate(loader.collate_fn),  # type: ignore[arg-type]
+            **options,
+        )
+
+    def gathered(self, values: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        """Returns values [N, ...] with the rows of all processes, on the CPU."""
+        if self.world == 1:
+            return {name: value.cpu() for name, value in values.items()}
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        whole = {}
+        for name, value in values.items():
+            parts = []
+            for start in range(0, len(value), _ROWS_AT_ONCE):
+                part = (
+                    value[start : start + _ROWS_AT_ONCE].to(device).clone()
+                )  # rows of the others are 0
+                dist.all_reduce(part)
+                parts.append(part.cpu())
+            whole[name] = torch.cat(parts)
+        return whole
