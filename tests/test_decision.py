@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+import users
+from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_fairprune import quotas, select
+from lightning_fairprune import DataPruning, quotas, select
 from lightning_fairprune.decision import Decision
 
 TARGET = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)
@@ -85,3 +87,77 @@ def test_rule_with_memory_forgets_an_earlier_fit() -> None:
 def test_nothing_learned_yet() -> None:
     with pytest.raises(RuntimeError, match=r"call learn\(\) first"):
         Decision(0.3, None).draw()
+
+
+# ------------------------------------------------------------- groups that only one side knows
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize("rule", [quotas.drop, quotas.drop_reference, quotas.Minimax(step=5.0)])
+def test_groups_that_only_validation_or_only_training_knows(rule: Any) -> None:
+    decision = Decision(0.3, rule)
+    decision.learn(TARGET)  # groups 0, 1, 2
+    quota = decision.estimate(0, torch.tensor([0.9, NAN, 0.5, 0.0], dtype=torch.float64))
+    assert quota is not None
+    assert quota.tolist()[3] == 0  # validation alone knows group 3
+    assert 0 < quota[1] <= 30  # training alone knows group 1
+    assert quota.sum() == 30
+    assert torch.equal(torch.bincount(TARGET[decision.draw().indices], minlength=4), quota)
+    fresh = Decision(0.3, rule)
+    fresh.learn(TARGET)
+    told = fresh.estimate(0, torch.tensor([0.9, NAN, 0.5], dtype=torch.float64))
+    assert told is not None
+    assert torch.equal(quota[:3], told)  # a group without samples has no say
+
+
+def test_a_group_that_validation_has_not_met_at_all_counts_as_the_mean() -> None:
+    decision = Decision(0.3, quotas.drop)
+    decision.learn(TARGET)
+    quota = decision.estimate(0, torch.tensor([0.9, 0.5], dtype=torch.float64))  # group 2 missing
+    assert quota is not None
+    assert torch.equal(quota, quotas.drop([50, 30, 20], [0.9, 0.5, 0.7], 30))
+
+
+class Grouped(users.Data):
+    """Groups are label x attribute; label 3 x 1 is in validation alone, label 0 x 1 in training alone."""
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        attribute = torch.arange(103) % 2 * (self.train.y != 3)
+        self.group = 2 * self.train.y + attribute
+        self.val_group = 2 * self.val.y + torch.arange(60) % 2 * (self.val.y != 0)
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(TensorDataset(self.train.x, self.train.y, self.group), 10, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(TensorDataset(self.val.x, self.val.y, self.val_group), 20)
+
+
+class GroupedModel(users.Model):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+
+@pytest.mark.parametrize("rule", [quotas.drop, quotas.Minimax()])
+def test_a_fit_with_groups_that_only_one_side_knows(rule: Any) -> None:
+    users.pl.seed_everything(1, verbose=False)
+    data = Grouped()
+    callback = DataPruning(0.4, 2, quota=rule, group_by=2)
+    users.trainer(callbacks=[callback], max_epochs=4).fit(GroupedModel(), datamodule=data)
+    recall, quota = callback.history[0].recall, callback.history[0].quota
+    assert recall is not None
+    assert quota is not None
+    assert recall.isnan().tolist() == [k == 1 for k in range(8)]
+    sizes = torch.bincount(data.group, minlength=8)
+    assert sizes[7] == 0
+    assert quota[7] == 0
+    assert quota[1] > 0
+    assert callback.selection is not None
+    assert torch.equal(
+        torch.bincount(data.group[callback.selection.indices], minlength=8), callback.quota
+    )
