@@ -1,0 +1,122 @@
+"""The similarities of a run in the folder of its logger, where the report finds them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from lightning_fairprune._files import RUN_FOLDER, check_format, write_whole
+
+__all__ = ["FILE", "Similarity", "load", "save"]
+
+_KIND, _VERSION = "representation", "1"
+FILE = "similarity.json"
+
+
+class Similarity(NamedTuple):
+    """What `save` wrote.
+
+    Attributes:
+        layers: value of each layer, in the order of the network; NaN where there is none.
+        measure: what the values are, in words.
+
+    Example:
+        >>> Similarity({"conv": 0.98, "fc": 0.61}, "linear CKA").layers["fc"]
+        0.61
+    """
+
+    layers: dict[str, float]
+    measure: str
+
+
+def save(
+    path: str | os.PathLike[str], layers: Mapping[str, float], *, measure: str = "linear CKA"
+) -> None:
+    """Writes how alike the layers of a run's network and another are, for `fairprune report`.
+
+    An earlier file is replaced.
+
+    Args:
+        path: the folder of the run, in which it is ``fairprune/similarity.json``, or a file that ends with
+            ``.json``; folders are made if they are not there.
+        layers: value of each layer, as from `compare_layers`: in [-1, 1], or NaN.
+        measure: what the values are, for headings.
+
+    Raises:
+        ValueError: If there is no layer, or a value is out of range.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(folder, {"conv": 0.98, "fc": 0.61})
+        ...     load(folder)
+        Similarity(layers={'conv': 0.98, 'fc': 0.61}, measure='linear CKA')
+    """
+    file = _file(path)
+    values = {str(name): float(value) for name, value in layers.items()}
+    _check(values)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "format": _KIND,
+        "version": _VERSION,
+        "measure": measure,
+        "layers": {name: None if math.isnan(v) else v for name, v in values.items()},
+    }
+    text = json.dumps(content, indent=1) + "\n"
+    write_whole(file, lambda temporary: temporary.write_text(text))
+
+
+def load(path: str | os.PathLike[str]) -> Similarity:
+    """Reads what `save` wrote.
+
+    Args:
+        path: what was given to `save`, or the folder that the file is in.
+
+    Returns:
+        The values and what they are.
+
+    Raises:
+        FileNotFoundError: If there is nothing.
+        ValueError: If the file is damaged, of another kind or of another version.
+
+    Example:
+        >>> load("nowhere")
+        Traceback (most recent call last):
+        FileNotFoundError: There is no file 'nowhere/fairprune/similarity.json'.
+    """
+    file = Path(path) / FILE
+    file = file if file.is_file() else _file(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no file {str(file)!r}.")
+    try:
+        content = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{str(file)!r} cannot be loaded: it is damaged ({error}).") from error
+    check_format(str(file), content, _KIND, _VERSION)
+    try:
+        values = {k: math.nan if v is None else float(v) for k, v in content["layers"].items()}
+        _check(values)
+        return Similarity(values, str(content["measure"]))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{str(file)!r} cannot be loaded: it is damaged ({error}).") from error
+
+
+def _file(path: str | os.PathLike[str]) -> Path:
+    path = Path(path)
+    if path.suffix == ".json":
+        return path
+    return (path if path.name == RUN_FOLDER else path / RUN_FOLDER) / FILE
+
+
+def _check(layers: Mapping[str, float]) -> None:
+    if not layers:
+        raise ValueError("`layers` must name at least one layer, got none.")
+    for name, value in layers.items():
+        if not (math.isnan(value) or -1 <= value <= 1):
+            raise ValueError(
+                f"`layers` must have values in [-1, 1] or NaN, got {value} of {name!r}."
+            )
