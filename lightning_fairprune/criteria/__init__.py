@@ -1,0 +1,21 @@
+"""Weight saliency: how much each weight of a network matters, and so which go when it is pruned.
+
+Every criterion returns {parameter name: saliency}, higher = keep, and leaves the model exactly as it was. Without
+`parameters`, those of `prunable` are scored.
+"""
+
+from __future__ import annotations
+
+from lightning_fairprune.criteria._data_free import magnitude, random
+from lightning_fairprune.criteria._first_order import gradient, snip, undecayed, weight_decay_of
+from lightning_fairprune.criteria._parameters import prunable
+
+__all__ = [
+    "gradient",
+    "magnitude",
+    "prunable",
+    "random",
+    "snip",
+    "undecayed",
+    "weight_decay_of",
+]

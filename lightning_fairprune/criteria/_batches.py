@@ -1,0 +1,102 @@
+"""Batches of any shape: moving, cutting them up, calling a model with them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Batch", "Loss", "call", "leaves", "mapped", "scalar"]
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+def leaves(tree: object) -> Iterator[Tensor]:
+    """Yields the tensors in nested tuples, lists and mappings."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            yield from leaves(value)
+    elif isinstance(tree, (tuple, list)):
+        for value in tree:
+            yield from leaves(value)
+
+
+def mapped(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """Returns the same nest with `function` of every tensor; what is no tensor stays."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, MutableMapping):
+        new = copy.copy(tree)  # keeps the type: some mappings have attributes too
+        for key, value in tree.items():
+            new[key] = mapped(function, value)
+        return new
+    if isinstance(tree, (tuple, list)):
+        values = [mapped(function, value) for value in tree]
+        return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
+    return tree
+
+
+def call(model: Callable[..., Any], inputs: Any) -> Any:
+    """Returns the model's outputs: a mapping gives named arguments, a tuple or list positional ones."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, (tuple, list)):
+        return model(*inputs)
+    return model(inputs)
+
+
+def scalar(loss: object) -> Tensor:
+    """Returns the loss, if it is one number."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"`loss_fn` must return a tensor, got {type(loss).__name__}.")
+    if loss.ndim:
+        raise ValueError(
+            f"`loss_fn` must return the mean over the batch as a scalar, got shape {list(loss.shape)}."
+        )
+    return loss
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Inputs and targets of some samples, on the device of the model; copies, which the model may change."""
+
+    inputs: Any
+    target: Any
+    size: int
+
+    @classmethod
+    def of(cls, raw: object, device: torch.device) -> Batch:
+        """Returns what a loader yielded."""
+        if not isinstance(raw, (tuple, list)) or len(raw) != 2:
+            length = f" of {len(raw)}" if isinstance(raw, (tuple, list)) else ""
+            raise ValueError(
+                f"`batches` must yield pairs (inputs, target), got {type(raw).__name__}{length}."
+            )
+        first = next(leaves(raw[0]), None)
+        if first is None or first.ndim == 0 or len(first) == 0:
+            found = "no tensor" if first is None else f"shape {list(first.shape)}"
+            raise ValueError(
+                f"the first tensor of the inputs must have the samples along its first axis, got {found}."
+            )
+        # A tensor made in inference mode cannot take part in a backward pass; its copy can.
+        inputs, target = mapped(lambda t: t.detach().to(device, copy=True), (raw[0], raw[1]))
+        return cls(inputs, target, len(first))
+
+    def rows(self, index: Tensor) -> Batch:
+        """Returns some of the samples."""
+        for tensor in leaves((self.inputs, self.target)):
+            if tensor.ndim == 0 or len(tensor) != self.size:
+                raise ValueError(
+                    "every tensor that `batches` yields must have the samples along its first axis, got "
+                    f"shape {list(tensor.shape)} next to {self.size} samples."
+                )
+        inputs, target = mapped(
+            lambda t: t.index_select(0, index.to(t.device)), (self.inputs, self.target)
+        )
+        return Batch(inputs, target, len(index))

@@ -1,0 +1,236 @@
+"""Saliency by the obvious loops, and the networks it is compared on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_fairprune import criteria
+
+# ------------------------------------------------------------------------------------ networks
+
+
+class Shared(nn.Module):
+    """An MLP that uses one weight three times, under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 6)
+        self.middle = nn.Linear(6, 6)
+        self.again = nn.Linear(6, 6)
+        self.again.weight = self.middle.weight
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.middle(torch.tanh(self.first(x))))
+        return self.last(torch.tanh(self.again(torch.tanh(self.middle(x)))))
+
+
+class Block(nn.Module):
+    """Two convolutions with a shortcut that pads channels, as in the ResNets for CIFAR."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(after)
+        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(after)
+        self.stride, self.more = stride, after - before
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        short = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more))
+        return F.relu(out + short)
+
+
+def resnet20(width: int = 16) -> nn.Module:
+    blocks: list[nn.Module] = []
+    before = width
+    for stage in range(3):
+        for i in range(3):
+            after = width * 2**stage
+            blocks.append(Block(before, after, 2 if stage and not i else 1))
+            before = after
+    stem = [nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 10)]
+    return nn.Sequential(*stem, *blocks, *head)
+
+
+def vgg16(width: int = 64, classes: int = 10) -> nn.Module:
+    """VGG-16 for 32 pixels with batch normalisation; its widths are 1, 2, 4 and 8 times `width`."""
+    layers: list[nn.Module] = []
+    before = 3
+    for step in (1, 1, 0, 2, 2, 0, 4, 4, 4, 0, 8, 8, 8, 0, 8, 8, 8, 0):
+        if step:
+            after = width * step
+            layers += [nn.Conv2d(before, after, 3, 1, 1), nn.BatchNorm2d(after), nn.ReLU()]
+            before = after
+        else:
+            layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before, classes))
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Dropout(0.5), nn.Linear(6, 3))
+
+
+def cnn() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.5),
+        nn.ConvTranspose2d(4, 3, 2),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(3 * 6 * 6, 3),
+    )
+
+
+def settled(model: nn.Module) -> nn.Module:
+    """Gives normalisation layers statistics, weights and biases other than 0 and 1; float64, train mode."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.normal_(module.running_mean, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+    return model.double().train()
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "mlp": (mlp, (4,)),
+    "cnn": (cnn, (2, 5, 5)),
+    "shared": (Shared, (4,)),
+}
+WEIGHTS = {
+    "mlp": ("0.weight", "3.weight"),
+    "cnn": ("0.weight", "4.weight", "7.weight"),
+    "shared": ("first.weight", "middle.weight", "last.weight"),
+}
+
+
+def network(name: str) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    """Returns a network and batches of 4 and 3 float64 samples of 3 classes."""
+    make, shape = NETWORKS[name]
+    x = torch.randn(7, *shape, dtype=torch.float64)
+    y = torch.tensor([0, 1, 2, 0, 2, 1, 0])
+    return settled(make()), list(zip(x.split(4), y.split(4), strict=True))
+
+
+# -------------------------------------------------------------------------------------- loops
+
+
+def named(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
+    return {name: model.get_parameter(name) for name in names}
+
+
+def mean_grads(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    names: Iterable[str],
+    penalty: Mapping[str, float] | None = None,
+) -> dict[str, Tensor]:
+    """Gradient of the mean cross-entropy over all samples, one sample at a time, decay inside the loss."""
+    model = copy.deepcopy(model).eval()
+    weights = named(model, names)
+    sums = {name: torch.zeros_like(w) for name, w in weights.items()}
+    count = 0
+    for inputs, target in batches:
+        for x, y in zip(inputs, target, strict=True):
+            model.zero_grad()
+            loss = -torch.log_softmax(model(x[None].clone())[0], 0)[y]
+            for name, eps in (penalty or {}).items():
+                loss = loss + eps / 2 * weights[name].square().sum()
+            loss.backward()
+            for name, w in weights.items():
+                sums[name] += w.grad
+            count += 1
+    return {name: value / count for name, value in sums.items()}
+
+
+def each(
+    model: nn.Module, values: Mapping[str, Tensor], formula: Callable[[float, float, str], float]
+) -> dict[str, Tensor]:
+    """Applies a formula of (theta, value, name) to every weight, one at a time."""
+    result = {}
+    for name, value in values.items():
+        theta = model.get_parameter(name).detach().flatten().tolist()
+        numbers = [
+            formula(t, v, name) for t, v in zip(theta, value.flatten().tolist(), strict=True)
+        ]
+        result[name] = torch.tensor(numbers, dtype=torch.float64).view(value.shape)
+    return result
+
+
+def state(model: nn.Module) -> dict[str, Any]:
+    """Everything about a model that a criterion has to leave alone."""
+    return {
+        "tensors": {
+            name: (id(t), t.detach().clone())
+            for name, t in [
+                *model.named_parameters(remove_duplicate=False),
+                *model.named_buffers(remove_duplicate=False),
+            ]
+        },
+        "grads": {
+            name: (id(p.grad), None if p.grad is None else p.grad.clone())
+            for name, p in model.named_parameters()
+        },
+        "flags": {name: p.requires_grad for name, p in model.named_parameters()},
+        "modes": {name: module.training for name, module in model.named_modules()},
+        "attributes": {name: sorted(vars(module)) for name, module in model.named_modules()},
+        "rng": torch.get_rng_state(),
+    }
+
+
+# --------------------------------------------------------------------------------- all of them
+
+Loss = Callable[[Any, Any], Tensor]
+CE = nn.CrossEntropyLoss()
+RUNS: dict[str, Callable[[nn.Module, Iterable[Any], Loss], Any]] = {
+    "magnitude": lambda m, b, f: criteria.magnitude(m),
+    "random": lambda m, b, f: criteria.random(m),
+    "prunable": lambda m, b, f: criteria.prunable(m),
+    "weight_decay_of": lambda m, b, f: criteria.weight_decay_of(
+        m, torch.optim.SGD(m.parameters(), lr=1)
+    ),
+    "gradient": criteria.gradient,
+    "snip": criteria.snip,
+    "undecayed": lambda m, b, f: criteria.undecayed(m, b, f, weight_decay=0.1, form="paper"),
+}
+WITH_LOSS = ["gradient", "snip", "undecayed"]
+
+
+def run_rank(rank: int, world: int, folder: str) -> None:
+    """Scores every second batch; what each rank finds is left in `folder`."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world)
+    torch.manual_seed(0)
+    model, batches = network("cnn")
+    found = {name: RUNS[name](model, batches[rank::world], CE) for name in WITH_LOSS}
+    found["one idle"] = criteria.gradient(model, batches if rank else [], CE)
+
+    def fails(outputs: Tensor, target: Tensor) -> Tensor:
+        if rank:
+            raise ZeroDivisionError("on purpose")
+        return CE(outputs, target)
+
+    found["error"] = message(lambda: criteria.gradient(model, batches, fails))
+    found["none"] = message(lambda: criteria.gradient(model, [], CE))
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def message(function: Callable[[], Any]) -> str:
+    try:
+        function()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing raised"

@@ -1,0 +1,475 @@
+"""Every criterion equals the obvious loop, and leaves the model exactly as it found it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import oracles_criteria as oracle
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_fairprune import criteria
+
+CE = nn.CrossEntropyLoss()
+FIRST_ORDER = [criteria.gradient, criteria.snip]
+
+
+def mean(outputs: Tensor, target: Any) -> Tensor:
+    return outputs.mean()
+
+
+def same(found: dict[str, Tensor], expected: dict[str, Tensor], **tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    tolerance = tolerance or {"rtol": 1e-10, "atol": 1e-14}
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], **tolerance)
+
+
+def line(*weight: float) -> nn.Linear:
+    model = nn.Linear(len(weight), 1, bias=False)
+    model.weight.data.copy_(torch.tensor([weight]))
+    return model
+
+
+# Which weights
+
+
+def test_prunable_are_the_weights_of_linear_and_convolution_layers() -> None:
+    kinds = [nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d]
+    layers = [kind(2, 2, 1) for kind in [*kinds, nn.ConvTranspose3d]]
+    others = [nn.BatchNorm1d(2), nn.LayerNorm(2), nn.Embedding(3, 2), nn.PReLU()]
+    model = nn.Sequential(*layers, *others, nn.Linear(2, 2))
+    assert criteria.prunable(model) == (*(f"{i}.weight" for i in range(6)), "10.weight")
+    assert criteria.prunable(nn.BatchNorm1d(2)) == ()
+
+
+def test_prunable_names_a_shared_weight_once_and_leaves_embeddings() -> None:
+    assert criteria.prunable(oracle.Shared()) == oracle.WEIGHTS["shared"]
+    tied = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.Linear(4, 5))
+    tied[2].weight = tied[0].weight
+    assert criteria.prunable(tied) == ("1.weight",)
+
+
+def test_prunable_finds_the_originals_of_pruned_and_parametrised_weights() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    parametrize.register_parametrization(model[1], "weight", nn.Tanh())
+    assert set(criteria.prunable(model)) == {
+        "0.weight_orig",
+        "1.parametrizations.weight.original",
+        "2.weight",
+    }
+    assert criteria.gradient(model, [(torch.ones(2, 3), None)], mean).keys() == set(
+        criteria.prunable(model)
+    )
+
+
+def test_any_parameter_can_be_named() -> None:
+    model, batches = oracle.network("shared")
+    names = ["last.bias", "again.weight", "middle.weight"]
+    found = criteria.gradient(model, batches, CE, parameters=iter(names))
+    assert list(found) == ["middle.weight", "last.bias"]  # as in named_parameters
+    grads = oracle.mean_grads(model, batches, found)
+    same(found, oracle.each(model, grads, lambda t, g, _: abs(t * g)))
+
+
+# Values
+
+
+def test_magnitude() -> None:
+    same(criteria.magnitude(line(2, -3)), {"weight": torch.tensor([[2.0, 3.0]])})
+    model, _ = oracle.network("cnn")
+    found = criteria.magnitude(model)
+    assert tuple(found) == oracle.WEIGHTS["cnn"]
+    same(found, oracle.each(model, found, lambda t, _, __: abs(t)))
+
+
+def test_random_depends_on_seed_name_and_shape_alone() -> None:
+    model, _ = oracle.network("cnn")
+    torch.manual_seed(1)
+    found = criteria.random(model)
+    torch.manual_seed(2)
+    same(found, criteria.random(copy.deepcopy(model)))
+    same(found, {n: v.double() for n, v in criteria.random(model.float()).items()})
+    one = criteria.random(model, parameters=["7.weight"])
+    torch.testing.assert_close(one["7.weight"].double(), found["7.weight"])
+    assert not criteria.random(model, seed=1)["7.weight"].equal(one["7.weight"])
+    twins = criteria.random(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)))
+    assert not twins["0.weight"].equal(twins["1.weight"])
+
+
+def test_random_is_uniform() -> None:
+    values = criteria.random(nn.Linear(300, 100))["weight"]
+    assert values.min() >= 0
+    assert values.max() < 1
+    assert abs(values.mean() - 0.5) < 0.01  # 6 standard errors
+    assert abs(values.var() - 1 / 12) < 0.005
+
+
+def test_gradient_by_hand() -> None:
+    batches = [(torch.tensor([[1.0, 2.0], [3.0, 0.0]]), None), (torch.tensor([[8.0, 4.0]]), None)]
+    found = criteria.gradient(line(2, -3), batches, mean)
+    same(found, {"weight": torch.tensor([[8.0, 6.0]])})  # g = mean of three samples = (4, 2)
+
+
+@pytest.mark.parametrize("name", oracle.NETWORKS)
+def test_gradient_and_snip_equal_the_loop(name: str) -> None:
+    model, batches = oracle.network(name)
+    grads = oracle.mean_grads(model, batches, oracle.WEIGHTS[name])
+    expected = oracle.each(model, grads, lambda t, g, _: abs(t * g))
+    same(criteria.gradient(model, batches, CE), expected)
+    whole = sum(float(value.sum()) for value in expected.values())
+    found = criteria.snip(model, batches, CE)
+    same(found, {n: v / whole for n, v in expected.items()})
+    assert sum(float(value.sum()) for value in found.values()) == pytest.approx(1)
+
+
+def test_snip_of_a_flat_loss_is_0() -> None:
+    found = criteria.snip(line(1, 2), [(torch.ones(1, 2), None)], lambda z, y: (z * 0).mean())
+    same(found, {"weight": torch.zeros(1, 2)})
+
+
+@pytest.mark.parametrize("name", oracle.NETWORKS)
+@pytest.mark.parametrize("several", [False, True])
+def test_undecayed_equals_the_loop(name: str, several: bool) -> None:
+    model, batches = oracle.network(name)
+    names = oracle.WEIGHTS[name]
+    eps = {n: 0.01 * (i + 1) if several else 0.03 for i, n in enumerate(names)}
+    decay = eps if several else 0.03
+    grads = oracle.mean_grads(model, batches, names)
+    expected = oracle.each(model, grads, lambda t, g, n: abs(-t * g + eps[n] * t**2))
+    same(criteria.undecayed(model, batches, CE, weight_decay=decay), expected)
+
+    grads = oracle.mean_grads(model, batches, names, penalty=eps)
+    expected = oracle.each(model, grads, lambda t, g, n: abs(-t * g + eps[n] * t**2))
+    found = criteria.undecayed(model, batches, CE, weight_decay=decay, form="paper")
+    same(found, expected)
+    same(found, criteria.gradient(model, batches, CE))  # the decay cancels
+
+
+def test_undecayed_on_a_resnet() -> None:
+    """Recomputed by `backward` on the whole data at once, in float32 as users have it."""
+    model = oracle.settled(oracle.resnet20(8)).float()
+    x, y = torch.randn(12, 3, 16, 16), torch.randint(10, (12,))
+    loader = DataLoader(TensorDataset(x, y), batch_size=5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=5e-4)
+    decay = criteria.weight_decay_of(model, optimizer)
+    found = criteria.undecayed(model, loader, CE, weight_decay=decay)
+
+    twin = copy.deepcopy(model).double().eval()
+    CE(twin(x.double()), y).backward()
+    assert len(found) == 20
+    for name, value in found.items():
+        theta, grad = twin.get_parameter(name), twin.get_parameter(name).grad
+        expected = (5e-4 * theta * theta - grad * theta).abs()
+        torch.testing.assert_close(value.double(), expected, rtol=1e-3, atol=1e-7)
+    paper = criteria.undecayed(model, loader, CE, weight_decay=decay, form="paper")
+    same(paper, criteria.gradient(model, loader, CE), rtol=1e-3, atol=1e-8)
+
+
+def test_undecayed_ranks_by_magnitude_where_training_has_converged() -> None:
+    """At g = -eps theta the code's form is 2 eps theta^2."""
+    model = line(3, -1)
+    eps = 0.1
+    found = criteria.undecayed(
+        model, [(-eps * torch.tensor([[3.0, -1.0]]), None)], mean, weight_decay=eps
+    )
+    same(found, {"weight": torch.tensor([[1.8, 0.2]])}, rtol=1e-6, atol=0.0)
+
+
+def test_weight_decay_of() -> None:
+    model = oracle.Shared()
+    groups = [
+        {"params": [model.middle.weight, model.last.weight], "weight_decay": 0.5},
+        {"params": [model.first.weight]},
+    ]
+    found = criteria.weight_decay_of(model, torch.optim.SGD(groups, lr=1, weight_decay=0.25))
+    assert found.keys() == dict(model.named_parameters()).keys()
+    assert {n: v for n, v in found.items() if v} == {
+        "first.weight": 0.25,
+        "middle.weight": 0.5,
+        "last.weight": 0.5,
+    }
+    with pytest.raises(ValueError, match="`optimizer` must hold parameters of `model`"):
+        criteria.weight_decay_of(oracle.mlp(), torch.optim.SGD(model.parameters(), lr=1))
+
+
+# Batches
+
+
+def test_inputs_of_any_form() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = line(1, 1)
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return self.layer(a.mul_(2) + b)  # writes to its input
+
+    a, b = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 3.0]])
+    for inputs in ((a, b), [a, b], {"b": b, "a": a}):
+        found = criteria.gradient(Sum(), [(inputs, None)], mean)
+        same(found, {"layer.weight": torch.tensor([[2.0, 7.0]])})
+    assert a.tolist() == [[1.0, 2.0]]
+
+
+def test_batches_count_by_their_sizes() -> None:
+    model, batches = oracle.network("cnn")
+    whole = [(torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches]))]
+    same(criteria.gradient(model, batches, CE), criteria.gradient(model, whole, CE))
+
+
+def test_half_precision_is_averaged_in_float32() -> None:
+    model = line(1.0).to(torch.bfloat16)
+    batches = [(torch.full((1, 1), value).bfloat16(), None) for value in [256.0] + [1.0] * 256]
+    found = criteria.gradient(model, batches, mean)  # 256 + 1 = 256 in bfloat16
+    same(found, {"weight": torch.tensor([[512 / 257]])}, rtol=1e-6, atol=0.0)
+
+
+def test_tensors_and_calls_in_inference_mode() -> None:
+    model, batches = oracle.network("mlp")
+    expected = criteria.gradient(model, batches, CE)
+    with torch.inference_mode():
+        batches = [(x.clone(), y.clone()) for x, y in batches]
+        same(criteria.gradient(model, batches, CE), expected)
+        found = [
+            criteria.gradient(model, batches, CE),
+            criteria.magnitude(model),
+            criteria.random(model),
+            criteria.undecayed(model, batches, CE, weight_decay=0.1, form="paper"),
+        ]
+        made = oracle.mlp()
+    assert not any(value.is_inference() for values in found for value in values.values())
+    with pytest.raises(ValueError, match="`model` must be made outside of inference mode"):
+        criteria.gradient(made, [(torch.ones(1, 4), torch.tensor([0]))], CE)
+
+
+def test_a_parameter_that_the_loss_does_not_need_gets_0() -> None:
+    model = nn.ModuleDict({"used": line(1, 2), "idle": line(1, 2)})
+    model.forward = lambda x: model["used"](x)  # type: ignore[method-assign]
+    found = criteria.gradient(model, [(torch.ones(1, 2), None)], mean)
+    assert found["idle.weight"].tolist() == [[0.0, 0.0]]
+    assert found["used.weight"].tolist() == [[1.0, 2.0]]
+
+
+def test_sparse_gradients() -> None:
+    model = nn.Sequential(nn.Embedding(4, 1, sparse=True), nn.Flatten(), nn.Linear(2, 1))
+    found = criteria.gradient(
+        model, [(torch.tensor([[1, 1]]), None)], mean, parameters=["0.weight"]
+    )
+    assert (found["0.weight"] != 0).flatten().tolist() == [False, True, False, False]
+
+
+# Errors
+
+
+GOOD = [(torch.ones(2, 2), torch.zeros(2))]
+BATCHES: list[tuple[Any, str]] = [
+    ([], "`batches` must hold at least one batch, got none"),
+    ([torch.ones(2, 2)], r"`batches` must yield pairs \(inputs, target\), got Tensor"),
+    ([(1, 2, 3)], r"`batches` must yield pairs \(inputs, target\), got tuple of 3"),
+    ([("a", 1)], "the first tensor of the inputs must have the samples .* got no tensor"),
+    ([(torch.tensor(1.0), 1)], r"the samples along its first axis, got shape \[\]"),
+    ([(torch.ones(0, 2), 1)], r"the samples along its first axis, got shape \[0, 2\]"),
+]
+
+
+@pytest.mark.parametrize(("batches", "message"), BATCHES)
+def test_bad_batches(batches: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        criteria.gradient(line(1, 1), batches, mean)
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "message"),
+    [
+        (lambda z, y: z.flatten(), r"`loss_fn` must return the mean .* got shape \[2\]"),
+        (lambda z, y: z.mean() * torch.nan, "finite loss, got nan for batch 0"),
+        (lambda z, y: z.mean().detach(), "must return a loss that depends on a parameter"),
+        (lambda z, y: torch.ones((), requires_grad=True), "must return a loss that depends on"),
+        (
+            lambda z, y: z.abs().sqrt().sum(),
+            "every gradient must be finite, got others for `weight`",
+        ),
+    ],
+)
+def test_bad_losses(loss_fn: Callable[[Any, Any], Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        criteria.gradient(line(1, -1), GOOD, loss_fn)
+
+
+def test_a_loss_that_is_no_tensor() -> None:
+    with pytest.raises(TypeError, match="`loss_fn` must return a tensor, got float"):
+        criteria.gradient(line(1, 1), GOOD, lambda z, y: z.mean().item())
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("weight", "`parameters` must be an iterable of names, got the string 'weight'"),
+        ([], "`parameters` must name at least one parameter, got none"),
+        (["nobody"], "must be names of parameters of `model`, got 'nobody'; it has weight"),
+    ],
+)
+def test_bad_names(names: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        criteria.magnitude(line(1, 1), parameters=names)
+
+
+def test_bad_models() -> None:
+    with pytest.raises(
+        ValueError, match="must have a linear or convolution layer, got BatchNorm1d"
+    ):
+        criteria.magnitude(nn.BatchNorm1d(2))
+    with pytest.raises(ValueError, match="got `weight` of a lazy layer: run the model once before"):
+        criteria.magnitude(nn.LazyLinear(2))
+    with pytest.raises(ValueError, match=r"got DataParallel: pass `model\.module`"):
+        criteria.magnitude(nn.DataParallel(line(1, 1)))
+    whole = line(1, 1)
+    whole.count = nn.Parameter(torch.ones(1, dtype=torch.int64), requires_grad=False)
+    with pytest.raises(ValueError, match=r"must be floating point, got `count` of torch\.int64"):
+        criteria.magnitude(whole, parameters=["count"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weight_decay": -0.1}, "`weight_decay` must be finite and >= 0, got -0.1 for 'weight'"),
+        (
+            {"weight_decay": {"bias": 0.1}},
+            "for every parameter that is scored, got none for 'weight'",
+        ),
+        ({"weight_decay": 0.1, "form": "book"}, "`form` must be 'code' or 'paper', got 'book'"),
+    ],
+)
+def test_bad_decay(options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        criteria.undecayed(line(1, 1), GOOD, mean, **options)
+
+
+# What every criterion keeps to
+
+
+class Busy(nn.Module):
+    """A network that writes wherever a forward pass can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(5, 4, max_norm=0.1)  # shrinks its rows
+        self.layers = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+        self.head = nn.Linear(4, 3)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("seen", torch.zeros(2), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.seen = self.seen + 1
+        self.kept = self.layers(x + self.words.weight[:1] + self.words(torch.tensor([1])))
+        return self.head(self.kept)
+
+
+def busy() -> Busy:
+    model = Busy()
+    model.layers[1].eval()
+    model.head.bias.requires_grad_(False)
+    model.layers[0].weight.requires_grad_(False)
+    model.head.weight.grad = torch.ones(3, 4)
+    prune.random_unstructured(model.head, "weight", 0.3)
+    return model
+
+
+X, Y = torch.linspace(-1, 1, 24).view(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+SALIENCY = ["magnitude", "random", *oracle.WITH_LOSS]
+
+
+def unchanged(model: nn.Module, before: dict[str, Any]) -> None:
+    after = oracle.state(model)
+    assert after["tensors"].keys() == before["tensors"].keys()
+    for kind in ("tensors", "grads"):
+        for name, (identity, value) in before[kind].items():
+            assert after[kind][name][0] == identity, name
+            assert value is None or value.equal(after[kind][name][1]), name
+    for kind in ("flags", "modes", "attributes"):
+        assert after[kind] == before[kind]
+    assert after["rng"].equal(before["rng"])
+
+
+def test_every_public_name_is_under_contract() -> None:
+    assert oracle.RUNS.keys() == set(criteria.__all__)
+
+
+@pytest.mark.parametrize("name", criteria.__all__)
+def test_the_model_is_left_as_it_was(name: str) -> None:
+    model = busy()
+    before = oracle.state(model)
+    batches = DataLoader(TensorDataset(X, Y), batch_size=4, shuffle=True)  # draws random numbers
+    oracle.RUNS[name](model, batches, lambda z, y: CE(z + torch.rand(()), y))
+    unchanged(model, before)
+
+
+@pytest.mark.parametrize("name", oracle.WITH_LOSS)
+def test_the_model_is_left_as_it_was_by_an_error(name: str) -> None:
+    model = busy()
+    before = oracle.state(model)
+
+    def fails(outputs: Tensor, target: Tensor) -> Tensor:
+        torch.rand(1)
+        raise ZeroDivisionError("on purpose")
+
+    with pytest.raises(ZeroDivisionError, match="on purpose"):
+        oracle.RUNS[name](model, [(X, Y)], fails)
+    unchanged(model, before)
+
+
+@pytest.mark.parametrize("name", SALIENCY)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_saliency_is_as_documented(name: str, dtype: torch.dtype) -> None:
+    model = oracle.mlp().to(dtype)
+    found = oracle.RUNS[name](model, [(X.to(dtype), Y)], lambda z, y: CE(z.float(), y))
+    assert tuple(found) == criteria.prunable(model)
+    for key, value in found.items():
+        weight = model.get_parameter(key)
+        assert value.shape == weight.shape
+        assert value.device == weight.device
+        assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert value.isfinite().all()
+        assert (value >= 0).all()
+        assert not value.requires_grad
+        assert value.data_ptr() != weight.data_ptr()
+
+
+# Several processes
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = str(tmp_path_factory.mktemp("ranks"))
+    mp.spawn(oracle.run_rank, (2, folder), nprocs=2)
+    return [torch.load(f"{folder}/{rank}.pt") for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("name", oracle.WITH_LOSS)
+def test_ranks_agree_and_equal_one_process(name: str, two_ranks: list[dict[str, Any]]) -> None:
+    torch.manual_seed(0)
+    model, batches = oracle.network("cnn")
+    expected = oracle.RUNS[name](model, batches, CE)
+    for key, value in two_ranks[0][name].items():
+        assert value.equal(two_ranks[1][name][key])
+    same(two_ranks[0][name], expected)
+    same(two_ranks[0]["one idle"], criteria.gradient(model, batches, CE))
+
+
+def test_a_failing_rank_stops_all(two_ranks: list[dict[str, Any]]) -> None:
+    assert (
+        two_ranks[0]["error"]
+        == "RuntimeError: 1 other rank(s) failed while scoring: see their error."
+    )
+    assert two_ranks[1]["error"] == "ZeroDivisionError: on purpose"
+    for found in two_ranks:
+        assert found["none"].startswith("ValueError: `batches` must hold at least one batch")
