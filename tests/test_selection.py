@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import oracles_quotas as oracle
 import pytest
 import torch
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lightning_fairprune.cli import main
 from lightning_fairprune.selection import Keep, Selection, _order, _record, select
 
 KEEPS = get_args(Keep)
@@ -455,3 +458,125 @@ def test_parquet_without_pyarrow_says_what_to_install(
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(ImportError, match=r"pip install 'lightning-fairprune\[parquet\]'"):
         example().to_parquet(tmp_path / "kept.parquet")
+
+
+def test_parquet_there_and_back(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    target = torch.tensor([0, 2, 1, -1, 0, 2, 2, 0])
+    for quota in ([2, 0, 1, 0], [0, 0, 0, 0], [3, 1, 3, 0]):  # class 3 has no sample
+        chosen = select(target, torch.tensor(quota), score=torch.arange(8.0), keep="hard", seed=5)
+        chosen.to_parquet(tmp_path / "kept.parquet")
+        assert same(Selection.from_parquet(tmp_path / "kept.parquet", target), chosen)
+    empty = select(torch.zeros(0, dtype=torch.int64), 0)
+    empty.to_parquet(tmp_path / "kept.parquet")
+    back = Selection.from_parquet(tmp_path / "kept.parquet", torch.zeros(0, dtype=torch.int64))
+    assert same(back, empty)
+
+
+@pytest.mark.parametrize("kind", ["int16", "uint64", "int64"])
+def test_parquet_of_another_tool(tmp_path: Path, kind: str) -> None:
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    # a folder that looks like a partition adds no column
+    path = tmp_path / "part=1" / "rows.parquet"
+    path.parent.mkdir()
+    parquet.write_table(pa.table({"row": pa.array([4, 0, 2], getattr(pa, kind)())}), path)
+    chosen = Selection.from_parquet(path, torch.tensor([1, 0, 0, 0, 1], dtype=torch.int32))
+    assert chosen.indices.tolist() == [0, 2, 4]
+    assert (chosen.quota.tolist(), chosen.sizes.tolist()) == ([1, 2], [3, 2])
+    assert (chosen.keep, chosen.seed, chosen.num_samples) == ("given", 0, 5)
+
+
+def test_parquet_of_the_table_command(tmp_path: Path) -> None:
+    pytest.importorskip("duckdb")
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    generator = torch.Generator().manual_seed(2)
+    target = torch.randint(-1, 4, (500,), generator=generator)
+    score = torch.rand(500, generator=generator)
+    columns = {"id": torch.arange(500), "label": target, "score": score}
+    parquet.write_table(
+        pa.table({name: values.numpy() for name, values in columns.items()}),
+        tmp_path / "train.parquet",
+    )
+    out = tmp_path / "kept.parquet"
+    arguments = [
+        "select",
+        str(tmp_path / "train.parquet"),
+        "--density",
+        "0.3",
+        "--quota",
+        "balanced",
+    ]
+    assert main([*arguments, "--keep", "hard", "--out", str(out)]) == 0
+    chosen = Selection.from_parquet(out, target)
+    expected = select(target, chosen.quota, score=score, keep="hard")
+    assert torch.equal(chosen.indices, expected.indices)
+    assert torch.equal(chosen.sizes, expected.sizes)
+
+
+@pytest.mark.parametrize(
+    ("columns", "match"),
+    [
+        ({"index": [0, 5]}, r"must hold indices in \[0, 5\), .* got 0 to 5"),
+        ({"index": [-1, 2]}, r"must hold indices in \[0, 5\), .* got -1 to 2"),
+        ({"index": [2, 0, 2]}, "must hold each index once, 2 is there twice"),
+        ({"index": [0, 3]}, "keeps sample 3, which is in no class: its `target` is -1"),
+        ({"index": [0, None]}, "must hold an index in every row, 1 are null"),
+        ({"index": np.array([2**63], np.uint64)}, "holds an index that is no int64"),
+        ({"id": ["a", "b"]}, r"must have one column of integers, .* got id \(string\)"),
+        ({"id": [0.0]}, r"must have one column of integers, .* got id \(double\)"),
+        ({"id": [0], "x": [1]}, r"got id \(int64\), x \(int64\)"),
+        ({}, "got no column"),
+    ],
+)
+def test_parquet_files_that_do_not_fit_are_refused(
+    tmp_path: Path, columns: dict[str, Any], match: str
+) -> None:
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pa.table(columns), tmp_path / "kept.parquet")
+    with pytest.raises(ValueError, match=r"kept\.parquet' .*" + match):
+        Selection.from_parquet(tmp_path / "kept.parquet", torch.tensor([0, 1, 1, -1, 0]))
+
+
+def test_parquet_of_other_samples_damaged_or_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow")
+    path, target = tmp_path / "kept.parquet", torch.zeros(9, dtype=torch.int64)
+    with pytest.raises(FileNotFoundError, match=r"There is no file .*kept\.parquet"):
+        Selection.from_parquet(path, target)
+    example().to_parquet(path)
+    with pytest.raises(ValueError, match=r"was made from 6 samples, `target` has 9: pass the lab"):
+        Selection.from_parquet(path, target)
+    with pytest.raises(TypeError, match=r"`target` must hold integers, got torch\.float32"):
+        Selection.from_parquet(path, target.float())
+    whole = path.read_bytes()
+    for size in (0, 3, len(whole) // 2):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"kept\.parquet' is no Parquet file or was cut short"):
+            Selection.from_parquet(path, target[:6])
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    with pytest.raises(ImportError, match=r"from_parquet needs pyarrow: pip install 'lightning-f"):
+        Selection.from_parquet(path, target)
+
+
+# --- RCAP: sampling inside a class ----------------------------------------------------------------
+
+
+def test_hardest_of_gumbel_keys_is_sampling_without_replacement_by_softmax() -> None:
+    # Drawn one after the other with probability p: first i, then j of what is left, or the reverse.
+    logit = torch.tensor([0.0, 1.0, 2.0])
+    p = logit.softmax(0).tolist()
+    pairs = list(itertools.combinations(range(3), 2))
+    exact = [p[i] * p[j] / (1 - p[i]) + p[j] * p[i] / (1 - p[j]) for i, j in pairs]
+    copies = 20_000  # each a class of its own
+    target = torch.arange(copies).repeat_interleave(3)
+    generator = torch.Generator().manual_seed(0)
+    gumbel = -torch.empty(3 * copies).exponential_(generator=generator).log()
+    quota = torch.full((copies,), 2)
+    kept = select(target, quota, score=logit.repeat(copies) + gumbel, keep="hard").mask()
+    missing = (~kept.view(copies, 3)).long().argmax(1)
+    found = [(missing == 3 - i - j).double().mean().item() for i, j in pairs]
+    assert found == pytest.approx(exact, abs=4 * 0.5 / copies**0.5)

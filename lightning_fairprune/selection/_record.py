@@ -12,7 +12,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lightning_fairprune._files import write_tensors, write_whole
+from lightning_fairprune._files import write_tensors
+from lightning_fairprune.selection._labels import class_sizes, labels
+from lightning_fairprune.selection._parquet import read_indices, write_indices
 
 __all__ = ["Selection"]
 
@@ -29,7 +31,7 @@ class Selection:
         num_samples: N, the size of the set that was selected from.
         quota: int64 [K], samples kept per class.
         sizes: int64 [K], samples available per class.
-        keep: the order inside a class, see `select`.
+        keep: the order inside a class, see `select`; "given" if it is not known.
         seed: the seed of the random order.
 
     Raises:
@@ -159,15 +161,62 @@ class Selection:
 
     def to_parquet(self, path: str | os.PathLike[str]) -> None:
         """Write the kept indices as the column ``index`` of a Parquet file (needs pyarrow)."""
-        try:
-            import pyarrow as pa
-            import pyarrow.parquet as pq
-        except ImportError as error:
-            raise ImportError(
-                "to_parquet needs pyarrow: pip install 'lightning-fairprune[parquet]'."
-            ) from error
-        table = pa.table({"index": self.indices.numpy()})
-        write_whole(path, lambda name: pq.write_table(table, name))
+        settings = {
+            "num_samples": self.num_samples,
+            "num_classes": len(self.sizes),
+            "keep": self.keep,
+            "seed": self.seed,
+        }
+        write_indices(path, self.indices, settings)
+
+    @classmethod
+    def from_parquet(cls, path: str | os.PathLike[str], target: Tensor) -> Selection:
+        """Read kept indices from a Parquet file of one integer column (needs pyarrow).
+
+        It may be one of `to_parquet`, of ``fairprune select`` on a table whose ids are the places
+        of the samples in the training set, from 0, or of another tool; the order does not matter.
+
+        Args:
+            path: the file.
+            target: int64 [N], the class (or group) of each sample of the training set, -1 where it
+                has none.
+
+        Returns:
+            The `Selection`. After `to_parquet` and with the same labels, it equals what was written;
+            of other files ``keep`` is "given".
+
+        Raises:
+            ImportError: pyarrow is not installed.
+            FileNotFoundError: there is no such file.
+            ValueError: the file holds something else, or indices that do not fit ``target``.
+            TypeError: ``target`` does not hold integers.
+        """
+        target, excluded = labels(target)
+        indices, settings = read_indices(path)
+        n, name = len(target), os.fspath(path)
+        if settings.get("num_samples", n) != n:
+            raise ValueError(
+                f"{name!r} was made from {settings['num_samples']} samples, `target` has {n}: pass "
+                "the labels of the same training set."
+            )
+        if len(indices) and not 0 <= int(indices[0]) <= int(indices[-1]) < n:
+            raise ValueError(
+                f"{name!r} must hold indices in [0, {n}), the places of samples in `target`, got "
+                f"{int(indices[0])} to {int(indices[-1])}."
+            )
+        twice = indices[1:][indices[1:] == indices[:-1]]
+        if len(twice):
+            raise ValueError(f"{name!r} must hold each index once, {int(twice[0])} is there twice.")
+        kept = target[indices]
+        if bool((kept < 0).any()):
+            outside = int(indices[kept < 0][0])
+            raise ValueError(
+                f"{name!r} keeps sample {outside}, which is in no class: its `target` is -1."
+            )
+        sizes = class_sizes(target, excluded, settings.get("num_classes", 0))
+        quota = torch.bincount(kept, minlength=len(sizes))
+        keep, seed = settings.get("keep", "given"), settings.get("seed", 0)
+        return cls(indices, n, quota, sizes, keep, seed)
 
     def summary(self, class_names: Sequence[str] | None = None) -> str:
         """Return a plain-text table: size, samples kept and density of every class.

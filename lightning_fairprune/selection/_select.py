@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from lightning_fairprune.selection._labels import class_sizes, labels
 from lightning_fairprune.selection._order import lowest, score_key, strata
 from lightning_fairprune.selection._record import Selection
 
@@ -61,13 +62,13 @@ def select(
     High Pruning Rates", ICLR 2023 (arXiv 2210.15809), Algorithm 1, applied to each class, with
     hard cut-off 0.
     """
-    target, excluded = _labels(target)
+    target, excluded = labels(target)
     n = len(target)
     _check_keep(keep, score)
     seed = _integer("seed", "an int", seed)
     if (isinstance(quota, Tensor) and quota.dim() > 0) or isinstance(quota, Sequence):
         wanted = _class_quota(quota)
-        sizes = _class_sizes(target, excluded, len(wanted))
+        sizes = class_sizes(target, excluded, len(wanted))
         if len(sizes) > len(wanted):
             raise ValueError(
                 f"`quota` has {len(wanted)} classes, but `target` holds the label {len(sizes) - 1}."
@@ -81,7 +82,7 @@ def select(
         group = torch.where(target < 0, len(wanted), target) if excluded else target
     else:
         budget = _integer("quota", "an int or int64 [K]", quota)
-        sizes = _class_sizes(target, excluded, 0)
+        sizes = class_sizes(target, excluded, 0)
         if not 0 <= budget <= int(sizes.sum()):
             raise ValueError(
                 f"`quota` must be between 0 and the {int(sizes.sum())} samples that can be "
@@ -104,27 +105,6 @@ def select(
     indices = mask.nonzero().flatten()
     kept = torch.bincount(target.index_select(0, indices), minlength=len(sizes))
     return Selection(indices, n, kept, sizes, keep, seed)
-
-
-def _labels(target: Tensor) -> tuple[Tensor, bool]:
-    """Return the labels as int64 on the CPU, and whether any sample is left out (-1)."""
-    if not isinstance(target, Tensor) or target.dim() != 1:
-        raise ValueError(
-            f"`target` must be a tensor of shape [N], got {getattr(target, 'shape', target)!r}."
-        )
-    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-        raise TypeError(f"`target` must hold integers, got {target.dtype}.")
-    target = target.detach().cpu().long()
-    least = int(target.min()) if len(target) else 0
-    if least < -1:
-        raise ValueError(f"`target` must be >= -1, got {least}.")
-    return target, least < 0
-
-
-def _class_sizes(target: Tensor, excluded: bool, num_classes: int) -> Tensor:
-    if not excluded:
-        return torch.bincount(target, minlength=num_classes)
-    return torch.bincount(target + 1, minlength=num_classes + 1)[1:]
 
 
 def _class_quota(quota: Tensor | Sequence[int]) -> Tensor:

@@ -1,0 +1,30 @@
+"""Labels as a selection reads them: integers, -1 where a sample must not be selected."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["class_sizes", "labels"]
+
+
+def labels(target: Tensor) -> tuple[Tensor, bool]:
+    """Return the labels as int64 on the CPU, and whether any sample is left out (-1)."""
+    if not isinstance(target, Tensor) or target.dim() != 1:
+        raise ValueError(
+            f"`target` must be a tensor of shape [N], got {getattr(target, 'shape', target)!r}."
+        )
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        raise TypeError(f"`target` must hold integers, got {target.dtype}.")
+    target = target.detach().cpu().long()
+    least = int(target.min()) if len(target) else 0
+    if least < -1:
+        raise ValueError(f"`target` must be >= -1, got {least}.")
+    return target, least < 0
+
+
+def class_sizes(target: Tensor, excluded: bool, num_classes: int) -> Tensor:
+    """Return how many samples each class has, int64 [at least num_classes]."""
+    if not excluded:
+        return torch.bincount(target, minlength=num_classes)
+    return torch.bincount(target + 1, minlength=num_classes + 1)[1:]
