@@ -118,8 +118,8 @@ def rcap(
     and Paik, "RCAP: Robust, Class-Aware, Probabilistic Dynamic Dataset Pruning", UAI 2025 (PMLR
     286), as their code (github atif-hassan/RCAP-dynamic-dataset-pruning) has it: proportional to
     the root of class loss times class share. There :math:`L_k` is the share of the class's softmax
-    of losses that fell to the last subset; here it is the mean loss. Nor are its roundings
-    reproduced: there every class is rounded up, and what full classes leave over is counted twice.
+    of losses that fell to the last subset; here it is the mean loss. Nor are its sums reproduced:
+    there every class is rounded up, and full classes are not taken off what the others share.
 
     Args:
         sizes: int64 [K], samples per class, N_k.
