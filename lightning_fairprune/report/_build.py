@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from lightning_fairprune._files import write_whole
-from lightning_fairprune.report import _dataset
+from lightning_fairprune.report import _dataset, _similarity
 from lightning_fairprune.report._compare import Comparison, compare
 from lightning_fairprune.report._draw import plans, render
 from lightning_fairprune.report._examples import examples_of
@@ -115,7 +115,7 @@ def write(
     comparison: Comparison, dataset: Any, folder: Path, console: Console | None
 ) -> list[Path]:
     """Writes all files and returns them, the page first."""
-    planned = plans(comparison)
+    planned = plans(comparison) + _similarity.plans(comparison)
     bar = Progress(
         TextColumn("Drawing"),
         BarColumn(),
@@ -128,12 +128,13 @@ def write(
         pictures = [render(plan) for plan in bar.track(planned)]
     thumbnails = "" if dataset is None else examples_of(comparison, dataset)
     contents = {f"{picture.plan.name}.png": picture.file for picture in pictures}
+    layers = _similarity.section(comparison, pictures)
     texts = {
         "summary.md": markdown(comparison),
         "summary.csv": summary_csv(comparison),
         "classes.csv": classes_csv(comparison),
         "runs.csv": runs_csv(comparison),
-        "index.html": page(comparison, pictures, thumbnails),
+        "index.html": _similarity.added(page(comparison, pictures, thumbnails), layers),
     }
     contents |= {name: text.encode() for name, text in texts.items()}
     for name, content in contents.items():

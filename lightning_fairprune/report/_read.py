@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lightning_fairprune import representation
 from lightning_fairprune._files import RUN_FOLDER
 from lightning_fairprune.history import RecallHistory
 from lightning_fairprune.record import PruningRecord
@@ -28,6 +29,7 @@ class Run:
         name: what the user calls the setting that the run belongs to; None if he does not.
         texts: content of `hparams.yaml` and `config.yaml`, where they are.
         found_in: the folder that the user named, if it holds more runs than this one.
+        similarity: of each layer to that of the dense network; None if nobody compared them.
     """
 
     path: Path
@@ -36,6 +38,7 @@ class Run:
     name: str | None = None
     texts: dict[str, str] = field(default_factory=dict)
     found_in: Path | None = None
+    similarity: representation.Similarity | None = None
 
     @property
     def seed(self) -> int | None:
@@ -114,4 +117,8 @@ def _read(folder: Path, name: str | None, found_in: Path | None) -> Run:
         for text in TEXTS
         if (folder / text).is_file()
     }
-    return Run(folder, history, record, name, texts, found_in)
+    try:
+        similarity = representation.load(folder)
+    except FileNotFoundError:
+        similarity = None
+    return Run(folder, history, record, name, texts, found_in, similarity)
