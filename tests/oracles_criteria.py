@@ -155,6 +155,42 @@ def mean_grads(
     return {name: value / count for name, value in sums.items()}
 
 
+def synflow(model: nn.Module, shape: tuple[int, ...], names: Iterable[str]) -> dict[str, Tensor]:
+    """Writes absolute values over everything, as the published code does."""
+    model = copy.deepcopy(model).double().eval()
+    for tensor in model.state_dict().values():
+        tensor.abs_()
+    whole = model(torch.ones(1, *shape, dtype=torch.float64)).sum()
+    whole.backward()
+    return {
+        name: (w * w.grad).abs().detach() / whole.detach()
+        for name, w in named(model, names).items()
+    }
+
+
+def synflow_masks(
+    model: nn.Module, shape: tuple[int, ...], names: Iterable[str], sparsity: float, rounds: int
+) -> dict[str, Tensor]:
+    """Removes the lowest, last first among equals, one weight at a time."""
+    masks = {name: torch.ones_like(w) for name, w in named(model, names).items()}
+    size = sum(mask.numel() for mask in masks.values())
+    for k in range(1, rounds + 1):
+        twin = copy.deepcopy(model)
+        for name, mask in masks.items():
+            twin.get_parameter(name).data *= mask
+        shares = synflow(twin, shape, names)
+        left = [
+            (float(shares[name].flatten()[i]), -place, -i, name)
+            for place, name in enumerate(names)
+            for i in range(masks[name].numel())
+            if masks[name].flatten()[i]
+        ]
+        count = size - round(size * (1 - (1 - sparsity) ** (k / rounds)))
+        for _, _, i, name in sorted(left)[: len(left) - count]:
+            masks[name].view(-1)[-i] = 0
+    return {name: mask.bool() for name, mask in masks.items()}
+
+
 def each(
     model: nn.Module, values: Mapping[str, Tensor], formula: Callable[[float, float, str], float]
 ) -> dict[str, Tensor]:
@@ -204,6 +240,8 @@ RUNS: dict[str, Callable[[nn.Module, Iterable[Any], Loss], Any]] = {
     "gradient": criteria.gradient,
     "snip": criteria.snip,
     "undecayed": lambda m, b, f: criteria.undecayed(m, b, f, weight_decay=0.1, form="paper"),
+    "synflow": lambda m, b, f: criteria.synflow(m, torch.zeros(2, 4)),
+    "synflow_masks": lambda m, b, f: criteria.synflow_masks(m, torch.zeros(2, 4), 0.5, rounds=3),
 }
 WITH_LOSS = ["gradient", "snip", "undecayed"]
 

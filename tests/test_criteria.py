@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -200,6 +201,150 @@ def test_weight_decay_of() -> None:
         criteria.weight_decay_of(oracle.mlp(), torch.optim.SGD(model.parameters(), lr=1))
 
 
+# Synaptic flow
+
+
+def bias_free(conv: bool) -> tuple[nn.Module, Tensor]:
+    if conv:
+        layers: list[nn.Module] = []
+        for before, after in ((3, 8), (8, 4), (4, 6)):
+            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.ReLU()]
+            layers += [nn.BatchNorm2d(after, affine=False, eps=0.0), nn.AvgPool2d(2)]
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(6, 5, bias=False)), torch.ones(
+            1, 3, 8, 8
+        )
+    sizes = [7, 20, 3, 11, 4]
+    layers = [
+        part
+        for a, b in itertools.pairwise(sizes)
+        for part in (nn.Linear(a, b, bias=False), nn.ReLU())
+    ]
+    return nn.Sequential(*layers), torch.ones(2, 7)
+
+
+@pytest.mark.parametrize("name", oracle.NETWORKS)
+def test_synflow_equals_the_loop(name: str) -> None:
+    model, batches = oracle.network(name)
+    shape = oracle.NETWORKS[name][1]
+    expected = oracle.synflow(model, shape, oracle.WEIGHTS[name])
+    same(criteria.synflow(model, batches[0][0]), expected)
+    same(criteria.synflow(model.float(), batches[0][0]), to_float(expected), rtol=1e-5, atol=1e-9)
+    for rounds, sparsity in ((1, 0.6), (7, 0.9)):
+        found = criteria.synflow_masks(model, batches[0][0], sparsity, rounds=rounds)
+        masks = oracle.synflow_masks(model, shape, oracle.WEIGHTS[name], sparsity, rounds)
+        same(found, masks, rtol=0.0, atol=0.0)
+
+
+def to_float(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.float() for name, value in values.items()}
+
+
+@pytest.mark.parametrize("conv", [False, True])
+def test_synflow_is_conserved_from_layer_to_layer(conv: bool) -> None:
+    model, x = bias_free(conv)
+    found = criteria.synflow(model.double(), x)
+    assert len(found) == 4
+    for value in found.values():
+        assert float(value.sum()) == pytest.approx(1)
+    # So is the flow into and out of each hidden unit.
+    first, second = list(found.values())[:2]
+    into = first.flatten(1).sum(1)
+    out = second.transpose(0, 1).flatten(1).sum(1)
+    torch.testing.assert_close(into, out)
+
+
+def test_synflow_without_pruned_weights() -> None:
+    model, x = bias_free(False)
+    mask = torch.rand(20, 7) < 0.5
+    mask[4] = False
+    found = criteria.synflow(model, x, masks={"0.weight": mask})
+    assert not found["0.weight"][~mask].any()
+    assert not found["2.weight"][:, 4].any()  # nothing arrives there
+    model[0].weight.data *= mask
+    same(found, criteria.synflow(model, x), rtol=1e-6, atol=0.0)
+    nothing = criteria.synflow(model, x, masks={"0.weight": torch.zeros(20, 7)})
+    assert not any(value.any() for value in nothing.values())
+
+
+def test_synflow_of_any_inputs_and_outputs() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.layer = nn.Embedding(3, 2), line(1, -3)
+            self.words.weight.data.copy_(torch.tensor([[9.0, 9], [-1, 1], [9, 9]]))
+
+        def forward(self, tokens: Tensor, scale: Tensor) -> dict[str, Any]:
+            self.layer(scale)
+            out = self.layer(self.words(tokens).mean(1) * scale)
+            return {"out": (out, out), "n": torch.tensor(3)}
+
+    inputs = {"scale": torch.zeros(5, 2), "tokens": torch.tensor([[1, 1]] + 4 * [[0, 0]])}
+    found = criteria.synflow(Two(), inputs)
+    same(found, {"layer.weight": torch.tensor([[0.25, 0.75]])})
+
+
+def test_synflow_of_a_deep_network_fits() -> None:
+    deep = nn.Sequential(*[line(1e6) for _ in range(40)])  # R = 1e240
+    for value in criteria.synflow(deep, torch.ones(1, 1)).values():
+        assert float(value) == pytest.approx(1)
+    deeper = nn.Sequential(*[line(1e6) for _ in range(60)])
+    with pytest.raises(ValueError, match="must fit into float64, got inf"):
+        criteria.synflow(deeper, torch.ones(1, 1))
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.987])
+@pytest.mark.parametrize("rounds", [1, 10])
+def test_synflow_masks_keep_an_exact_number(sparsity: float, rounds: int) -> None:
+    model, x = bias_free(True)
+    for layer in criteria.prunable(model):
+        model.get_parameter(layer).data.fill_(0.1)  # ties everywhere
+    masks = criteria.synflow_masks(model, x, sparsity, rounds=rounds)
+    size = sum(mask.numel() for mask in masks.values())
+    assert sum(int((~mask).sum()) for mask in masks.values()) == round(sparsity * size)
+    assert all(mask.dtype == torch.bool for mask in masks.values())
+
+
+def test_equal_weights_stay_in_order() -> None:
+    model = nn.Linear(5, 1, bias=False)
+    model.weight.data.copy_(torch.tensor([[1.0, 1, 0, 0, 1]]))
+    masks = criteria.synflow_masks(model, torch.ones(1, 5), 0.6, rounds=4)
+    assert masks["weight"].tolist() == [[True, True, False, False, False]]
+
+
+def test_synflow_keeps_every_layer_where_magnitude_empties_some() -> None:
+    """VGG-16 at initialisation, compressed 1000 times; a quarter of the channels, for time."""
+    model = oracle.vgg16(16)
+    scores = criteria.magnitude(model)
+    flat = torch.cat([value.flatten() for value in scores.values()])
+    threshold = flat.topk(round(len(flat) * 0.001)).values[-1]
+    by_magnitude = [int((value >= threshold).sum()) for value in scores.values()]
+    masks = criteria.synflow_masks(model, torch.zeros(1, 3, 32, 32), 0.999)
+    by_flow = [int(mask.sum()) for mask in masks.values()]
+    assert len(by_flow) == 14
+    assert min(by_magnitude) == 0
+    assert min(by_flow) > 0
+    assert sum(by_flow) == round(len(flat) * 0.001)
+
+
+def test_bad_flows() -> None:
+    model, x = bias_free(False)
+    with pytest.raises(ValueError, match=r"in \[0, 1\), got 1"):
+        criteria.synflow_masks(model, x, 1)
+    with pytest.raises(ValueError, match="`rounds` must be at least 1, got 0"):
+        criteria.synflow_masks(model, x, 0.5, rounds=0)
+    with pytest.raises(ValueError, match=r"got \[2\] for `0.weight` of \[20, 7\]"):
+        criteria.synflow(model, x, masks={"0.weight": torch.ones(2)})
+    with pytest.raises(ValueError, match="must be names of parameters of `model`, got 'first'"):
+        criteria.synflow(model, x, masks={"first": torch.ones(2)})
+    shared = oracle.Shared()
+    with pytest.raises(ValueError, match=r"named_parameters\(\)`, got 'again.weight'"):
+        criteria.synflow(shared, torch.ones(1, 4), masks={"again.weight": torch.ones(6, 6)})
+    idle = nn.ModuleDict({"idle": line(1, 2)})
+    idle.forward = lambda x: x  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="must depend on a parameter that is scored"):
+        criteria.synflow(idle, torch.ones(1, 2))
+
+
 # Batches
 
 
@@ -385,7 +530,7 @@ def busy() -> Busy:
 
 
 X, Y = torch.linspace(-1, 1, 24).view(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
-SALIENCY = ["magnitude", "random", *oracle.WITH_LOSS]
+SALIENCY = ["magnitude", "random", "synflow", *oracle.WITH_LOSS]
 
 
 def unchanged(model: nn.Module, before: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from lightning_fairprune.criteria._data_free import magnitude, random
 from lightning_fairprune.criteria._first_order import gradient, snip, undecayed, weight_decay_of
 from lightning_fairprune.criteria._parameters import prunable
+from lightning_fairprune.criteria._synflow import synflow, synflow_masks
 
 __all__ = [
     "gradient",
@@ -16,6 +17,8 @@ __all__ = [
     "prunable",
     "random",
     "snip",
+    "synflow",
+    "synflow_masks",
     "undecayed",
     "weight_decay_of",
 ]

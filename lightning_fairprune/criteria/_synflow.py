@@ -1,0 +1,205 @@
+"""Synaptic flow: what each weight carries from the input to the output of a network, without data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lightning_fairprune.criteria._batches import call, leaves, mapped
+from lightning_fairprune.criteria._exact import check_sparsity, keep_highest, num_kept
+from lightning_fairprune.criteria._held import device_of, held
+from lightning_fairprune.criteria._parameters import chosen, full_precision
+
+__all__ = ["synflow", "synflow_masks"]
+
+
+@torch.inference_mode(False)
+def synflow(
+    model: nn.Module,
+    example_input: Any,
+    *,
+    masks: Mapping[str, Tensor] | None = None,
+    parameters: Iterable[str] | None = None,
+) -> dict[str, Tensor]:
+    r"""Return the share of the synaptic flow that goes through each weight.
+
+    `|\theta \partial R / \partial \theta| / R`, where R is the sum of the outputs for one input of ones, of the network
+    whose parameters and floating-point buffers (statistics of batch normalisation) are replaced by their
+    absolute values: Tanaka et al., "Pruning neural networks without any data by iteratively conserving synaptic flow"
+    (NeurIPS 2020, arXiv 2006.05467, equation 2). Division by R is ours: it changes no ranking, and R itself overflows
+    float32 in deep networks. Reckoned in float64, in eval mode. In a network of layers without
+    biases and with ReLUs, all layers sum to 1; softmax, sigmoid and layer normalisation break the theory, not the
+    function.
+
+    Pruning by it once is no better than other criteria; see `synflow_masks` for the rounds of the paper.
+
+    Args:
+        model: The network; left as it was.
+        example_input: Inputs as the network gets them: a tensor, a tuple or list (positional arguments) or a mapping
+            (named ones), the samples along the first axis of every tensor. Of floating-point tensors only the shape
+            counts; of others (token ids) the first sample.
+        masks: Weights that are already pruned, by parameter name: False or 0 = removed. They carry no flow and get 0.
+        parameters: Names of the parameters to score; None takes those of `prunable`.
+
+    Returns:
+        Saliency by parameter name, >= 0, higher = keep, shape and device of the weight, float32 (float64 for float64
+        weights). All 0 if nothing flows.
+
+    Raises:
+        ValueError: If a name is unknown, a mask has another shape than its parameter, there is no weight to score,
+            the output does not depend on any of them, or R overflows float64.
+
+    Example:
+        R = (|1| + |-3|) * |2| = 8: through the first weight goes 2, through the second 6, through the third all.
+
+        >>> model = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Linear(1, 1, bias=False))
+        >>> _ = model[0].weight.data.copy_(torch.tensor([[1.0, -3.0]]))
+        >>> _ = model[1].weight.data.fill_(2.0)
+        >>> synflow(model, torch.zeros(1, 2))
+        {'0.weight': tensor([[0.2500, 0.7500]]), '1.weight': tensor([[1.]])}
+    """
+    weights = chosen(model, parameters)
+    with held(model):
+        shares = _flow(model, weights, example_input)(_checked(model, masks or {}))
+    return {name: shares[name].to(full_precision(w).dtype) for name, w in weights.items()}
+
+
+@torch.inference_mode(False)
+def synflow_masks(
+    model: nn.Module,
+    example_input: Any,
+    sparsity: float,
+    *,
+    rounds: int = 100,
+    parameters: Iterable[str] | None = None,
+) -> dict[str, Tensor]:
+    r"""Return which weights stay when the network is pruned by synaptic flow in many small rounds.
+
+    After round k of n, `(1 - sparsity)^{k/n}` of the weights are left, those with the most flow in all layers
+    together, scored without the weights already gone: Tanaka et al. (NeurIPS 2020, arXiv 2006.05467, algorithm 1).
+    So no layer empties long before the others, as it does with one round. Exactly `round(sparsity * N)` of N weights go;
+    the published code may remove more where scores are equal. Of equal ones the earlier in the order of
+    `model.named_parameters()` stays, and what is gone does not come back.
+
+    One forward and backward pass of one sample in float64 per round; memory of some copies of the network in
+    float64.
+
+    Args:
+        model: The network; left as it was.
+        example_input: As for `synflow`.
+        sparsity: Fraction of the scored weights removed, in [0, 1); .999 is a compression by 1000.
+        rounds: Rounds n, at least 1; 1 is pruning at once.
+        parameters: Names of the parameters to prune; None takes those of `prunable`.
+
+    Returns:
+        Masks by parameter name, True = keep, bool, shape and device of the weight.
+
+    Raises:
+        ValueError: As `synflow`; if `sparsity` or `rounds` is out of range.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Linear(1, 1, bias=False))
+        >>> _ = model[0].weight.data.copy_(torch.tensor([[1.0, -3.0]]))
+        >>> synflow_masks(model, torch.zeros(1, 2), 1 / 3)
+        {'0.weight': tensor([[False,  True]]), '1.weight': tensor([[True]])}
+    """
+    check_sparsity(sparsity)
+    if rounds < 1:
+        raise ValueError(f"`rounds` must be at least 1, got {rounds}.")
+    weights = chosen(model, parameters)
+    sizes = [weight.numel() for weight in weights.values()]
+    kept = torch.ones(sum(sizes), dtype=torch.bool, device=device_of(model))
+    with held(model):
+        flow = _flow(model, weights, example_input)
+        for k in range(1, rounds + 1):
+            shares = flow(_cut(kept, weights))
+            values = torch.cat([share.flatten().to(kept.device) for share in shares.values()])
+            values[~kept] = -1.0  # below those that carry nothing but are still there
+            now = sparsity if k == rounds else 1 - (1 - sparsity) ** (k / rounds)
+            kept = keep_highest(values, num_kept(len(kept), now))
+    return _cut(kept, weights)
+
+
+def _cut(flat: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the pieces of a long tensor in the shapes of the weights."""
+    pieces = torch.split(flat, [weight.numel() for weight in weights.values()])
+    return {
+        name: piece.view(weight.shape).to(weight.device, copy=True)
+        for (name, weight), piece in zip(weights.items(), pieces, strict=True)
+    }
+
+
+def _checked(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    weights = chosen(model, masks.keys()) if masks else {}
+    for name, mask in masks.items():
+        if name not in weights:
+            raise ValueError(
+                f"`masks` must go by names as in `model.named_parameters()`, got {name!r}."
+            )
+        if mask.shape != weights[name].shape:
+            raise ValueError(
+                f"`masks` must have the shapes of the parameters, got {list(mask.shape)} for `{name}` of "
+                f"{list(weights[name].shape)}."
+            )
+    return {name: mask.to(weights[name].device) != 0 for name, mask in masks.items()}
+
+
+def _flow(
+    model: nn.Module, weights: Mapping[str, Tensor], example_input: Any
+) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+    """Returns a function from masks to the shares of all weights in the flow, in float64."""
+    device = device_of(model)
+    tensors = {
+        name: tensor.detach().to(torch.float64).abs()
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        if tensor.is_floating_point()
+    }
+    inputs = mapped(lambda tensor: _ones(tensor, device), example_input)
+
+    def shares(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        used = dict(tensors)
+        for name, mask in masks.items():
+            used[name] = tensors[name] * mask
+        scored = {name: used[name].detach().requires_grad_() for name in weights}
+        used.update(scored)
+        outputs = call(
+            lambda *args, **named: functional_call(model, used, args, named),
+            mapped(torch.clone, inputs),
+        )
+        parts = [t.sum().to(device) for t in leaves(outputs) if t.is_floating_point()]
+        whole = sum(parts, torch.zeros((), dtype=torch.float64, device=device))
+        if not whole.requires_grad:
+            raise ValueError(
+                "the outputs of `model` must depend on a parameter that is scored, got some that do not."
+            )
+        scale = whole.detach()
+        if not scale.isfinite():
+            raise ValueError(
+                "the flow through `model` must fit into float64, got "
+                f"{float(scale)}: is it very deep, and not normalised?"
+            )
+        grads = torch.autograd.grad(whole, list(scored.values()), allow_unused=True)
+        return {
+            name: _share(value.detach(), grad, scale.to(value.device))
+            for (name, value), grad in zip(scored.items(), grads, strict=True)
+        }
+
+    return shares
+
+
+def _ones(tensor: Tensor, device: torch.device) -> Tensor:
+    first = tensor[:1] if tensor.ndim else tensor
+    if first.is_floating_point():
+        return torch.ones_like(first, dtype=torch.float64, device=device)
+    return first.detach().to(device, copy=True)
+
+
+def _share(value: Tensor, grad: Tensor | None, whole: Tensor) -> Tensor:
+    if grad is None or not whole:
+        return torch.zeros_like(value)
+    # Only a weight of 0 can have an infinite gradient where the whole is finite; it carries nothing.
+    return ((value * grad).abs() / whole).nan_to_num(nan=0.0)
