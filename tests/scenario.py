@@ -22,7 +22,12 @@ from torch.utils.data.distributed import DistributedSampler
 
 import lightning_fairprune as lfp
 
-SCORES = {"el2n": lfp.scores.el2n, "forgetting": lfp.scores.forgetting}
+SCORES = {
+    "el2n": lfp.scores.el2n,
+    "forgetting": lfp.scores.forgetting,
+    "grad_norm": lfp.gradients.grad_norm,
+    "prototype": lfp.geometry.prototype_distance,
+}
 QUOTAS = {
     "drop": lambda: lfp.quotas.drop,
     "minimax": lambda: lfp.quotas.Minimax(),

@@ -34,7 +34,14 @@ class Observer:
     def __call__(self, batches: Iterator[Any]) -> dict[str, Tensor]:
         """Returns values [n, ...] of the n samples in `batches`."""
         if self.wanted.kind == "model":
-            values = self.wanted.score(self.model, batches)
+            try:
+                values = self.wanted.score(self.model, batches)
+            except NotImplementedError as error:
+                raise ValueError(
+                    f"`score` calls {type(self.model).__name__}, which must have a forward(input) that "
+                    "returns logits: write one, or wrap the score in a function of your own that "
+                    "calls what the model has."
+                ) from error
             return {"score": values.detach()}
         targets: list[Tensor] = []
         if self.wanted.kind == "features":

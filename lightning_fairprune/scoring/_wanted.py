@@ -58,7 +58,7 @@ def kind_of(score: Callable[..., Any]) -> Kind:
 def _layer(model: nn.Module, layer: str | None) -> str:
     modules = dict(model.named_modules())
     if layer is None:
-        linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+        linear = [str(name) for name, module in modules.items() if isinstance(module, nn.Linear)]
         if not linear:
             raise ValueError(
                 f"{type(model).__name__} must have a linear layer whose input are the features: name "

@@ -1,0 +1,563 @@
+"""One pass over the data set: what it computes, what it leaves alone, and where it goes on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import scenario
+import torch
+import torch.nn.functional as F
+import torchmetrics
+import users
+from test_resume import RESUMABLE, saved
+from test_swap import launch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+import lightning_fairprune as lfp
+from lightning_fairprune import geometry, gradients, scores, signals
+from lightning_fairprune.scoring import _look
+
+pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
+N, CLASSES = 47, 3
+
+
+class Net(nn.Module):
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.body = nn.Sequential(
+            nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 6)
+        )
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+def data(n: int = N) -> TensorDataset:
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(n, 5, generator=generator)
+    return TensorDataset(x, torch.arange(n) % CLASSES)
+
+
+def one_by_one(net: nn.Module, value: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The slow obvious way: a forward pass for every sample."""
+    net.eval()
+    return torch.stack(
+        [value(net(x[None]), torch.tensor([int(y)])).detach().reshape(()) for x, y in data()]
+    )
+
+
+def own_norm(net: nn.Module) -> Tensor:
+    def norm(logits: Tensor, target: Tensor) -> Tensor:
+        grads = torch.autograd.grad(F.cross_entropy(logits, target), list(net.parameters()))
+        return torch.cat([g.flatten() for g in grads]).norm()
+
+    return one_by_one(net, norm)
+
+
+# -------------------------------------------------------------------------------- what it computes
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"shuffle": True}, {"num_workers": 2}, {"drop_last": True}]
+)
+def test_el2n_of_every_sample(options: dict[str, Any]) -> None:
+    net = Net()
+    loader = DataLoader(data(), batch_size=10, **options)
+    found = lfp.score_pass(net, loader, scores.el2n, progress=False)
+    torch.testing.assert_close(found, one_by_one(net, signals.el2n))
+
+
+def test_grand_of_every_sample() -> None:
+    net = Net()
+    found = lfp.score_pass(net, DataLoader(data(), 10), gradients.grad_norm, progress=False)
+    torch.testing.assert_close(found, own_norm(net))
+
+
+def test_features_are_the_input_of_the_last_linear_layer() -> None:
+    net = Net()
+    seen = []
+
+    def score(features: Tensor, target: Tensor) -> Tensor:
+        seen.append((features, target))
+        return geometry.prototype_distance(features, target)
+
+    found = lfp.score_pass(net, DataLoader(data(), 10), score, progress=False)
+    net.eval()
+    x, y = data().tensors
+    features = net.body(x).detach()
+    torch.testing.assert_close(seen[0][0], features)
+    assert torch.equal(seen[0][1], y)
+    torch.testing.assert_close(found, geometry.prototype_distance(features, y))
+
+
+def test_another_layer() -> None:
+    net, widths = Net(), []
+
+    def score(features: Tensor) -> Tensor:
+        widths.append(features.shape[1])
+        return features.sum(1)
+
+    lfp.score_pass(net, DataLoader(data(), 10), score, layer="body.1", progress=False)
+    assert widths == [8]
+
+
+@pytest.mark.parametrize("form", ["state_dict", "checkpoint"])
+@pytest.mark.parametrize("score", [scores.el2n, gradients.grad_norm])
+def test_query_models_are_averaged(score: Callable[..., Tensor], form: str, tmp_path: Path) -> None:
+    paths = []
+    for seed in (1, 2, 3):
+        state = Net(seed).state_dict()
+        paths.append(tmp_path / f"{seed}.pt")
+        torch.save(state if form == "state_dict" else {"state_dict": state, "epoch": 3}, paths[-1])
+    net = Net()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    loader = DataLoader(data(), 10)
+    found = lfp.score_pass(net, loader, score, checkpoints=paths, progress=False)
+    each = [lfp.score_pass(Net(seed), loader, score, progress=False) for seed in (1, 2, 3)]
+    torch.testing.assert_close(found, torch.stack(each).mean(0))
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_query_models_are_the_epochs_of_the_dynamics(tmp_path: Path) -> None:
+    paths = []
+    for seed in (1, 2):
+        paths.append(tmp_path / f"{seed}.pt")
+        torch.save(Net(seed).state_dict(), paths[-1])
+    loader = DataLoader(data(), 10)
+    found = lfp.score_pass(
+        Net(), loader, lambda seen: seen.signal("loss")[1], checkpoints=paths, progress=False
+    )
+    torch.testing.assert_close(found, one_by_one(Net(2), signals.loss))
+
+
+def test_batches_of_another_form() -> None:
+    class Dicts(Dataset[Any]):
+        def __len__(self) -> int:
+            return N
+
+        def __getitem__(self, i: int) -> dict[str, Any]:
+            x, y = data()[i]
+            return {"image": x, "class": int(y)}
+
+    net = Net()
+    loader = DataLoader(Dicts(), 10)
+    found = lfp.score_pass(
+        net, loader, scores.el2n, logits_fn=lambda m, b: (m(b["image"]), b["class"]), progress=False
+    )
+    torch.testing.assert_close(found, one_by_one(net, signals.el2n))
+    with pytest.raises(ValueError, match=r"pairs \(input, target\), got dict: pass `logits_fn`"):
+        lfp.score_pass(net, loader, scores.el2n, progress=False)
+
+
+# --------------------------------------------------------------------------- what it leaves alone
+
+
+class Module(users.Model):
+    """Counts, logs, and draws random numbers in its steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.accuracy = torchmetrics.MetricCollection(
+            [torchmetrics.classification.MulticlassAccuracy(users.NUM_CLASSES)]
+        )
+        self.seen = torchmetrics.MeanMetric()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        logits = self(x)
+        self.accuracy.update(logits, y)
+        self.seen.update(float(len(y)))
+        torch.rand(1), np.random.rand(), random.random()  # noqa: NPY002
+        self.log("val_loss", F.cross_entropy(logits, y), on_step=True, on_epoch=True)
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    module = Module()
+    module.accuracy.update(torch.eye(4), torch.tensor([0, 1, 2, 0]))
+    accuracy = module.accuracy.compute()
+    module.train()
+    module.net[1].eval()
+    modes = [part.training for part in module.modules()]
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    draw = [torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()]  # noqa: NPY002
+    loader = DataLoader(users.Blobs(23), 5)
+    lfp.score_pass(module, loader, scores.el2n, progress=False)
+    assert [part.training for part in module.modules()] == modes
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    for metric in module.accuracy.values():
+        metric._computed = None
+    assert module.accuracy.compute() == accuracy
+    assert int(module.seen.update_count) == 0
+    assert "log" not in module.__dict__
+    assert all(parameter.grad is None for parameter in module.parameters())
+    assert torch.equal(draw[0], torch.get_rng_state())
+    assert (draw[1] == np.random.get_state()[1]).all()  # noqa: NPY002
+    assert draw[2] == random.getstate()
+
+
+def test_also_after_an_error() -> None:
+    module = Module()
+    module.train()
+    state = torch.get_rng_state()
+
+    def fail(model: nn.Module, batches: Any) -> Tensor:
+        assert not model.training
+        torch.rand(3)
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        lfp.score_pass(module, DataLoader(users.Blobs(23), 5), fail, progress=False)
+    assert module.training
+    assert module.accuracy is not None
+    assert "log" not in module.__dict__
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_step_without_a_forward() -> None:
+    class NoForward(users.Model):
+        forward = pl.LightningModule.forward
+
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            F.cross_entropy(self.net(batch[0]), batch[1])
+
+    module = NoForward()
+    loader = DataLoader(users.Blobs(23), 5)
+    found = lfp.score_pass(module, loader, scores.el2n, progress=False)
+    x, y = users.Blobs(23).x, users.Blobs(23).y
+    torch.testing.assert_close(found, signals.el2n(module.net(x), y))
+    with pytest.raises(ValueError, match=r"must have a forward\(input\) that returns logits"):
+        lfp.score_pass(module, loader, gradients.grad_norm, progress=False)
+
+
+def test_a_manual_step_is_not_run() -> None:
+    class Manual(users.Model):
+        validation_step = pl.LightningModule.validation_step
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+    with pytest.raises(ValueError, match=r"Manual must have a validation_step.*pass `logits_fn`"):
+        lfp.score_pass(Manual(), DataLoader(users.Blobs(23), 5), scores.el2n, progress=False)
+
+
+# --------------------------------------------------------------------------------- where it goes on
+
+
+class Fragile(Dataset[Any]):
+    """Fails at one sample while it is told to, and counts what is asked of it."""
+
+    def __init__(self) -> None:
+        self.broken, self.fetched = True, 0
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, i: int) -> Any:
+        if self.broken and i == 31:
+            raise OSError("the disk is gone")
+        self.fetched += 1
+        return data()[i]
+
+
+@pytest.mark.parametrize("score", [scores.el2n, gradients.grad_norm, geometry.prototype_distance])
+def test_a_stopped_pass_goes_on(
+    score: Callable[..., Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_look, "_SECONDS_BETWEEN_FILES", -1.0)
+    monkeypatch.setattr(_look, "_BATCHES_AT_ONCE", 2)
+    net, dataset, file = Net(), Fragile(), tmp_path / "new" / "pass.safetensors"
+    loader = DataLoader(dataset, 5)
+    with pytest.raises(OSError, match="disk is gone"):
+        lfp.score_pass(net, loader, score, resume=file, progress=False)
+    dataset.broken, dataset.fetched = False, 0
+    found = lfp.score_pass(net, loader, score, resume=file, progress=False)
+    assert dataset.fetched == N - 30  # the first six batches were kept
+    torch.testing.assert_close(found, lfp.score_pass(net, loader, score, progress=False))
+    dataset.fetched = 0
+    again = lfp.score_pass(net, loader, score, resume=file, progress=False)
+    assert dataset.fetched == 0
+    assert torch.equal(found, again)
+    # Other weights, another score: nothing that is on disk counts.
+    with torch.no_grad():
+        net.head.bias += 1
+    lfp.score_pass(net, loader, score, resume=file, progress=False)
+    assert dataset.fetched == N
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    net, file = Net(), tmp_path / "pass.safetensors"
+    loader = DataLoader(data(), 5)
+    lfp.score_pass(net, loader, scores.el2n, resume=file, progress=False)
+    (written,) = tmp_path.glob("*.safetensors")
+    written.write_bytes(written.read_bytes()[:100])
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        lfp.score_pass(net, loader, scores.el2n, resume=file, progress=False)
+
+
+# -------------------------------------------------------------------------------------- in one fit
+
+
+class Plain(users.Data):
+    """Training data with noise, and the same without."""
+
+    def train_dataloader(self) -> Any:
+        class Noisy(Dataset[Any]):
+            targets = self.train.y
+
+            def __len__(this) -> int:
+                return len(self.train)
+
+            def __getitem__(this, i: int) -> Any:
+                x, y = self.train[i]
+                return torch.cat([x[:1], x[1:] + 3 * torch.randn(len(x) - 1)]), y
+
+        return DataLoader(Noisy(), batch_size=10, shuffle=True)
+
+    def plain(self) -> Any:
+        return DataLoader(self.train, batch_size=7)
+
+    def shorter(self) -> Any:
+        return DataLoader(users.Blobs(self.n - 1), batch_size=7)
+
+    def other(self) -> Any:
+        blobs = users.Blobs(self.n, seed=9)
+        return DataLoader(TensorDataset(blobs.x, blobs.y), batch_size=7)
+
+
+def prune(score: Callable[..., Tensor] = scores.el2n, **options: Any) -> lfp.DataPruning:
+    given = {"density": 0.4, "warmup_epochs": 2, "keep": "hard", "score_on": "pass"} | options
+    return lfp.DataPruning(score=score, **given)
+
+
+class WeightsAt(pl.Callback):
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            self.weights = {name: v.clone() for name, v in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("form", ["wrapper", "datamodule"])
+@pytest.mark.parametrize(
+    "score", [scores.el2n, gradients.grad_norm, geometry.class_k_center], ids=lambda f: f.__name__
+)
+def test_the_scores_are_those_of_the_model_at_the_end_of_the_warm_up(
+    score: Callable[..., Tensor], form: str
+) -> None:
+    callback, at = prune(score, score_on=lfp.ScorePass("plain")), WeightsAt()
+    users_data = Plain()
+    module = users.Model()
+    wrapped = lfp.FairPruneDataModule(users_data) if form == "wrapper" else users_data
+    users.trainer(callbacks=[at, callback]).fit(module, datamodule=wrapped)
+    module.load_state_dict(at.weights)
+    module._trainer = None
+    found = lfp.score_pass(module, users_data.plain(), score, progress=False)
+    assert callback.decision.scores is not None
+    torch.testing.assert_close(callback.decision.scores, found, equal_nan=True)
+    assert callback.record is not None
+    assert callback.record.settings["score_on"].startswith("ScorePass(dataloader='plain'")
+    if score is scores.el2n:
+        assert callback.dynamics is not None
+        assert callback.dynamics.num_epochs == 1
+    assert users_data.train_dataloader().__class__ is DataLoader
+
+
+def test_a_dropped_last_batch_is_seen_by_the_pass() -> None:
+    callback = prune(density=1.0)
+    # A warning that samples were never observed would be an error here.
+    users.trainer(callbacks=[callback]).fit(users.Model(), datamodule=users.Data(drop_last=True))
+    assert len(callback.selection) == 103
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"score_on": lfp.ScorePass("plane")},
+            r"dataloader='plane' must be a method of Plain or Mo",
+        ),
+        ({"score_on": lfp.ScorePass("shorter")}, "102 samples, the training set 103: it must hold"),
+        ({"score_on": lfp.ScorePass("other")}, "other labels than the training set for .* samples"),
+        ({"score_on": lfp.ScorePass(checkpoints=("no.ckpt",))}, "there is no file 'no.ckpt'"),
+        (
+            {"score": geometry.prototype_distance, "score_on": lfp.ScorePass(layer="net.7")},
+            r"`layer` must be one of net, net.0, net.1, net.2, got 'net.7'",
+        ),
+    ],
+)
+def test_refused_before_the_first_step(options: dict[str, Any], message: str) -> None:
+    module = users.Model()
+
+    def training_step(batch: Any, batch_idx: int) -> Any:
+        raise AssertionError("trained")
+
+    module.training_step = training_step
+    with pytest.raises(ValueError, match=message):
+        users.trainer(callbacks=[prune(**options)]).fit(module, datamodule=Plain())
+
+
+def test_other_labels_are_found_in_the_pass_at_the_latest() -> None:
+    class Hidden(Plain):
+        def other(self) -> Any:
+            class Lazy(Dataset[Any]):  # no labels to look at beforehand
+                def __len__(this) -> int:
+                    return self.n
+
+                def __getitem__(this, i: int) -> Any:
+                    return users.Blobs(self.n, seed=9)[i]
+
+            return DataLoader(Lazy(), 20)
+
+    with pytest.raises(ValueError, match="other labels than the training set"):
+        users.trainer(callbacks=[prune(score_on=lfp.ScorePass("other"))]).fit(
+            users.Model(), datamodule=Hidden()
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"score_on": "later"},
+            "`score_on` must be 'training', 'pass' or a ScorePass, got 'later'",
+        ),
+        (
+            {"score": gradients.grad_norm, "score_on": "training"},
+            "from the model, not from training",
+        ),
+        ({"score": geometry.k_means_distance, "score_on": "training"}, "from features, not from"),
+        ({"score": None, "keep": "random"}, "there is no `score` to compute"),
+    ],
+)
+def test_arguments_that_cannot_go_together(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        prune(**options)
+
+
+def test_a_resumed_fit_decides_the_same(tmp_path: Path) -> None:
+    for name in ("el2n", "grad_norm"):
+        folder = tmp_path / name
+        settings = {"prune": {"score": name, "keep": "hard", "score_on": "pass"}}
+        full = scenario.run(**settings, checkpoint={}, folder=str(folder))
+        checkpoints = saved(folder)
+        assert len(checkpoints) == 4
+        for path in checkpoints:
+            resumed = scenario.run(**settings, resume=path)
+            assert {k: full[k] for k in RESUMABLE} == {k: resumed[k] for k in RESUMABLE}, path
+
+
+def test_two_ranks_share_the_work(tmp_path: Path) -> None:
+    ddp = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "use_distributed_sampler": True}
+    # 104 samples, so that no rank gets one twice and both runs have the same weights but for rounding.
+    fits = {
+        name: {
+            "n": 104,
+            "batch_size": 4,
+            "prune": {"score": name, "keep": "hard", "score_on": "pass", **more},
+            "trainer": ddp,
+        }
+        for name, more in (("el2n", {}), ("grad_norm", {"quota": "minimax"}), ("prototype", {}))
+    }
+    for name, (first, second) in launch(fits, tmp_path).items():
+        for key in RESUMABLE:
+            assert first[key] == second[key], (name, key)
+        alone = scenario.run(**{**fits[name], "batch_size": 8, "trainer": {}})
+        assert len(set(alone["kept"]) & set(first["kept"])) >= len(first["kept"]) - 2
+
+
+def test_written_in_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jsonargparse import ArgumentParser
+
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    parser = ArgumentParser()
+    parser.add_class_arguments(lfp.DataPruning, "prune")
+    given = {
+        "density": 0.4,
+        "warmup_epochs": 2,
+        "score": "lightning_fairprune.gradients.grad_norm",
+        "keep": "hard",
+    }
+    for way, expected in (
+        ("pass", lfp.ScorePass()),
+        (
+            {"dataloader": "plain", "checkpoints": ["a.ckpt"]},
+            lfp.ScorePass("plain", None, ("a.ckpt",)),
+        ),
+    ):
+        config = parser.parse_object({"prune": {**given, "score_on": way}})
+        text = parser.dump(config, skip_none=False)
+        callback = parser.instantiate_classes(parser.parse_string(text)).prune
+        assert callback.score_on == expected
+        assert callback.score is gradients.grad_norm
+
+
+# ------------------------------------------------------------------------------------------ errors
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(data())
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"loader": DataLoader(Stream())}, TypeError, "no stable sample index"),
+        ({"checkpoints": ["gone.pt"]}, ValueError, "there is no file 'gone.pt'"),
+        ({"score": lambda features: features}, ValueError, r"one value per sample, got \[47, 6\]"),
+        (
+            {"score": lambda model, batches: torch.zeros(3)},
+            ValueError,
+            "it must use every batch once",
+        ),
+        ({"score": lambda dynamics: torch.zeros(3)}, ValueError, "one value per sample"),
+        (
+            {"layer": "tail", "score": geometry.prototype_distance},
+            ValueError,
+            "`layer` must be one",
+        ),
+        (
+            {"logits_fn": lambda m, b: (m(b[0])[:, 0], b[1])},
+            ValueError,
+            r"needs logits \[B, C\] and one class index per sample \[B\]",
+        ),
+        (
+            {"model": nn.Conv1d(1, 1, 1), "score": geometry.prototype_distance},
+            ValueError,
+            "Conv1d must have a linear layer",
+        ),
+    ],
+)
+def test_bad_input(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    given: dict[str, Any] = {"model": Net(), "loader": DataLoader(data(), 10), "score": scores.el2n}
+    with pytest.raises(error, match=message):
+        lfp.score_pass(**(given | change), progress=False)
+
+
+def test_checkpoints_that_do_not_fit(tmp_path: Path) -> None:
+    path = tmp_path / "other.pt"
+    loader = DataLoader(data(), 10)
+    torch.save(nn.Linear(2, 2).state_dict(), path)
+    with pytest.raises(ValueError, match=r"weights in .*other.pt' must fit the model"):
+        lfp.score_pass(Net(), loader, scores.el2n, checkpoints=[path], progress=False)
+    torch.save([1, 2], path)
+    with pytest.raises(ValueError, match="must hold weights by name, got list"):
+        lfp.score_pass(Net(), loader, scores.el2n, checkpoints=[path], progress=False)
+    path.write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="must load with weights_only=True"):
+        lfp.score_pass(Net(), loader, scores.el2n, checkpoints=[path], progress=False)
+
+
+def test_a_bar_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    lfp.score_pass(Net(), DataLoader(data(), 10), scores.el2n)
+    assert "scoring pass" in capsys.readouterr().err
