@@ -55,6 +55,7 @@ def fit(
         ({"recall_window": 0}, "`recall_window` must be at least 1"),
         ({"shrinkage": -1.0}, "`shrinkage` must be 0 or more"),
         ({"floor": -1}, "`floor` must be 0 or more"),
+        ({"quota": lfp.quotas.rcap}, r"rcap also needs 'loss': give it with functools.partial"),
     ],
 )
 def test_arguments(arguments: dict[str, Any], match: str) -> None:

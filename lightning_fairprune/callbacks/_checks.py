@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -28,6 +29,7 @@ def arguments(
     density: float,
     warmup_epochs: float,
     score: object,
+    quota: Callable[..., object] | None,
     keep: str,
     after: str,
     resample_every: int | None,
@@ -59,6 +61,7 @@ def arguments(
             f"need a score, got score={'None' if score is None else 'a function'} and "
             f"keep={keep!r}."
         )
+    _quota_arguments(quota)
     for name, every in (("resample_every", resample_every), ("update_every", update_every)):
         if every is not None and every < 1:
             raise ValueError(f"`{name}` must be None or at least 1 epoch, got {every}.")
@@ -68,6 +71,23 @@ def arguments(
         raise ValueError(f"`shrinkage` must be 0 or more samples, got {shrinkage}.")
     if floor < 0:
         raise ValueError(f"`floor` must be 0 or more samples, got {floor}.")
+
+
+def _quota_arguments(quota: Callable[..., object] | None) -> None:
+    if quota is None:
+        return
+    unknown = [
+        name
+        for name, parameter in inspect.signature(quota).parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        and name not in ("sizes", "recall", "budget")
+    ]
+    if unknown:
+        raise ValueError(
+            f"`quota` must take (sizes, recall, budget) or (sizes, budget), but {_name(quota)} also "
+            f"needs {', '.join(map(repr, unknown))}: give it with functools.partial."
+        )
 
 
 def resolve_warmup(warmup_epochs: float, trainer: pl.Trainer) -> int:

@@ -142,6 +142,7 @@ class DataPruning(pl.Callback):
             density=density,
             warmup_epochs=warmup_epochs,
             score=score,
+            quota=quota,
             keep=keep,
             after=after,
             resample_every=self.resample_every,
