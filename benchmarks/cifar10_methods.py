@@ -40,6 +40,11 @@ import lightning_fairprune as lfp
 from lightning_fairprune import geometry, gradients, quotas, scores
 
 DENSITY = 0.3
+WEIGHTED: dict[str, dict[str, Any]] = {
+    "cdb_w": {},
+    "cdb_w_drop": {"weights": lfp.weighting.cdb_w_drop},
+    "cdb_w_drop_window3": {"weights": lfp.weighting.cdb_w_drop, "recall_window": 3},
+}
 WINDOW = (
     4  # epochs of a window of dynamic uncertainty; the paper's 10 are more than the query model has
 )
@@ -47,6 +52,8 @@ SCORED = ("el2n", "grand", "forgetting", "dynunc", "k_center", "ssp", "ccs")
 METHODS = (
     "full",
     "cdb_w",
+    "cdb_w_drop",
+    "cdb_w_drop_window3",
     "random",
     "random+drop",
     "balanced",
@@ -220,16 +227,16 @@ def run(method: str, seed: int, samples: int, data: Cifar10Small, folder: Path) 
     known = Query(folder)
     selection, seconds = None, 0.0
     size = len(known.target)
-    if method not in ("full", "cdb_w"):
+    if method != "full" and method not in WEIGHTED:
         selection, seconds = pick(method, known, seed)
         size = len(selection)
     epochs, rest = divmod(samples, size)
     steps = epochs * math.ceil(size / BATCH_SIZE) + math.ceil(rest / BATCH_SIZE)
     L.seed_everything(100 + seed, verbose=False)
-    model = WeightedCNN(steps) if method == "cdb_w" else SmallCNN(steps)
+    model = WeightedCNN(steps) if method in WEIGHTED else SmallCNN(steps)
     meter, callbacks = Meter(), []
-    if method == "cdb_w":
-        callbacks.append(lfp.ClassWeighting(loss="criterion"))
+    if method in WEIGHTED:
+        callbacks.append(lfp.ClassWeighting(loss="criterion", **WEIGHTED[method]))
     module = data if selection is None else lfp.FairPruneDataModule(data, selection, seed=seed)
     fit = trainer(
         epochs + (rest > 0),
