@@ -191,6 +191,75 @@ def synflow_masks(
     return {name: mask.bool() for name, mask in masks.items()}
 
 
+def group_importance(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    names: Iterable[str],
+    num_groups: int,
+    groups: Callable[[Any], Tensor],
+) -> dict[str, Tensor]:
+    """Mean over the batches that have the group, of squares."""
+    result = {name: [] for name in names}
+    for g in range(num_groups):
+        squares = []
+        for x, y in batches:
+            of = groups((x, y)) == g
+            if of.any():
+                grads = mean_grads(model, [(x[of], y[of])], names)
+                squares.append({n: (model.get_parameter(n) * v).square() for n, v in grads.items()})
+        for name, rows in result.items():
+            rows.append(torch.stack([square[name] for square in squares]).mean(0).detach())
+    return {name: torch.stack(rows) for name, rows in result.items()}
+
+
+def keep_shares(importance: Tensor, count: int) -> Tensor:
+    """FairGRAPE's loop, a weight at a time, in plain Python; importance [G, n]."""
+    values = importance.tolist()
+    num_groups, size = importance.shape
+    dense = [sum(row) for row in values]
+    target = [value / sum(dense) for value in dense]
+    orders = [sorted(range(size), key=lambda i: (-row[i], i)) for row in values]
+    kept: list[int] = []
+    sums = [0.0] * num_groups
+    while len(kept) < count:
+        share = [s / sum(sums) if sum(sums) else 1 / num_groups for s in sums]
+        g = min(range(num_groups), key=lambda g: (share[g] - target[g], g))
+        w = next(i for i in orders[g] if i not in kept)
+        kept.append(w)
+        sums = [s + row[w] for s, row in zip(sums, values, strict=True)]
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[kept] = True
+    return mask
+
+
+def curvature(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    names: Iterable[str],
+    groups: Callable[[Any], Tensor],
+    group: int,
+) -> dict[str, Tensor]:
+    """Mean over the samples of a group of diag(J^T H J), H = diag(p) - p p^T of cross-entropy."""
+    model = copy.deepcopy(model).eval()
+    weights = named(model, names)
+    sums = {name: torch.zeros_like(w) for name, w in weights.items()}
+    count = 0
+    for batch in batches:
+        for x, g in zip(batch[0], groups(batch), strict=True):
+            if g != group:
+                continue
+            z = model(x[None].clone())[0]
+            p = z.softmax(0).detach()
+            rows = [torch.autograd.grad(zc, list(weights.values()), retain_graph=True) for zc in z]
+            for i, name in enumerate(weights):
+                for a in range(len(z)):
+                    for b in range(len(z)):
+                        h = p[a] * (a == b) - p[a] * p[b]
+                        sums[name] += h * rows[a][i] * rows[b][i]
+            count += 1
+    return {name: value / count for name, value in sums.items()}
+
+
 def each(
     model: nn.Module, values: Mapping[str, Tensor], formula: Callable[[float, float, str], float]
 ) -> dict[str, Tensor]:
@@ -240,10 +309,13 @@ RUNS: dict[str, Callable[[nn.Module, Iterable[Any], Loss], Any]] = {
     "gradient": criteria.gradient,
     "snip": criteria.snip,
     "undecayed": lambda m, b, f: criteria.undecayed(m, b, f, weight_decay=0.1, form="paper"),
+    "group_importance": lambda m, b, f: criteria.group_importance(m, b, f, num_groups=3),
+    "fairgrape_masks": lambda m, b, f: criteria.fairgrape_masks(m, b, f, 0.5, num_groups=3),
+    "fairprune": lambda m, b, f: criteria.fairprune(m, b, f, groups=lambda batch: batch[1] % 2),
     "synflow": lambda m, b, f: criteria.synflow(m, torch.zeros(2, 4)),
     "synflow_masks": lambda m, b, f: criteria.synflow_masks(m, torch.zeros(2, 4), 0.5, rounds=3),
 }
-WITH_LOSS = ["gradient", "snip", "undecayed"]
+WITH_LOSS = ["gradient", "snip", "undecayed", "group_importance", "fairgrape_masks", "fairprune"]
 
 
 def run_rank(rank: int, world: int, folder: str) -> None:

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize, prune
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_fairprune import criteria
+from lightning_fairprune.criteria import _fairprune
 
 CE = nn.CrossEntropyLoss()
 FIRST_ORDER = [criteria.gradient, criteria.snip]
@@ -345,6 +346,196 @@ def test_bad_flows() -> None:
         criteria.synflow(idle, torch.ones(1, 2))
 
 
+# Groups
+
+
+def odd(batch: Any) -> Tensor:
+    return batch[1] % 2
+
+
+@pytest.mark.parametrize("name", oracle.NETWORKS)
+@pytest.mark.parametrize("groups", [None, odd])
+def test_group_importance_equals_the_loop(name: str, groups: Any) -> None:
+    model, batches = oracle.network(name)
+    batches.append((batches[1][0][:1], torch.tensor([0])))  # one group only
+    num = 2 if groups else 3
+    found = criteria.group_importance(model, batches, CE, num_groups=num, groups=groups)
+    expected = oracle.group_importance(
+        model, batches, oracle.WEIGHTS[name], num, groups or (lambda batch: batch[1])
+    )
+    same(found, expected)
+
+
+def test_group_importance_of_inputs_of_any_form() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = line(1, 1)
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return self.layer(a + b)
+
+    a, b = torch.tensor([[1.0, 2], [0, 0], [5, 0]]), torch.tensor([[0.0, 3], [1, 1], [0, 0]])
+    for inputs in ((a, b), {"b": b, "a": a}):
+        found = criteria.group_importance(
+            Sum(), [(inputs, {"y": b, "g": torch.tensor([1, 0, 1])})], mean,
+            num_groups=2, groups=lambda batch: batch[1]["g"],
+        )  # fmt: skip
+        same(found, {"layer.weight": torch.tensor([[[1.0, 1]], [[9, 6.25]]])})
+
+
+@pytest.mark.parametrize("name", oracle.NETWORKS)
+@pytest.mark.parametrize("sparsity", [0.2, 0.8])
+def test_fairgrape_with_blocks_of_1_equals_the_loop(name: str, sparsity: float) -> None:
+    model, batches = oracle.network(name)
+    importance = criteria.group_importance(model, batches, CE, num_groups=3)
+    found = criteria.fairgrape_masks(model, batches, CE, sparsity, num_groups=3, block=1)
+    for key, mask in found.items():
+        count = mask.numel() - round(sparsity * mask.numel())
+        expected = oracle.keep_shares(importance[key].flatten(1), count)
+        assert mask.flatten().equal(expected)
+
+
+@pytest.mark.parametrize("block", [None, 1, 3, 10_000])
+def test_fairgrape_keeps_an_exact_number_in_each_layer(block: int | None) -> None:
+    model, batches = oracle.network("cnn")
+    sparsity = {"0.weight": 0.0, "4.weight": 0.37, "7.weight": 0.9, "other": 0.1}
+    masks = criteria.fairgrape_masks(model, batches, CE, sparsity, num_groups=3, block=block)
+    assert tuple(masks) == oracle.WEIGHTS["cnn"]
+    for name, mask in masks.items():
+        assert mask.dtype == torch.bool
+        assert int((~mask).sum()) == round(sparsity[name] * mask.numel())
+
+
+def test_fairgrape_without_any_importance_keeps_the_first() -> None:
+    batches = [(torch.zeros(2, 4), torch.tensor([0, 1]))]
+    masks = criteria.fairgrape_masks(line(1, 2, 3, 4), batches, mean, 0.5, num_groups=2)
+    assert masks["weight"].tolist() == [[True, True, False, False]]
+
+
+def test_fairgrape_gives_nothing_to_a_group_that_needs_nothing() -> None:
+    batches = [(torch.tensor([[0.0, 0, 0, 0], [1, 2, 3, 4]]), torch.tensor([0, 1]))]
+    masks = criteria.fairgrape_masks(line(1, 1, 1, 1), batches, mean, 0.5, num_groups=2)
+    assert masks["weight"].tolist() == [[False, False, True, True]]
+
+
+def test_fairgrape_keeps_shares_where_magnitude_does_not() -> None:
+    """Group 1 lives on features with small weights, which magnitude takes first."""
+    size = 400
+    model = nn.Linear(size, 1, bias=False)
+    x = torch.rand(20, size)
+    ids = torch.arange(20) % 2
+    model.weight.data[:, : size // 2] = 1 + torch.rand(size // 2)
+    model.weight.data[:, size // 2 :] = 0.5 * torch.rand(size // 2)
+    x[ids == 0, size // 2 :] = 0
+    x[ids == 1, : size // 2] = 0
+    x[ids == 1] *= 6
+    batches = [(x, ids)]
+    importance = criteria.group_importance(model, batches, mean, num_groups=2)["weight"]
+
+    def distance(mask: Tensor) -> float:
+        dense, kept = importance.flatten(1).sum(1), (importance * mask).flatten(1).sum(1)
+        return float((kept / kept.sum() - dense / dense.sum()).abs().max())
+
+    magnitude = model.weight.abs() >= model.weight.abs().flatten().topk(200).values[-1]
+    assert distance(magnitude) > 0.3
+    for block in (None, 1, 10):
+        masks = criteria.fairgrape_masks(model, batches, mean, 0.5, num_groups=2, block=block)
+        assert distance(masks["weight"]) < 0.05
+
+
+@pytest.mark.parametrize("name", oracle.NETWORKS)
+@pytest.mark.parametrize("memory", [2**28, 3000, 1])
+def test_fairprune_equals_the_loop(name: str, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_fairprune, "_MEMORY", memory)
+    model, batches = oracle.network(name)
+    h0, h1 = (oracle.curvature(model, batches, oracle.WEIGHTS[name], odd, g) for g in (0, 1))
+    expected = {
+        key: model.get_parameter(key).detach() ** 2 / 2 * (h0[key] - 0.4 * h1[key]) for key in h0
+    }
+    found = criteria.fairprune(model, batches, CE, groups=odd, beta=0.4)
+    same(found, expected)
+    assert not any(value.requires_grad for value in found.values())
+    assert any((value < 0).any() for value in found.values())
+
+
+def test_fairprune_of_other_losses() -> None:
+    """The second derivative of a squared error of a linear model is exact, with inputs by name."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = line(2, -3)
+
+        def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+            return self.layer(x * scale).squeeze(-1)
+
+    x = torch.tensor([[1.0, 0], [2, 1], [0, 2]])
+    batch = ({"scale": torch.full((3, 1), 2.0), "x": x}, torch.zeros(3))
+    ids = torch.tensor([0, 1, 0])
+    found = criteria.fairprune(Scaled(), [batch], nn.MSELoss(), groups=lambda b: ids, beta=0.5)
+    # h0 = 2 * 4 * mean of (1, 0), (0, 4); h1 = 2 * 4 * (4, 1)
+    expected = torch.tensor([[4 / 2 * (4 - 16.0), 9 / 2 * (16 - 4.0)]])
+    same(found, {"layer.weight": expected}, rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("groups", "error", "message"),
+    [
+        (lambda b: [0, 1], TypeError, r"`groups` must return group ids, .* \[B\], got list"),
+        (lambda b: torch.ones(2), ValueError, r"got torch.float32 of shape \[2\] for B = 2"),
+        (lambda b: torch.tensor([0]), ValueError, r"got torch.int64 of shape \[1\] for B = 2"),
+        (lambda b: torch.tensor([0, 2]), ValueError, r"group ids must lie in \[0, 2\), got 2"),
+        (lambda b: torch.tensor([-1, 0]), ValueError, r"group ids must lie in \[0, 2\), got -1"),
+        (lambda b: torch.tensor([0, 0]), ValueError, "of all 2 groups, got none of group 1: take"),
+        (
+            None,
+            ValueError,
+            "the target must hold class ids, .* got torch.float32 .*; give `groups`",
+        ),
+    ],
+)
+def test_bad_groups(groups: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        criteria.group_importance(line(1, 1), GOOD, mean, num_groups=2, groups=groups)
+    if groups is not None:
+        with pytest.raises(error, match=message):
+            criteria.fairprune(line(1, 1), GOOD, mean, groups=groups)
+
+
+def test_bad_arguments_of_group_criteria() -> None:
+    model, batches = oracle.network("mlp")
+    bad = ((torch.ones(2, 4), torch.ones(3)), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="`num_groups` must be at least 1, got 0"):
+        criteria.group_importance(model, batches, CE, num_groups=0)
+    with pytest.raises(ValueError, match="got none of group 3 and 6 more"):
+        criteria.group_importance(model, batches, CE, num_groups=10)
+    with pytest.raises(ValueError, match="`batches` must hold at least one batch"):
+        criteria.group_importance(model, [], CE, num_groups=3)
+    with pytest.raises(
+        ValueError, match=r"samples along its first axis, got shape \[3\] next to 2"
+    ):
+        criteria.group_importance(model, [bad], CE, num_groups=2)
+    with pytest.raises(ValueError, match="`block` must be at least 1, got 0"):
+        criteria.fairgrape_masks(model, batches, CE, 0.5, num_groups=3, block=0)
+    with pytest.raises(ValueError, match=r"removed, in \[0, 1\), got -0.1"):
+        criteria.fairgrape_masks(model, batches, CE, -0.1, num_groups=3)
+    with pytest.raises(ValueError, match="for every parameter that is pruned, got none for '3"):
+        criteria.fairgrape_masks(model, batches, CE, {"0.weight": 0.5}, num_groups=3)
+    with pytest.raises(ValueError, match="`beta` must be finite and >= 0, got -1"):
+        criteria.fairprune(model, batches, CE, groups=odd, beta=-1)
+    with pytest.raises(ValueError, match="`batches` must hold at least one batch"):
+        criteria.fairprune(model, [], CE, groups=odd)
+    pair = nn.ModuleDict({"layer": line(1, 1)})
+    pair.forward = lambda x: (x, x)  # type: ignore[method-assign]
+    with pytest.raises(TypeError, match="`model` must return a tensor, got tuple"):
+        criteria.fairprune(pair, GOOD, CE, groups=lambda b: torch.tensor([0, 1]))
+    whole = nn.Sequential(line(1, 1), nn.Flatten(0))
+    whole.forward = lambda x: x.sum()  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"along their first axis, got shape \[\] for 1 samples"):
+        criteria.fairprune(whole, GOOD, CE, groups=lambda b: torch.tensor([0, 1]))
+
+
 # Batches
 
 
@@ -530,7 +721,7 @@ def busy() -> Busy:
 
 
 X, Y = torch.linspace(-1, 1, 24).view(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
-SALIENCY = ["magnitude", "random", "synflow", *oracle.WITH_LOSS]
+OTHER = {"prunable", "weight_decay_of"}  # no tensors
 
 
 def unchanged(model: nn.Module, before: dict[str, Any]) -> None:
@@ -572,21 +763,24 @@ def test_the_model_is_left_as_it_was_by_an_error(name: str) -> None:
     unchanged(model, before)
 
 
-@pytest.mark.parametrize("name", SALIENCY)
+@pytest.mark.parametrize("name", sorted(set(criteria.__all__) - OTHER))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_saliency_is_as_documented(name: str, dtype: torch.dtype) -> None:
+def test_results_are_as_documented(name: str, dtype: torch.dtype) -> None:
     model = oracle.mlp().to(dtype)
     found = oracle.RUNS[name](model, [(X.to(dtype), Y)], lambda z, y: CE(z.float(), y))
     assert tuple(found) == criteria.prunable(model)
     for key, value in found.items():
         weight = model.get_parameter(key)
-        assert value.shape == weight.shape
+        assert value.shape == ((3, *weight.shape) if name == "group_importance" else weight.shape)
         assert value.device == weight.device
-        assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        assert value.isfinite().all()
-        assert (value >= 0).all()
         assert not value.requires_grad
         assert value.data_ptr() != weight.data_ptr()
+        if name.endswith("_masks"):
+            assert value.dtype == torch.bool
+        else:
+            assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+            assert value.isfinite().all()
+            assert (value >= 0).all() or name == "fairprune"
 
 
 # Several processes

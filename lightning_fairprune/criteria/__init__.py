@@ -7,12 +7,17 @@ Every criterion returns {parameter name: saliency}, higher = keep, and leaves th
 from __future__ import annotations
 
 from lightning_fairprune.criteria._data_free import magnitude, random
+from lightning_fairprune.criteria._fairgrape import fairgrape_masks, group_importance
+from lightning_fairprune.criteria._fairprune import fairprune
 from lightning_fairprune.criteria._first_order import gradient, snip, undecayed, weight_decay_of
 from lightning_fairprune.criteria._parameters import prunable
 from lightning_fairprune.criteria._synflow import synflow, synflow_masks
 
 __all__ = [
+    "fairgrape_masks",
+    "fairprune",
     "gradient",
+    "group_importance",
     "magnitude",
     "prunable",
     "random",
