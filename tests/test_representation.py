@@ -335,7 +335,7 @@ def test_any_other_measure_gets_all_rows() -> None:
     assert seen == [((40 * 36, 4),) * 2, ((40, 3),) * 2]
 
 
-def test_large_maps_are_looked_at_evenly_and_at_the_same_places() -> None:
+def test_of_large_maps_the_same_places_are_looked_at() -> None:
     rows = []
     maps = torch.arange(2 * 25.0).view(2, 1, 5, 5)
 
@@ -345,7 +345,33 @@ def test_large_maps_are_looked_at_evenly_and_at_the_same_places() -> None:
 
     layer = nn.Sequential(nn.Identity())
     compare_layers(layer, layer, [maps], ["0"], measure=measure, positions=4)
-    assert rows == [([0, 6, 12, 18, 25, 31, 37, 43],) * 2]
+    assert rows == [([0, 7, 16, 23, 25, 32, 41, 48],) * 2]
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (7, 7), (112, 112), (30, 50), (1, 2)])
+def test_the_places_are_spread_over_columns_and_rows(height: int, width: int) -> None:
+    from lightning_fairprune.representation._layers import _spread
+
+    total = height * width
+    for count in {1, total // 2, min(total - 1, 256)}:
+        places = _spread(count, total)
+        assert len(places.unique()) == count
+        assert 0 <= int(places.min()) <= int(places.max()) < total
+        columns = torch.bincount(places % width, minlength=width)
+        assert int(columns.max() - columns.min()) <= 1
+        thirds = torch.histc(places.double() / total, 3, 0, 1)
+        assert float(thirds.max() - thirds.min()) <= max(3, count // 20)
+
+
+def test_some_places_tell_what_all_would() -> None:
+    # Padding makes the edge of a map another thing than its middle.
+    dense, pruned = (nn.Sequential(nn.Conv2d(1, 6, 5, padding=2)) for _ in range(2))
+    images = [nn.functional.interpolate(torch.randn(60, 1, 6, 6), size=(32, 32)) + 1]
+    every = compare_layers(dense, pruned, images, positions=1024)["0"]
+    assert compare_layers(dense, pruned, images)["0"] == pytest.approx(every, abs=0.01)
+    assert compare_layers(dense, pruned, images, positions=64)["0"] == pytest.approx(
+        every, abs=0.03
+    )
 
 
 def test_equal_networks_are_alike_and_pruned_ones_less() -> None:

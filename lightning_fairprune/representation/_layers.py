@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -32,7 +33,7 @@ def compare_layers(
     *,
     measure: Measure = linear_cka,
     forward: Forward | None = None,
-    positions: int = 64,
+    positions: int = 256,
 ) -> dict[str, float]:
     """Returns how alike the outputs of each layer of two networks are on the same samples.
 
@@ -52,8 +53,8 @@ def compare_layers(
             layers of both, without those that do not run.
         measure: ``(x, y) -> scalar`` of features [n, D1] and [n, D2].
         forward: ``(model, batch)``, runs a network on a batch of another form; the result is not looked at.
-        positions: of the positions of a sample in a feature map, or its tokens, so many at most are looked at, evenly
-            spaced.
+        positions: of the positions of a sample in a feature map, or its tokens, so many at most are looked at, the same
+            ones of every sample, spread over rows and columns.
 
     Returns:
         The value of each layer, in the order of `layers` or of the network; NaN for one that is constant.
@@ -219,11 +220,22 @@ def _rows(name: str, module: nn.Module, result: Any, positions: int) -> Tensor:
     last = last or isinstance(module, _CHANNELS_LAST)
     features = result.movedim(-1 if last else 1, -1).flatten(1, -2) if result.ndim > 2 else result
     if features.ndim == 3 and features.shape[1] > positions:
-        every = torch.arange(positions, device=features.device) * features.shape[1] // positions
-        features = features[:, every]
+        features = features[:, _spread(positions, features.shape[1]).to(features.device)]
     rows = rows_of(features, -1)
     # MPS has no float64.
     return rows.cpu() if rows.device.type == "mps" else rows
+
+
+def _spread(count: int, total: int) -> Tensor:
+    """Returns some of the positions of a map, int64 [count], none twice.
+
+    Steps of the golden section. A plain stride would divide the width of most maps and see a few of their columns only,
+    half of them at the padded edge; a step without common divisor with the width comes through all of them alike.
+    """
+    step = round(total * 0.6180339887498949)
+    while math.gcd(step, total) > 1:
+        step += 1
+    return (torch.arange(count) * step % total).sort().values
 
 
 def _both(
