@@ -86,6 +86,7 @@ def drawn(num_classes: int, seeds: int, narrow: bool) -> dict[str, Any]:
         "kept_by_class": figures.kept_by_class(quota, sizes, names, **size),
         "quotas_over_time": figures.quotas_over_time(history, sizes, names, **size),
         "intensification_scatter": figures.intensification_scatter(before, after, names, **size),
+        "similarity": figures.similarity({label: dict(zip(names, values.tolist(), strict=True)) for label, values in zip(runs, before, strict=False)}, **size),
     }  # fmt: skip
 
 

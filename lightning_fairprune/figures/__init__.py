@@ -8,7 +8,7 @@ from __future__ import annotations
 from lightning_fairprune.figures._intensification import intensification_scatter
 from lightning_fairprune.figures._kept import density_against_recall, kept_by_class
 from lightning_fairprune.figures._recalls import recall_by_class
-from lightning_fairprune.figures._similarity import similarity as similarity
+from lightning_fairprune.figures._similarity import similarity
 from lightning_fairprune.figures._time import quotas_over_time, recalls_over_epochs
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "quotas_over_time",
     "recall_by_class",
     "recalls_over_epochs",
+    "similarity",
 ]

@@ -134,7 +134,7 @@ def write(
         "summary.csv": summary_csv(comparison),
         "classes.csv": classes_csv(comparison),
         "runs.csv": runs_csv(comparison),
-        "index.html": _similarity.added(page(comparison, pictures, thumbnails), layers),
+        "index.html": page(comparison, pictures, thumbnails, layers),
     }
     contents |= {name: text.encode() for name, text in texts.items()}
     for name, content in contents.items():

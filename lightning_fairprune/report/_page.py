@@ -15,13 +15,16 @@ from lightning_fairprune.report._words import compared_with, verdict
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def page(comparison: Comparison, pictures: Sequence[Picture], thumbnails: str = "") -> str:
+def page(
+    comparison: Comparison, pictures: Sequence[Picture], thumbnails: str = "", layers: str = ""
+) -> str:
     """Returns the page.
 
     Args:
         comparison: what it is about.
         pictures: its figures.
         thumbnails: HTML of the examples; none without a data set.
+        layers: HTML on what the layers compute; none where nobody compared them.
     """
     over = _sections.by_group
     sections = {
@@ -32,6 +35,7 @@ def page(comparison: Comparison, pictures: Sequence[Picture], thumbnails: str = 
         "What was kept": over(comparison, pictures, ["kept_by_class", "quotas_over_time"]),
         "Examples": thumbnails,
         "Intensification": over(comparison, pictures, ["intensification"]),
+        "What the layers compute": layers,
         "How to read this page": _sections.glossary(comparison),
         "Configuration": _sections.configurations(comparison),
     }

@@ -18,7 +18,6 @@ from lightning_fairprune.report._words import percent, ratio
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TITLE = "What the layers compute"
 SECTION = "similarity"
 MANY = 15  # layers, above which the table scrolls in its box
 
@@ -67,18 +66,6 @@ def section(comparison: Comparison, pictures: Sequence[Picture]) -> str:
         ]
         parts.append(paragraph(" ".join(some), "soft"))
     return "".join(parts)
-
-
-def added(page: str, content: str) -> str:
-    """Returns the page with the section in front of the one on how to read it; as it is without content."""
-    anchor = TITLE.lower().replace(" ", "-")
-    link = '<li><a href="#how-to-read-this-page">'
-    heading = '<section>\n<h2 id="how-to-read-this-page">'
-    if not content:
-        return page
-    page = page.replace(link, f'<li><a href="#{anchor}">{TITLE}</a></li>\n{link}', 1)
-    whole = f'<section>\n<h2 id="{anchor}">{TITLE}</h2>\n{content}</section>\n'
-    return page.replace(heading, f"{whole}{heading}", 1)
 
 
 def _drawing(means: Mapping[str, Mapping[str, float]], measure: str) -> Callable[[bool], Figure]:
