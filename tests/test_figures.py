@@ -87,6 +87,8 @@ def drawn(num_classes: int, seeds: int, narrow: bool) -> dict[str, Any]:
         "quotas_over_time": figures.quotas_over_time(history, sizes, names, **size),
         "intensification_scatter": figures.intensification_scatter(before, after, names, **size),
         "similarity": figures.similarity({label: dict(zip(names, values.tolist(), strict=True)) for label, values in zip(runs, before, strict=False)}, **size),
+        "sparsity_curve": figures.sparsity_curve({label: {0.0: before, 0.5: before, 0.9: after, 0.99: after / 2} for label in runs}, {LONG: before}, **size),
+        "layer_sparsity": figures.layer_sparsity(dict(zip(names, before[0].tolist(), strict=True)), total=0.9, **size),
     }  # fmt: skip
 
 
