@@ -137,7 +137,8 @@ def lamp(
     .. math:: \mathrm{score}(u) = \frac{s_u^2}{\sum_{v : s_v \ge s_u} s_v^2}
 
     with the sum over the weights of the same layer that are not removed before :math:`u` (Lee et al.,
-    ICLR 2021, arXiv:2010.07611, where the saliency :math:`s` is the magnitude). The most of each layer scores 1, so no layer is emptied before all others are down to one.
+    ICLR 2021, arXiv:2010.07611, where the saliency :math:`s` is the magnitude). The most salient weight
+    of each layer scores 1, so no layer is emptied before all others are down to one.
 
     Args:
         saliency: Saliency of each weight by the name of its parameter, float tensors of 0 or more,

@@ -1,0 +1,386 @@
+"""The callback that prunes the weights of a model while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from torch import Tensor
+
+from lightning_fairprune import criteria, masks
+from lightning_fairprune.callbacks import _weight_checks as checks
+from lightning_fairprune.callbacks._snapshot import Snapshot
+from lightning_fairprune.callbacks._weight_masks import (
+    MaskedWeights,
+    agreed,
+    averages,
+    selected,
+    unpack,
+)
+from lightning_fairprune.callbacks._weight_plan import (
+    Plan,
+    Pruned,
+    Timing,
+    end_of_training,
+    is_dry,
+    training_is_over,
+)
+from lightning_fairprune.callbacks._weight_saliency import (
+    LossFn,
+    check_criterion,
+    reads_batches,
+    saliency,
+)
+
+__all__ = ["WeightPruning"]
+
+
+class WeightPruning(pl.Callback):
+    """Removes the least important weights of a model on the way, and trains the others on.
+
+    Pruned weights are zero, exactly and from then on: after every step of every optimiser, in every
+    checkpoint, in the model that `fit` leaves behind. Parameters stay the parameters they are, so
+    checkpoints load anywhere, without this library, and there is nothing to make permanent. Zeros
+    do not make dense kernels faster, nor checkpoints smaller.
+
+    A pruning runs after the last step of an epoch, before its validation, so that what is monitored
+    is measured on the weights that are saved. It never runs after the last epoch.
+
+    Args:
+        criterion: how much each weight matters: a function of
+            :mod:`lightning_fairprune.criteria` or your own with the same parameters. It is given what
+            its parameters name: ``batches`` and ``loss_fn`` (the loss of your ``training_step``),
+            ``example_input``, ``weight_decay`` (of your optimisers), ``seed``, ``masks``, ``sparsity``.
+            One that returns bool masks decides alone, without `scope`.
+        sparsity: fraction of weights to remove in the end, in (0, 1), of those that may be pruned.
+        schedule: how to get there, a function of :mod:`lightning_fairprune.masks.schedules`.
+        start: first pruning: whole epochs that are done by then, or a fraction of training; 0 prunes
+            before the first step.
+        end: no pruning after so many epochs, or that fraction of training; at least one epoch follows.
+        every: epochs between prunings.
+        interval: ``"epoch"``, or ``"step"`` to count `start`, `end` and `every` in optimiser steps.
+        scope: how layers share the sparsity, a function of :mod:`lightning_fairprune.masks`.
+        include: patterns such as ``"encoder.*.weight"`` of parameters to prune; by default the
+            weights of all linear and convolution layers, never biases or normalisation.
+        exclude: patterns of parameters to leave alone.
+        keep_classifier: whether the last linear layer stays dense. A class that loses its few weights
+            there cannot be recalled at all.
+        floor: weights that each layer keeps at least.
+        num_batches: batches of the training loader that the criterion sees, on each rank.
+        dataloader: a loader for the criterion in place of the training loader.
+        loss_fn: ``(module, batch) -> loss`` for the criterion, where that of ``training_step`` will not
+            do.
+        rewind: after each pruning, put weights, optimisers and schedules back to where they were at
+            ``"start"`` or after so many epochs, as for lottery tickets; None trains on.
+        seed: of random criteria and of the choice of batches.
+
+    Attributes:
+        masks: by parameter name, bool, True = kept; empty before the first pruning.
+        history: a :class:`Pruned` for each pruning.
+
+    Raises:
+        ValueError: If an argument is out of range; at fit start, if the plan does not fit into training
+            or model, optimiser and Trainer cannot work with it.
+        TypeError: At fit start, if the criterion needs batches that nobody can give it.
+
+    Example:
+        >>> WeightPruning(
+        ...     criteria.gradient, sparsity=0.9, start=0.5, schedule=masks.schedules.one_shot
+        ... ).sparsity
+        0.9
+    """
+
+    def __init__(
+        self,
+        criterion: Callable[..., Any] = criteria.magnitude,
+        sparsity: float = 0.9,
+        schedule: Callable[..., Any] = masks.schedules.cubic,
+        start: int | float = 0.25,
+        end: int | float = 0.75,
+        every: int = 1,
+        interval: Literal["epoch", "step"] = "epoch",
+        scope: Callable[..., Any] = masks.globally,
+        include: list[str] | None = None,
+        exclude: list[str] | None = None,
+        keep_classifier: bool = True,
+        floor: int = 1,
+        num_batches: int = 8,
+        dataloader: Any = None,
+        loss_fn: LossFn | None = None,
+        rewind: Literal["start"] | int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._timing = Timing(sparsity, schedule, start, end, every, interval)
+        self._timing.check()
+        checks.arguments(floor=floor, num_batches=num_batches, rewind=rewind)
+        self.criterion = criterion
+        self.sparsity = sparsity
+        self.schedule = schedule
+        self.start, self.end, self.every, self.interval = start, end, every, interval
+        self.scope = scope
+        self.include, self.exclude = include, exclude
+        self.keep_classifier = keep_classifier
+        self.floor = floor
+        self.num_batches = num_batches
+        self.dataloader = dataloader
+        self.loss_fn = loss_fn
+        self.rewind = rewind
+        self.seed = seed
+        self._working: MaskedWeights | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._detach()
+        self._working = None
+        self.history: list[Pruned] = []
+        self._names: tuple[str, ...] = ()
+        self._total = 0
+        self._plan: Plan | None = None
+        self._done = 0
+        self._snapshot: Snapshot | None = None
+        self._rewind_due = False
+        self._restored: Mapping[str, Any] | None = None
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """The masks in force, by parameter name, bool, True = kept."""
+        return {} if self._working is None else self._working.masks
+
+    @property
+    def pruned(self) -> bool:
+        """Whether any weight has been removed."""
+        return bool(self.history)
+
+    # -------------------------------------------------------------------------------- begin and end
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Begins anew; checks what can be checked before any work."""
+        if stage != "fit":
+            return
+        self._forget()
+        checks.strategy(trainer)
+        if self.interval == "epoch" and not is_dry(trainer):
+            self._plan = self._timing.plan(end_of_training(trainer, "epoch"))
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Finds the weights to prune. Not in `setup`: the module may build its layers after that."""
+        self._names = selected(pl_module, self.include, self.exclude, self.keep_classifier)
+        check_criterion(self.criterion, pl_module, self.loss_fn)
+        named = dict(pl_module.named_parameters())
+        checks.sizes(self, {name: named[name].numel() for name in self._names})
+        self._total = sum(named[name].numel() for name in self._names)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Goes on where a checkpoint was taken, or prunes at initialisation."""
+        self._working = MaskedWeights(pl_module, trainer.optimizers)
+        if is_dry(trainer):
+            rank_zero_info("WeightPruning: a fast_dev_run ends too soon; nothing is pruned.")
+            return
+        if self.interval == "step":
+            self._plan = self._timing.plan(end_of_training(trainer, "step"))
+        if self._restored is not None:
+            self._restore(self._restored)
+        assert self._plan is not None
+        checks.plan(self, trainer, self._plan)
+        self._remember(trainer, pl_module)
+        self._prune_if_due(trainer, pl_module, trainer.current_epoch)
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        assert self._working is not None
+        self._plan = self._timing.restored(state["plan"]) or self._plan
+        found = unpack(state["masks"])
+        if found and tuple(found) != self._names:
+            raise ValueError(
+                f"the checkpoint has masks of {', '.join(found)}, but this fit prunes "
+                f"{', '.join(self._names)}: resume with the same model, `include` and `exclude`."
+            )
+        self._working.set(found)
+        self._restored = None
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Says so if training ended before the pruning did."""
+        if self._plan is not None and self._done < len(self._plan.at):
+            reached = self.history[-1].sparsity if self.history else 0.0
+            rank_zero_warn(
+                f"training ended at a sparsity of {reached:.4g} where {self.sparsity} was planned, "
+                f"before pruning {self._done + 1} of {len(self._plan.at)}: keep early stopping from it "
+                "with Trainer(min_epochs=...), or lower `end`."
+            )
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Lets go of the optimisers."""
+        self._detach()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Lets go of the optimisers; the masks stay to be looked at."""
+        if stage == "fit":
+            self._detach()
+
+    def _detach(self) -> None:
+        if self._working is not None:
+            self._working.detach()
+
+    # ------------------------------------------------------------------------------------- each step
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remembers the weights to rewind to."""
+        self._remember(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Rewinds. Not at the pruning: the Trainer steps schedules after that."""
+        if self._rewind_due:
+            assert self._snapshot is not None
+            assert self._working is not None
+            self._snapshot.restore(trainer, pl_module)
+            self._working.enforce()
+            self._rewind_due = False
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
+    ) -> None:
+        """Zeroes the gradients of removed weights before they are clipped."""
+        if self._working is not None:
+            self._working.zero_gradients(optimizer)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Prunes where it is due, ahead of the validation and of checkpoints."""
+        last = trainer.is_last_batch or batch_idx + 1 >= trainer.num_training_batches
+        epochs = trainer.current_epoch + bool(last)
+        if self._prune_if_due(trainer, pl_module, epochs):
+            # For callbacks that monitor in the validation to come; loggers have it already.
+            pl_module.log_dict(self._values(), logger=False)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Logs the sparsity; prunes after an epoch whose last batch the module skipped."""
+        self._prune_if_due(trainer, pl_module, trainer.current_epoch + 1)
+        pl_module.log_dict(self._values(), sync_dist=trainer.world_size > 1)
+
+    # ------------------------------------------------------------------------------------ one pruning
+
+    def _prune_if_due(self, trainer: pl.Trainer, module: pl.LightningModule, epochs: int) -> bool:
+        if self._plan is None:
+            return False
+        due = self._plan.due(epochs if self.interval == "epoch" else trainer.global_step)
+        if due <= self._done or training_is_over(trainer, epochs):
+            return False
+        target = self._plan.sparsity[due - 1]
+        self._done = due
+        before = self.history[-1].removed if self.history else 0
+        if round(target * self._total) <= before:
+            return False  # a schedule that has arrived
+        self._prune(trainer, module, target, epochs)
+        return True
+
+    def _prune(
+        self, trainer: pl.Trainer, module: pl.LightningModule, target: float, epochs: int
+    ) -> None:
+        assert self._working is not None
+        found = saliency(
+            self.criterion,
+            trainer,
+            module,
+            self._names,
+            masks=self.masks,
+            sparsity=target,
+            dataloader=self.dataloader,
+            num_batches=self.num_batches,
+            loss_fn=self.loss_fn,
+            seed=self.seed,
+            draw=self.seed + self._done,
+        )
+        scope = self.scope
+        if all(value.dtype == torch.bool for value in found.values()):
+            # Masks already: the exact count and what was removed before still hold.
+            found, scope = {name: value.float() for name, value in found.items()}, masks.globally
+        new = scope(found, target, floor=self.floor, keep=self.masks or None)
+        new = agreed(trainer, new, from_data=reads_batches(self.criterion))
+        self._working.set(new)
+        for average in averages(trainer):
+            masks.apply(average, self.masks)
+        self._rewind_due = self.rewind is not None
+        removed = sum(int((~mask).sum()) for mask in new.values())
+        if not self.history:
+            checks.reference(trainer)
+        self.history.append(Pruned(epochs, trainer.global_step, removed, self._total))
+        self._report(trainer)
+
+    @property
+    def rewind_epoch(self) -> int:
+        """Epochs that were done when the weights were what a rewind makes them."""
+        return self.rewind if isinstance(self.rewind, int) else 0
+
+    def _remember(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self.rewind is None or self._plan is None or self._snapshot is not None:
+            return
+        if trainer.current_epoch == self.rewind_epoch:
+            self._snapshot = Snapshot.take(trainer, module)
+        elif trainer.current_epoch > self.rewind_epoch:
+            raise ValueError(
+                f"`rewind` goes back to epoch {self.rewind_epoch}, whose weights the checkpoint does not "
+                "have: resume from one that was written with the same `rewind`."
+            )
+
+    # ---------------------------------------------------------------------------------------- telling
+
+    def _values(self) -> dict[str, float]:
+        if not self.masks:
+            return dict.fromkeys(
+                ("sparsity/total", "sparsity/layer/min", "sparsity/layer/max"), 0.0
+            )
+        found = masks.sparsity_of(self.masks)
+        return {
+            "sparsity/total": found.total,
+            "sparsity/layer/min": found.lowest,
+            "sparsity/layer/max": found.highest,
+        }
+
+    @rank_zero_only
+    def _report(self, trainer: pl.Trainer) -> None:
+        now, found = self.history[-1], masks.sparsity_of(self.masks)
+        layers = {f"sparsity/layer/{name}": value for name, value in found.layers.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(self._values() | layers, step=trainer.global_step)
+        sparsest = max(found.layers, key=lambda name: found.layers[name])
+        rank_zero_info(
+            f"WeightPruning: after {now.epoch} epochs and {now.step} steps {now.removed:,} of "
+            f"{now.total:,} weights are removed ({now.sparsity:.2%}), most of them in `{sparsest}` "
+            f"({found.layers[sparsest]:.2%})."
+        )
+
+    # --------------------------------------------------------------------------------------- resuming
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns masks, plan and what to rewind to, as CPU tensors and primitives."""
+        if self._restored is not None:
+            return dict(self._restored)  # training has not begun yet
+        return {
+            "plan": self._timing.state_dict(self._plan),
+            "masks": {} if self._working is None else self._working.state_dict(),
+            "done": self._done,
+            "history": [[h.epoch, h.step, h.removed, h.total] for h in self.history],
+            "snapshot": None if self._snapshot is None else self._snapshot.state_dict(),
+            "rewind_due": self._rewind_due,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues where `state_dict` was taken."""
+        self._restored = state_dict
+        self._done = state_dict["done"]
+        self.history = [Pruned(*row) for row in state_dict["history"]]
+        if state_dict["snapshot"] is not None:
+            self._snapshot = Snapshot.from_state_dict(state_dict["snapshot"])
+        self._rewind_due = state_dict["rewind_due"]

@@ -1,0 +1,1012 @@
+"""Weights that are pruned stay zero, whatever trains the others; and nothing else is touched."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+import users
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor, nn
+from users import DIM, NUM_CLASSES, Blobs, Data
+
+from lightning_fairprune import DataPruning, RecallMonitor, criteria, masks
+from lightning_fairprune.callbacks.weight_pruning import WeightPruning
+from lightning_fairprune.masks import schedules
+
+PRUNABLE = 8 * 24 + 24 * 12  # without the classifier
+
+
+class Net(users.Model):
+    """Two hidden layers, normalisation, dropout; any optimiser."""
+
+    def __init__(self, optimizer: Any = torch.optim.SGD, **options: Any) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(DIM, 24),
+            nn.BatchNorm1d(24),
+            nn.ReLU(),
+            nn.Dropout(0.1),
+            nn.Linear(24, 12),
+            nn.ReLU(),
+            nn.Linear(12, NUM_CLASSES),
+        )
+        momentum = {"momentum": 0.9} if optimizer is torch.optim.SGD else {}
+        self.make, self.options = optimizer, {"lr": 0.05, "weight_decay": 1e-3} | momentum | options
+
+    def configure_optimizers(self) -> Any:
+        return self.make(self.parameters(), **self.options)
+
+
+class Witness(Callback):
+    """Looks at the removed weights after every step and in every validation."""
+
+    def __init__(self, prune: WeightPruning) -> None:
+        self.prune, self.looks, self.sparsity = prune, 0, []
+
+    def look(self, module: Any) -> None:
+        parameters = dict(module.named_parameters())
+        for name, mask in self.prune.masks.items():
+            assert not parameters[name].detach()[~mask].any(), name
+            self.looks += 1
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+        self.look(module)
+
+    def on_validation_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+        self.look(module)
+
+    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+        self.look(module)
+        self.sparsity.append(zeros(module) / PRUNABLE)
+
+
+def zeros(module: Any) -> int:
+    return int((module.net[0].weight == 0).sum() + (module.net[4].weight == 0).sum())
+
+
+def fit(
+    prune: WeightPruning | None, *more: Any, model: Any = None, data: Any = None, **options: Any
+) -> Any:
+    """One fit from a fixed start; the model."""
+    pl.seed_everything(1, verbose=False)
+    model = Net() if model is None else model
+    model = model if isinstance(model, nn.Module) else model()
+    witness = [] if prune is None else [prune, Witness(prune)]
+    resume = options.pop("resume", None)
+    trainer = users.trainer(callbacks=[*witness, *more], **({"max_epochs": 6} | options))
+    trainer.fit(model, datamodule=Data() if data is None else data, ckpt_path=resume)
+    if prune is not None and prune.pruned:
+        assert witness[1].looks
+        witness[1].look(model)
+    return model
+
+
+def digest(model: Any) -> list[Any]:
+    return [value.tolist() for value in model.state_dict().values()]
+
+
+# -------------------------------------------------------------------------------------- exact sparsity
+
+
+@pytest.mark.parametrize("interval", ["epoch", "step"])
+@pytest.mark.parametrize("schedule", schedules.__all__)
+def test_each_pruning_removes_exactly_what_is_planned(schedule: str, interval: Any) -> None:
+    function = getattr(schedules, schedule)
+    scale = 1 if interval == "epoch" else 11
+    prune = WeightPruning(
+        sparsity=0.83, schedule=function, start=scale, end=4 * scale, every=scale, interval=interval
+    )
+    model = fit(prune)
+    planned = [round(s * PRUNABLE) for s in function(0.83, 4)]
+    planned = planned[:1] if schedule == "one_shot" else planned
+    assert [h.removed for h in prune.history] == planned
+    assert [h.epoch for h in prune.history] == list(range(1, 1 + len(planned)))
+    assert [h.step for h in prune.history] == [11 * h.epoch for h in prune.history]
+    assert zeros(model) == round(0.83 * PRUNABLE) == prune.history[-1].removed
+    assert masks.sparsity_of(prune.masks).total == round(0.83 * PRUNABLE) / PRUNABLE
+
+
+@pytest.mark.parametrize("scope", ["globally", "per_layer", "erk", "lamp"])
+@pytest.mark.parametrize("name", ["magnitude", "gradient", "undecayed", "random", "snip"])
+def test_scopes_and_criteria(scope: str, name: str) -> None:
+    prune = WeightPruning(getattr(criteria, name), 0.9, scope=getattr(masks, scope))
+    assert zeros(fit(prune, max_epochs=4)) == round(0.9 * PRUNABLE)
+
+
+@pytest.mark.parametrize("name", ["synflow", "synflow_masks"])
+def test_synflow_takes_the_shape_of_a_batch(name: str) -> None:
+    if not hasattr(criteria, name):
+        pytest.skip("criteria without synflow")
+    prune = WeightPruning(getattr(criteria, name), 0.9, start=0, end=0)
+    assert zeros(fit(prune, max_epochs=1)) == round(0.9 * PRUNABLE)
+    assert [(h.epoch, h.step) for h in prune.history] == [(0, 0)]
+
+
+def test_a_steps_plan_prunes_in_the_middle_of_an_epoch() -> None:
+    prune = WeightPruning(sparsity=0.5, start=3, end=17, every=7, interval="step")
+    fit(prune, max_epochs=3)
+    assert [h.step for h in prune.history] == [3, 10, 17]
+    assert [h.epoch for h in prune.history] == [0, 0, 1]
+
+
+def test_fractions_of_training() -> None:
+    for interval, at in (("epoch", [2, 3, 4, 5, 6]), ("step", [22, 66])):
+        every = 1 if interval == "epoch" else 44
+        prune = WeightPruning(sparsity=0.5, start=0.25, end=0.75, every=every, interval=interval)
+        fit(prune, max_epochs=8)
+        assert [h.epoch if interval == "epoch" else h.step for h in prune.history] == at
+
+
+def test_a_fraction_never_falls_on_the_last_epoch_nor_before_the_first() -> None:
+    for epochs in (2, 3):
+        prune = WeightPruning(sparsity=0.5, start=0.1, end=0.99)
+        fit(prune, max_epochs=epochs)
+        assert [h.epoch for h in prune.history] == list(range(1, epochs))
+
+
+def test_a_module_that_ends_its_epochs_itself_is_pruned_all_the_same() -> None:
+    class Short(Net):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
+            return -1 if batch_idx == 4 else None
+
+    prune = WeightPruning(sparsity=0.5, start=1, end=2)
+    fit(prune, model=Short())
+    assert [(h.epoch, h.step) for h in prune.history] == [(1, 4), (2, 8)]
+
+
+# --------------------------------------------------------------------------------- optimisers of all sorts
+
+
+class Noisy(torch.optim.SGD):
+    """Moves every weight, gradient or not, as optimisers with noise or orthogonal updates do."""
+
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        with torch.no_grad():
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.add_(0.01)
+        return loss
+
+
+OPTIMIZERS = {
+    "sgd": Net,
+    "nesterov": lambda: Net(nesterov=True),
+    "adam": lambda: Net(torch.optim.Adam, lr=0.01),
+    "adamw": lambda: Net(torch.optim.AdamW, lr=0.01, weight_decay=0.1),
+    "fused": lambda: Net(torch.optim.AdamW, lr=0.01, fused=True),
+    "rmsprop": lambda: Net(torch.optim.RMSprop, lr=0.01, momentum=0.9),
+    "noisy": lambda: Net(Noisy, momentum=0.9),
+}
+
+
+class MaskedGradients(Callback):
+    """What clipping and optimisers see, and what they remember."""
+
+    def __init__(self, prune: WeightPruning) -> None:
+        self.prune, self.seen = prune, 0
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+        parameters, optimizer = dict(module.named_parameters()), trainer.optimizers[0]
+        for name, mask in self.prune.masks.items():
+            for value in optimizer.state.get(parameters[name], {}).values():
+                if value.shape == mask.shape:
+                    assert not value[~mask].any()
+                    self.seen += 1
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_no_optimiser_moves_a_removed_weight_or_remembers_it(name: str) -> None:
+    prune = WeightPruning(sparsity=0.8, start=1, end=2)
+    memory = MaskedGradients(prune)
+    model = OPTIMIZERS[name]()
+    fit(prune, memory, model=model, max_epochs=4)
+    assert memory.seen or name == "noisy"
+    # The others were trained.
+    assert int((model.net[0].weight != 0).sum()) == int(prune.masks["net.0.weight"].sum())
+
+
+class Manual(Net):
+    """Steps twice a batch; the second forward pass must not see a removed weight."""
+
+    prune: WeightPruning
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        for _ in range(2):
+            for name, mask in self.prune.masks.items():
+                assert not self.get_parameter(name)[~mask].any()
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(F.cross_entropy(self(batch[0]), batch[1]))
+            optimizer.step()
+
+
+def test_manual_optimisation() -> None:
+    model = Manual()
+    model.prune = WeightPruning(sparsity=0.8, start=1, end=2)
+    memory = MaskedGradients(model.prune)
+    fit(model.prune, memory, model=model, max_epochs=4)
+    assert memory.seen
+
+
+def test_manual_optimisation_with_a_loss_of_its_own_for_the_criterion() -> None:
+    model = Manual()
+    loss = lambda module, batch: F.cross_entropy(module(batch[0]), batch[1])  # noqa: E731
+    model.prune = WeightPruning(criteria.gradient, 0.8, start=1, end=2, loss_fn=loss)
+    fit(model.prune, model=model, max_epochs=3)
+    prune = WeightPruning(criteria.gradient, 0.8, start=1, end=2)
+    with pytest.raises(ValueError, match=r"`gradient` needs one loss of a batch.* give `loss_fn`"):
+        fit(prune, model=Manual(), max_epochs=3)
+
+
+def test_clipping_does_not_see_the_gradients_of_removed_weights() -> None:
+    norms: list[tuple[float, float]] = []
+
+    class Clipped(Net):
+        prune: WeightPruning
+
+        def configure_gradient_clipping(self, optimizer: Any, *args: Any, **more: Any) -> None:
+            grads = {n: p.grad for n, p in self.named_parameters()}
+            whole = sum(float(g.square().sum()) for g in grads.values())
+            kept = whole - sum(
+                float(grads[n][~m].square().sum()) for n, m in self.prune.masks.items()
+            )
+            norms.append((whole, kept))
+            self.clip_gradients(optimizer, *args, **more)
+
+    model = Clipped()
+    model.prune = WeightPruning(sparsity=0.8, start=1, end=2)
+    fit(model.prune, model=model, gradient_clip_val=0.1)
+    assert all(whole == kept for whole, kept in norms)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"accumulate_grad_batches": 3},
+        {"gradient_clip_val": 0.5, "gradient_clip_algorithm": "value"},
+        {"precision": "bf16-mixed"},
+        {"precision": "bf16-true"},
+        {"precision": "64-true"},
+        {"limit_train_batches": 4},
+        {"limit_train_batches": 0.5, "val_check_interval": 0.5},
+        {"reload_dataloaders_every_n_epochs": 1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["magnitude", "undecayed"])
+def test_trainer_settings(name: str, options: dict[str, Any]) -> None:
+    prune = WeightPruning(getattr(criteria, name), 0.8, start=1, end=2)
+    assert zeros(fit(prune, max_epochs=3, **options)) == round(0.8 * PRUNABLE)
+
+
+def test_with_a_schedule_of_accumulation() -> None:
+    prune = WeightPruning(sparsity=0.8, start=4, end=12, every=4, interval="step")
+    fit(prune, GradientAccumulationScheduler({0: 3, 1: 2}), max_epochs=4)
+    assert [h.step for h in prune.history] == [4, 8, 12]
+
+
+@pytest.mark.parametrize("name", ["magnitude", "gradient"])
+def test_compiled(name: str) -> None:
+    plain = fit(WeightPruning(getattr(criteria, name), 0.8, start=1, end=2), model=Net())
+    model = Net()
+    prune = WeightPruning(getattr(criteria, name), 0.8, start=1, end=2)
+    fit_compiled = torch.compile(model, backend="eager")
+    pl.seed_everything(1, verbose=False)
+    users.trainer(callbacks=[prune], max_epochs=6).fit(fit_compiled, datamodule=Data())
+    assert zeros(model) == zeros(plain) == round(0.8 * PRUNABLE)
+
+
+# ---------------------------------------------------------------------------------------- averages
+
+
+@pytest.mark.parametrize("start", [1, 3])
+def test_stochastic_weight_averaging(start: int) -> None:
+    """Also if it averages models from before a pruning."""
+    prune = WeightPruning(sparsity=0.8, start=1, end=3)
+    average = StochasticWeightAveraging(0.01, swa_epoch_start=start, annealing_epochs=1)
+    model = fit(prune, average, max_epochs=6)
+    assert zeros(model) == round(0.8 * PRUNABLE)
+
+
+def test_exponential_moving_average(tmp_path: Path) -> None:
+    averaging = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging")
+    if not hasattr(averaging, "EMAWeightAveraging"):
+        pytest.skip("this Lightning has no EMAWeightAveraging")
+    for before in (True, False):
+        prune = WeightPruning(sparsity=0.8, start=1, end=3)
+        average = averaging.EMAWeightAveraging(decay=0.9)
+        save = ModelCheckpoint(tmp_path / str(before), filename="{epoch}", save_top_k=-1)
+        model = Net()
+        pl.seed_everything(1, verbose=False)
+        order = [average, prune, save] if before else [prune, average, save]
+        trainer = users.trainer(callbacks=order, max_epochs=5, enable_checkpointing=True)
+        trainer.fit(model, datamodule=Data())
+        assert zeros(model) == round(0.8 * PRUNABLE)
+        for epoch, removed in enumerate([h.removed for h in prune.history]):
+            state = torch.load(tmp_path / str(before) / f"epoch={epoch}.ckpt", weights_only=True)
+            saved = state["state_dict"]
+            assert sum(int((saved[n] == 0).sum()) for n in prune.masks) == removed
+
+
+# ------------------------------------------------------------------------ what is pruned, what is not
+
+
+def test_biases_normalisation_and_the_classifier_are_left_alone() -> None:
+    prune = WeightPruning(sparsity=0.9, start=1, end=1)
+    model = fit(prune, max_epochs=2)
+    assert list(prune.masks) == ["net.0.weight", "net.4.weight"]
+    others = {n: p for n, p in model.named_parameters() if n not in prune.masks}
+    assert all(bool((p != 0).all()) for p in others.values())
+    everything = WeightPruning(sparsity=0.9, start=1, end=1, keep_classifier=False)
+    fit(everything, max_epochs=2)
+    assert list(everything.masks) == ["net.0.weight", "net.4.weight", "net.6.weight"]
+
+
+def test_include_and_exclude() -> None:
+    def names(**options: Any) -> list[str]:
+        prune = WeightPruning(sparsity=0.5, start=1, end=1, **options)
+        fit(prune, max_epochs=2)
+        return list(prune.masks)
+
+    assert names(exclude=["net.0.*"]) == ["net.4.weight"]
+    assert names(include=["net.1.weight", "*.4.*"]) == [
+        "net.1.weight",
+        "net.4.weight",
+        "net.4.bias",
+    ]
+    assert names(include=["*.weight"], exclude=["net.1.*"], keep_classifier=False) == [
+        "net.0.weight",
+        "net.4.weight",
+        "net.6.weight",
+    ]
+
+
+def test_a_shared_weight_is_pruned_once() -> None:
+    class Tied(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net[4] = nn.Linear(24, 24)
+            self.net[6] = nn.Linear(24, NUM_CLASSES)
+            self.again = nn.Linear(24, 24)
+            self.again.weight = self.net[4].weight
+
+    prune = WeightPruning(sparsity=0.5, start=1, end=1)
+    fit(prune, model=Tied(), max_epochs=2)
+    assert list(prune.masks) == ["net.0.weight", "net.4.weight"]
+
+
+def test_layers_that_are_built_late() -> None:
+    class Late(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers, self.net = [self.net], None
+
+        def configure_model(self) -> None:
+            if self.net is None:
+                self.net = self.layers[0]
+
+    prune = WeightPruning(sparsity=0.8, start=1, end=1)
+    assert zeros(fit(prune, model=Late(), max_epochs=2)) == round(0.8 * PRUNABLE)
+
+
+def test_parameters_stay_what_they_are_and_hooks_go() -> None:
+    prune, model = WeightPruning(sparsity=0.8, start=1, end=1), Net()
+    before = {name: id(p) for name, p in model.named_parameters()}
+    fit(prune, model=model, max_epochs=2)
+    assert {name: id(p) for name, p in model.named_parameters()} == before
+    assert model.state_dict().keys() == Net().state_dict().keys()
+    assert not model.optimizers().optimizer._optimizer_step_post_hooks
+    assert not any("forward" in vars(part) for part in model.modules())
+
+
+# ------------------------------------------------------------------------------ what the criterion sees
+
+
+class Spy:
+    """Notes what it is given."""
+
+    def __init__(self) -> None:
+        self.losses: list[list[float]] = []
+        self.inputs: list[Any] = []
+
+    def __call__(self, model: nn.Module, batches: Any, loss_fn: Any) -> dict[str, Tensor]:
+        losses = []
+        for inputs, target in batches:
+            self.inputs.append(inputs)
+            losses.append(loss_fn(model(*inputs), target).item())
+        self.losses.append(losses)
+        return criteria.magnitude(model)
+
+
+def test_the_criterion_sees_the_gradient_of_the_training_loss() -> None:
+    """A saliency reckoned by hand on the same batches gives the same masks."""
+    batches = [
+        (Blobs(40, seed=3).x, Blobs(40, seed=3).y),
+        (Blobs(20, seed=4).x, Blobs(20, seed=4).y),
+    ]
+    found: dict[str, Tensor] = {}
+
+    class ByHand(Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, out: Any, b: Any, i: int) -> None:
+            if not found and trainer.current_epoch == 1 and trainer.is_last_batch:
+                module.eval()
+                names = ["net.0.weight", "net.4.weight"]
+                weights = [module.get_parameter(n) for n in names]
+                x, y = (torch.cat(part) for part in zip(*batches, strict=True))
+                loss = F.cross_entropy(module.net(x), y)
+                grads = torch.autograd.grad(loss, weights)
+                for n, w, g in zip(names, weights, grads, strict=True):
+                    found[n] = (-w * g + 1e-3 * w**2).abs().detach()
+                module.train()
+
+    prune = WeightPruning(criteria.undecayed, 0.6, start=2, end=2, dataloader=batches)
+    pl.seed_everything(1, verbose=False)
+    trainer = users.trainer(callbacks=[ByHand(), prune], max_epochs=3)
+    trainer.fit(Net(), datamodule=Data())
+    expected = masks.globally(found, 0.6)
+    assert sum(int((prune.masks[n] != expected[n]).sum()) for n in found) <= 2  # ties in rounding
+
+
+def test_batches_are_those_of_the_training_loader_and_differ_between_prunings() -> None:
+    spy = Spy()
+    prune = WeightPruning(spy, 0.6, start=1, end=2, num_batches=3)
+    fit(prune, max_epochs=3)
+    assert [len(losses) for losses in spy.losses] == [3, 3]
+    first, second = spy.inputs[:3], spy.inputs[3:]
+    assert [batch_idx for _, batch_idx in first] == [0, 1, 2]
+    indices = torch.cat([x[:, 0] for (x, _), _ in first])
+    assert len(indices.unique()) == 30
+    assert not torch.equal(indices, torch.cat([x[:, 0] for (x, _), _ in second]))
+    # Other seeds, other batches; the same seed, the same ones.
+    for seed, same in ((0, True), (5, False)):
+        again = Spy()
+        fit(WeightPruning(again, 0.6, start=1, end=2, num_batches=3, seed=seed), max_epochs=3)
+        assert torch.equal(again.inputs[0][0][0], first[0][0][0]) == same
+
+
+class Disturbed(Net):
+    """Has everything that a criterion's forward pass could leave traces in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torchmetrics.classification import MulticlassAccuracy
+
+        self.accuracy = MulticlassAccuracy(NUM_CLASSES)
+        self.calls = 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y = batch
+        logits = self(x)
+        self.accuracy(logits, y)
+        self.log("train_loss", F.cross_entropy(logits, y), on_step=True, on_epoch=True)
+        self.log("train_accuracy", self.accuracy, on_step=False, on_epoch=True)
+        if self.logger is not None:
+            self.logger.log_metrics({"by_hand": 1.0}, step=self.global_step)
+        return {"loss": F.cross_entropy(logits, y)}
+
+
+class Augmented(Data):
+    """Random in the worker, in the loader and on the device."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        x, y = batch
+        return x + 0.01 * torch.randn_like(x), y
+
+
+@pytest.mark.parametrize("pruned_data", [False, True])
+@pytest.mark.parametrize(
+    "loader",
+    [{}, {"workers": 2}, {"generator": True}, {"drop_last": True}],
+    ids=["plain", "workers", "generator", "drop_last"],
+)
+def test_reading_batches_disturbs_nothing(
+    loader: dict[str, Any], pruned_data: bool, tmp_path: Path
+) -> None:
+    """Magnitude with and without a look at batches: the same fit to the last bit, the same logs."""
+
+    def run(criterion: Any, folder: str) -> tuple[Any, Any]:
+        options = dict(loader)
+        if "generator" in options:
+            options["generator"] = torch.Generator().manual_seed(7)
+        prune = WeightPruning(criterion, 0.7, start=15, end=30, every=5, interval="step")
+        more = [DataPruning(0.5, 2, quota=None)] if pruned_data else []
+        logger = CSVLogger(tmp_path / folder, name="", version="")
+        model = fit(
+            prune,
+            *more,
+            model=Disturbed,
+            data=Augmented(**options),
+            logger=logger,
+            log_every_n_steps=1,
+            max_epochs=4,
+        )
+        return digest(model), (tmp_path / folder / "metrics.csv").read_text()
+
+    spy = Spy()
+    plain, looked = run(criteria.magnitude, "plain"), run(spy, "looked")
+    assert spy.losses
+    assert plain[0] == looked[0]
+    assert plain[1] == looked[1]
+
+
+def test_several_loaders_at_once() -> None:
+    class Two(Data):
+        def train_dataloader(self) -> Any:
+            one = super().train_dataloader()
+            return {"a": one, "b": torch.utils.data.DataLoader(Blobs(30, seed=9), batch_size=5)}
+
+    class Both(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return super().training_step(batch["a"], 0) + super().training_step(batch["b"], 0)
+
+    def run(criterion: Any) -> Any:
+        prune = WeightPruning(criterion, 0.8, start=15, end=15, interval="step")
+        return digest(fit(prune, model=Both, data=Two(), max_epochs=2))
+
+    spy = Spy()
+    assert run(spy) == run(criteria.magnitude)
+    assert len(spy.losses[0]) == 8
+    fit(
+        WeightPruning(criteria.gradient, 0.8, start=1, end=1),
+        model=Both(),
+        data=Two(),
+        max_epochs=2,
+    )
+
+
+def test_what_is_patched_is_put_back_after_an_error() -> None:
+    def fails(model: nn.Module, batches: Any, loss_fn: Any) -> Any:
+        for inputs, target in batches:
+            loss_fn(model(*inputs), target)
+        raise RuntimeError("no saliency today")
+
+    model, logger = Net(), CSVLogger("nowhere")
+    trainer = users.trainer(
+        callbacks=[WeightPruning(fails, 0.5, start=1, end=1)], logger=logger, max_epochs=2
+    )
+    with pytest.raises(RuntimeError, match="no saliency today"):
+        trainer.fit(model, datamodule=Data())
+    assert trainer.loggers == [logger]
+    assert not {"forward", "log", "log_dict", "_compiled_call_impl"} & vars(model).keys()
+    assert model.training
+
+
+def test_example_input() -> None:
+    def seen(model: nn.Module, example_input: Any) -> dict[str, Tensor]:
+        examples.append(example_input)
+        model.eval()(example_input)
+        model.train()
+        return criteria.magnitude(model)
+
+    examples: list[Any] = []
+    fit(WeightPruning(seen, 0.5, start=1, end=1), max_epochs=2)
+    assert examples[0].shape == (1, DIM)
+
+    class WithExample(Net):
+        example_input_array = torch.zeros(3, DIM)
+
+    fit(WeightPruning(seen, 0.5, start=1, end=1), model=WithExample(), max_epochs=2)
+    assert examples[1].shape == (3, DIM)
+
+    class Named(Data):
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return {"y": batch[1], "x": batch[0]} if self.trainer.training else batch
+
+    class Dicts(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return super().training_step((batch["x"], batch["y"]), batch_idx)
+
+    with pytest.raises(ValueError, match="set `example_input_array` of the module"):
+        fit(WeightPruning(seen, 0.5, start=0, end=0), model=Dicts(), data=Named(), max_epochs=2)
+
+
+def test_seeds_of_chance() -> None:
+    found = []
+    for seed in (0, 0, 1):
+        prune = WeightPruning(criteria.random, 0.5, start=1, end=2, seed=seed)
+        fit(prune, max_epochs=3)
+        found.append(prune.masks["net.0.weight"])
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+# ------------------------------------------------------------------------------------------- rewinding
+
+
+class Steps(Callback):
+    """The weights at the start of each step, and the state of the optimiser."""
+
+    def __init__(self) -> None:
+        self.weights: list[dict[str, Tensor]] = []
+        self.lr: list[float] = []
+        self.momenta: list[bool] = []
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        self.weights.append({n: v.clone() for n, v in module.state_dict().items()})
+        self.lr.append(trainer.optimizers[0].param_groups[0]["lr"])
+        self.momenta.append(bool(trainer.optimizers[0].state))
+
+
+class Scheduled(Net):
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)]
+
+
+@pytest.mark.parametrize("to", ["start", 0, 1])
+def test_rewind_rewinds(to: Any) -> None:
+    prune = WeightPruning(
+        sparsity=0.75, schedule=schedules.geometric, start=2, end=4, every=2, rewind=to
+    )
+    steps = Steps()
+    fit(prune, steps, model=Scheduled(), max_epochs=6)
+    origin = steps.weights[0 if to in ("start", 0) else 11]
+    mask = masks.globally(criteria.magnitude(nn.Linear(1, 1)), 0)  # only to have a dict
+    mask = dict.fromkeys(mask)
+    for epoch, removed in ((2, prune.history[0].removed), (4, prune.history[1].removed)):
+        now = steps.weights[11 * epoch]
+        gone = 0
+        for name, value in now.items():
+            if name in prune.masks:
+                zero = (value == 0) & (origin[name] != 0)
+                gone += int(zero.sum())
+                assert torch.equal(value[~zero], origin[name][~zero])
+            else:
+                assert torch.equal(value, origin[name]), name
+        assert gone == removed
+        assert steps.lr[11 * epoch] == steps.lr[0 if to in ("start", 0) else 11]
+        assert steps.momenta[11 * epoch] == (to == 1)
+    # And it trains from there.
+    assert not torch.equal(steps.weights[-1]["net.0.weight"], steps.weights[44]["net.0.weight"])
+    del mask
+
+
+def test_no_rewind_by_default() -> None:
+    steps = Steps()
+    fit(WeightPruning(sparsity=0.75, start=2, end=2), steps, max_epochs=4)
+    before, after = steps.weights[21], steps.weights[22]
+    kept = after["net.0.weight"] != 0
+    assert (after["net.0.weight"] - before["net.0.weight"])[kept].abs().max() < 0.2
+    assert not torch.equal(after["net.0.weight"][kept], steps.weights[0]["net.0.weight"][kept])
+
+
+def test_rewind_in_the_middle_of_an_epoch() -> None:
+    prune = WeightPruning(sparsity=0.75, start=5, end=15, every=10, interval="step", rewind="start")
+    steps = Steps()
+    fit(prune, steps, max_epochs=2)
+    for step in (5, 15):
+        value, origin = steps.weights[step]["net.0.weight"], steps.weights[0]["net.0.weight"]
+        assert torch.equal(value[value != 0], origin[value != 0])
+
+
+# ---------------------------------------------------------------------- metrics, checkpoints, the end
+
+
+VALIDATIONS: list[dict[str, Any]] = [
+    {},
+    {"val_check_interval": 0.5},
+    {"val_check_interval": 4},
+    {"check_val_every_n_epoch": 2},
+    {"check_val_every_n_epoch": None, "val_check_interval": 8},
+]
+
+
+@pytest.mark.parametrize("interval", ["epoch", "step"])
+@pytest.mark.parametrize("options", VALIDATIONS, ids=str)
+def test_what_is_monitored_is_of_the_weights_that_are_saved(
+    options: dict[str, Any], interval: Any, tmp_path: Path
+) -> None:
+    when = {"start": 1, "end": 4} if interval == "epoch" else {"start": 3, "end": 47, "every": 11}
+    prune = WeightPruning(sparsity=0.9, interval=interval, **when)
+    save = ModelCheckpoint(tmp_path, monitor="val_loss", filename="{step}", save_top_k=-1)
+    fit(prune, save, enable_checkpointing=True, **options)
+    found = sorted(tmp_path.glob("*.ckpt"))
+    assert len(found) >= 3
+    sparse = set()
+    val = Blobs(60, seed=1)
+    for path in found:
+        checkpoint = torch.load(path, weights_only=True)
+        state = next(v for k, v in checkpoint["callbacks"].items() if "ModelCheckpoint" in k)
+        model = Net.load_from_checkpoint(path, weights_only=True).eval()
+        parts = [
+            F.cross_entropy(model(x), y)
+            for x, y in zip(val.x.split(20), val.y.split(20), strict=True)
+        ]
+        assert float(state["current_score"]) == pytest.approx(float(sum(parts)) / 3, rel=1e-5)
+        sparse.add(zeros(model))
+    assert len(sparse) >= 2  # checkpoints between prunings
+
+
+def test_sparsity_is_logged_where_it_can_be_monitored(tmp_path: Path) -> None:
+    class Note(Callback):
+        seen: list[float] = []  # noqa: RUF012
+
+        def on_validation_end(self, trainer: Any, module: Any) -> None:
+            self.seen.append(round(float(trainer.callback_metrics.get("sparsity/total", -1)), 4))
+
+    prune = WeightPruning(sparsity=0.75, schedule=schedules.geometric, start=1, end=2)
+    note = Note()
+    fit(prune, note, logger=CSVLogger(tmp_path, name="", version=""), max_epochs=4)
+    assert note.seen == [0.5, 0.75, 0.75, 0.75]
+    table = (tmp_path / "metrics.csv").read_text().splitlines()
+    names = table[0].split(",")
+    for name in ("total", "layer/min", "layer/max", "layer/net.0.weight", "layer/net.4.weight"):
+        column = [row.split(",")[names.index(f"sparsity/{name}")] for row in table[1:]]
+        values = [float(value) for value in column if value]
+        assert values
+        assert values == sorted(values, key=lambda value: round(value, 5))  # float32 and 64
+    by_layer = {n: float((~m).float().mean()) for n, m in prune.masks.items()}
+    # The lower of both layers is the minimum.
+    last = [row.split(",") for row in table[1:]][-1]
+    assert float(last[names.index("sparsity/layer/min")]) == pytest.approx(min(by_layer.values()))
+    assert float(last[names.index("sparsity/layer/max")]) == pytest.approx(max(by_layer.values()))
+
+
+@pytest.mark.parametrize("start", [2, 3])
+def test_recalls_against_the_dense_model(start: int) -> None:
+    prune = WeightPruning(sparsity=0.9, schedule=schedules.geometric, start=start, end=start + 1)
+    monitor = RecallMonitor(reference="before_pruning")
+    fit(prune, monitor, max_epochs=6)
+    history = monitor.history
+    assert [e.pruned for e in history.evaluations] == [
+        e.epoch >= start for e in history.evaluations
+    ]
+    dense = next(e for e in history.evaluations if e.epoch == start - 1)
+    assert history.reference["val"].tp.tolist() == dense.counts.tp.tolist()
+
+
+def test_alpha_of_each_pruning_is_logged(tmp_path: Path) -> None:
+    prune = WeightPruning(sparsity=0.95, start=2, end=4)
+    logger = CSVLogger(tmp_path, name="", version="")
+    fit(prune, RecallMonitor(reference="before_pruning"), logger=logger, max_epochs=6)
+    table = (tmp_path / "metrics.csv").read_text().splitlines()
+    column = table[0].split(",").index("val/recall/alpha")
+    assert (
+        len([row for row in table[1:] if row.split(",")[column]]) == 5
+    )  # from the second epoch on
+
+
+def test_a_reference_that_never_comes_is_told() -> None:
+    prune = WeightPruning(sparsity=0.9, start=1, end=2)
+    with pytest.warns(UserWarning, match="pruned before the first validation: raise `start`"):
+        fit(prune, RecallMonitor(reference="before_pruning"), max_epochs=3)
+    prune = WeightPruning(sparsity=0.9, start=0, end=2)
+    fit(prune, RecallMonitor(reference="fit_start"), max_epochs=3)
+
+
+def test_early_stopping_waits_for_the_sparsity_if_told_to() -> None:
+    stop = EarlyStopping("val_loss", patience=0, min_delta=100.0)
+    prune = WeightPruning(sparsity=0.9, start=1, end=4)
+    fit(prune, stop, max_epochs=8, min_epochs=6)
+    assert prune.history[-1].sparsity == round(0.9 * PRUNABLE) / PRUNABLE
+    with pytest.warns(
+        UserWarning, match="training ended at a sparsity of .* where 0.9 was planned"
+    ):
+        fit(
+            WeightPruning(sparsity=0.9, start=1, end=4),
+            EarlyStopping("val_loss", patience=0, min_delta=100.0),
+            max_epochs=8,
+        )
+
+
+def test_one_callback_for_several_fits() -> None:
+    prune = WeightPruning(criteria.gradient, 0.8, start=1, end=2, rewind="start")
+    found = [digest(fit(prune, max_epochs=4)) for _ in range(2)]
+    assert found[0] == found[1]
+    # One that failed is no hindrance either.
+    with pytest.raises(ValueError, match="lower `end`"):
+        fit(prune, max_epochs=2)
+    assert digest(fit(prune, max_epochs=4)) == found[0]
+
+
+def test_fast_dev_run_and_evaluation() -> None:
+    prune, model = WeightPruning(), Net()
+    users.trainer(callbacks=[prune], fast_dev_run=True).fit(model, datamodule=Data())
+    assert not prune.pruned
+    assert not prune.masks
+    trainer = users.trainer(callbacks=[prune])
+    trainer.validate(model, datamodule=Data(), verbose=False)
+
+
+# -------------------------------------------------------------------------------------- with DataPruning
+
+
+@pytest.mark.parametrize(
+    "form", [DataPruning(0.5, 2, quota=None), DataPruning(0.5, 2, after="restart", quota=None)]
+)
+def test_with_data_pruning(form: DataPruning) -> None:
+    for interval in ("epoch", "step"):
+        when = {"start": 3, "end": 4} if interval == "epoch" else {"start": 0.8, "end": 0.9}
+        prune = WeightPruning(criteria.gradient, 0.8, interval=interval, **when)  # type: ignore[arg-type]
+        assert zeros(fit(prune, form, max_epochs=6)) == round(0.8 * PRUNABLE)
+
+
+def test_a_restart_that_would_undo_pruning_is_refused() -> None:
+    data = DataPruning(0.5, 2, after="restart", quota=None)
+    for start in (0, 2):
+        with pytest.raises(ValueError, match="puts all weights back after its 2 epochs of warm-up"):
+            fit(WeightPruning(sparsity=0.8, start=start, end=4), data)
+
+
+# --------------------------------------------------------------------------------------------- YAML
+
+
+MINE = """
+from test_weight_pruning import Net
+from users import Data
+
+def loss(module, batch):
+    return module.training_step(batch, 0)
+"""
+
+
+def test_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning_fairprune import cli
+
+    (tmp_path / "mine_too.py").write_text(MINE)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    options = {
+        "criterion": "lightning_fairprune.criteria.undecayed",
+        "sparsity": 0.8,
+        "schedule": "lightning_fairprune.masks.schedules.geometric",
+        "scope": "lightning_fairprune.masks.lamp",
+        "start": 1,
+        "end": 0.5,
+        "every": 1,
+        "interval": "epoch",
+        "include": ["*.weight"],
+        "exclude": ["net.1.*"],
+        "keep_classifier": True,
+        "floor": 2,
+        "num_batches": 2,
+        "loss_fn": "mine_too.loss",
+        "rewind": "start",
+        "seed": 3,
+    }
+    callback = {
+        "class_path": "lightning_fairprune.callbacks.weight_pruning.WeightPruning",
+        "init_args": options,
+    }
+    content = {
+        "seed_everything": 0,
+        "trainer": {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": 4,
+            "default_root_dir": str(tmp_path / "out"),
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            "callbacks": [callback],
+        },
+        "model": {"class_path": "mine_too.Net"},
+        "data": {"class_path": "mine_too.Data"},
+    }
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(content))
+    assert cli.main(["fit", "--config", str(path)]) == 0
+    (saved,) = (tmp_path / "out").rglob("*.ckpt")
+    state = torch.load(saved, weights_only=True)
+    removed = sum(int((state["state_dict"][f"net.{k}.weight"] == 0).sum()) for k in (0, 4))
+    assert removed == round(0.8 * PRUNABLE)
+    assert state["callbacks"]["WeightPruning"]["plan"]["timing"]["schedule"] == "geometric"
+
+
+# ---------------------------------------------------------------------------------------------- refused
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"sparsity": 1.0}, r"`sparsity` must be in \(0, 1\).* got 1.0"),
+        ({"sparsity": 0.0}, r"`sparsity` must be in \(0, 1\)"),
+        ({"start": 1.5}, r"`start` must be a whole number of epochs or a fraction .* got 1.5"),
+        ({"end": 1.0}, "`end` must be a whole number"),
+        ({"start": -1}, "`start` must be 0 or more epochs, got -1"),
+        ({"start": 3, "end": 2}, "`end` must not be before `start`, got 2 and 3"),
+        ({"every": 0}, "`every` must be at least 1 epoch"),
+        ({"interval": "day"}, "`interval` must be one of epoch, step, got 'day'"),
+        ({"floor": -1}, "`floor` must be 0 or more weights"),
+        ({"num_batches": 0}, "`num_batches` must be at least 1"),
+        ({"rewind": -1}, "`rewind` must be None, 'start' or 0 or more epochs, got -1"),
+        ({"rewind": "end"}, "`rewind` must be None, 'start'"),
+    ],
+)
+def test_arguments_are_checked(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        WeightPruning(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "trainer", "match"),
+    [
+        ({"start": 1, "end": 6}, {}, "must leave at least one epoch .* after 6 of 6: lower `end`"),
+        ({"start": 66, "end": 66, "interval": "step"}, {}, "at least one step .* after 66 of 66"),
+        ({"start": 1, "end": 3}, {"max_steps": 33}, "at least one step .* 3 epochs of 11 steps"),
+        ({"start": 0.5}, {"max_epochs": -1, "max_steps": 5}, "length is not set"),
+        ({"start": 5, "end": 0.2}, {}, "`end` must not be before `start`, got 0.2 and 5"),
+        ({"include": ["no.such"]}, {}, "`include`: no parameter has a name like 'no.such'"),
+        ({"exclude": ["no.such"]}, {}, "`exclude`: no parameter has a name like 'no.such'"),
+        ({"exclude": ["*"]}, {}, "must have weights to prune, but `include`, `exclude`"),
+        ({"sparsity": 0.999, "floor": 5}, {}, "`floor`=5 keeps 10 weights in 2 layers"),
+        ({"start": 2, "rewind": 2}, {}, "`rewind` must lie before the first pruning, got epoch 2"),
+        ({"schedule": lambda s, n: [s]}, {}, "`schedule` must return 4 sparsities"),
+        ({"schedule": lambda s, n: [0.5] * n}, {}, "end with 0.9"),
+        ({"criterion": lambda model: {}}, {}, "must return a saliency for each parameter .* net.0"),
+        ({"criterion": lambda model: None}, {}, "must return a saliency"),
+        (
+            {"criterion": criteria.gradient, "dataloader": []},
+            {},
+            "at least one batch .* it gave none",
+        ),
+        (
+            {"criterion": criteria.gradient, "loss_fn": lambda module, batch: None},
+            {},
+            "`loss_fn` must return a loss",
+        ),
+    ],
+)
+def test_refused_before_or_at_the_first_pruning(
+    options: dict[str, Any], trainer: dict[str, Any], match: str
+) -> None:
+    with pytest.raises(ValueError, match=match):
+        fit(WeightPruning(**({"start": 1, "end": 4} | options)), **trainer)
+
+
+def test_other_refusals() -> None:
+    with pytest.raises(TypeError, match="must be a list of patterns, got the string 'net'"):
+        fit(WeightPruning(include="net"))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="can be read only once"):
+        fit(WeightPruning(criteria.gradient, dataloader=iter([(torch.zeros(2, DIM), [])])))
+    average = StochasticWeightAveraging(0.01, swa_epoch_start=4)
+    with pytest.raises(ValueError, match="`rewind` puts the weights back, but not the average"):
+        fit(WeightPruning(rewind="start"), average)
+
+    class Fetches(Net):
+        def training_step(self, dataloader_iter: Any) -> Any:
+            batch, _, _ = next(dataloader_iter)
+            return F.cross_entropy(self(batch[0]), batch[1])
+
+    with pytest.raises(TypeError, match="fetches its own: give `loss_fn`"):
+        fit(WeightPruning(criteria.gradient), model=Fetches())
+
+    class Nothing(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return None if batch_idx == 1 else super().training_step(batch, batch_idx)
+
+    with pytest.raises(
+        ValueError, match=r"training_step must return a loss .* NoneType for batch 1"
+    ):
+        fit(WeightPruning(criteria.gradient), model=Nothing())
+
+
+def test_sharded_strategies_are_refused() -> None:
+    from types import SimpleNamespace
+
+    from lightning.pytorch.strategies import FSDPStrategy
+
+    trainer = SimpleNamespace(callbacks=[], strategy=FSDPStrategy())
+    with pytest.raises(ValueError, match="no process has with FSDPStrategy: use DDP or one device"):
+        WeightPruning().setup(trainer, Net(), "fit")  # type: ignore[arg-type]
