@@ -527,7 +527,7 @@ def test_reading_batches_disturbs_nothing(
         options = dict(loader)
         if "generator" in options:
             options["generator"] = torch.Generator().manual_seed(7)
-        prune = WeightPruning(criterion, 0.7, start=15, end=30, every=5, interval="step")
+        prune = WeightPruning(criterion, 0.7, start=15, end=25, every=5, interval="step")
         more = [DataPruning(0.5, 2, quota=None)] if pruned_data else []
         logger = CSVLogger(tmp_path / folder, name="", version="")
         model = fit(
@@ -726,12 +726,13 @@ def test_what_is_monitored_is_of_the_weights_that_are_saved(
     for path in found:
         checkpoint = torch.load(path, weights_only=True)
         state = next(v for k, v in checkpoint["callbacks"].items() if "ModelCheckpoint" in k)
-        model = Net.load_from_checkpoint(path, weights_only=True).eval()
+        model = Net().eval()
+        model.load_state_dict(checkpoint["state_dict"])
         parts = [
             F.cross_entropy(model(x), y)
             for x, y in zip(val.x.split(20), val.y.split(20), strict=True)
         ]
-        assert float(state["current_score"]) == pytest.approx(float(sum(parts)) / 3, rel=1e-5)
+        assert float(state["current_score"]) == pytest.approx(sum(parts).item() / 3, rel=1e-5)
         sparse.add(zeros(model))
     assert len(sparse) >= 2  # checkpoints between prunings
 
@@ -780,9 +781,8 @@ def test_alpha_of_each_pruning_is_logged(tmp_path: Path) -> None:
     fit(prune, RecallMonitor(reference="before_pruning"), logger=logger, max_epochs=6)
     table = (tmp_path / "metrics.csv").read_text().splitlines()
     column = table[0].split(",").index("val/recall/alpha")
-    assert (
-        len([row for row in table[1:] if row.split(",")[column]]) == 5
-    )  # from the second epoch on
+    # Of each validation; those before the first pruning compare the dense model with itself.
+    assert len([row for row in table[1:] if row.split(",")[column]]) == 6
 
 
 def test_a_reference_that_never_comes_is_told() -> None:
@@ -975,6 +975,7 @@ def test_refused_before_or_at_the_first_pruning(
         fit(WeightPruning(**({"start": 1, "end": 4} | options)), **trainer)
 
 
+@pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter` step flavor")
 def test_other_refusals() -> None:
     with pytest.raises(TypeError, match="must be a list of patterns, got the string 'net'"):
         fit(WeightPruning(include="net"))  # type: ignore[arg-type]
@@ -994,7 +995,8 @@ def test_other_refusals() -> None:
 
     class Nothing(Net):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
-            return None if batch_idx == 1 else super().training_step(batch, batch_idx)
+            skip = batch_idx == 1 and not self.training
+            return None if skip else super().training_step(batch, batch_idx)
 
     with pytest.raises(
         ValueError, match=r"training_step must return a loss .* NoneType for batch 1"
