@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from lightning_fairprune._files import write_whole
-from lightning_fairprune.report import _dataset, _similarity
+from lightning_fairprune.report import _dataset, _similarity, _sparsity
 from lightning_fairprune.report._compare import Comparison, compare
 from lightning_fairprune.report._draw import plans, render
 from lightning_fairprune.report._examples import examples_of
@@ -115,7 +115,7 @@ def write(
     comparison: Comparison, dataset: Any, folder: Path, console: Console | None
 ) -> list[Path]:
     """Writes all files and returns them, the page first."""
-    planned = plans(comparison) + _similarity.plans(comparison)
+    planned = plans(comparison) + _sparsity.plans(comparison) + _similarity.plans(comparison)
     bar = Progress(
         TextColumn("Drawing"),
         BarColumn(),

@@ -232,6 +232,10 @@ def _group(
     sizes, kept = _kept(runs, data, recall.shape[1])
     share = [torch.nan if r.record is None else r.record.selection.density for r in runs]
     values["density"] = torch.tensor(share, dtype=torch.float64)
+    removed = [
+        torch.nan if r.sparsity is None else r.sparsity.at(r.history.last(data).step) for r in runs
+    ]
+    values["sparsity"] = torch.tensor(removed, dtype=torch.float64)
     test = None
     if before is not None and reference is not None and min(len(runs), len(reference.recall)) > 1:
         test = class_change_test(reference.recall, recall)

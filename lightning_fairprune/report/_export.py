@@ -11,7 +11,7 @@ import torch
 
 from lightning_fairprune import recalls
 from lightning_fairprune.report._compare import Comparison, Group
-from lightning_fairprune.report._rows import MEASURES, rows
+from lightning_fairprune.report._rows import MEASURES, measured, rows
 from lightning_fairprune.report._words import (
     NOTHING,
     compared_with,
@@ -116,9 +116,10 @@ def markdown(comparison: Comparison) -> str:
 
 
 def _settings(comparison: Comparison) -> str:
-    head = ["setting", "runs", *(m.heading for m in MEASURES), "worst class"]
+    told = measured(comparison)
+    head = ["setting", "runs", *(m.heading for m in told), "worst class"]
     cells = [
-        [row.label, str(row.runs), *(" ".join(row.cell(m)).strip() for m in MEASURES), row.weakest]
+        [row.label, str(row.runs), *(" ".join(row.cell(m)).strip() for m in told), row.weakest]
         for row in rows(comparison)
     ]
     return _table(head, cells)

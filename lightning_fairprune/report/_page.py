@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from lightning_fairprune.report import _sections
+from lightning_fairprune.report import _sections, _sparsity
 from lightning_fairprune.report._compare import Comparison
 from lightning_fairprune.report._draw import Picture
 from lightning_fairprune.report._html import paragraph
@@ -32,6 +32,7 @@ def page(
         "Recall of each class": _sections.classes(comparison, pictures),
         "Density against recall": over(comparison, pictures, ["density_against_recall"]),
         "Over the epochs": _sections.over_epochs(pictures),
+        "Sparsity": _sparsity.section(comparison, pictures),
         "What was kept": over(comparison, pictures, ["kept_by_class", "quotas_over_time"]),
         "Examples": thumbnails,
         "Intensification": over(comparison, pictures, ["intensification"]),

@@ -12,6 +12,7 @@ from lightning_fairprune import representation
 from lightning_fairprune._files import RUN_FOLDER
 from lightning_fairprune.history import RecallHistory
 from lightning_fairprune.record import PruningRecord
+from lightning_fairprune.sparsity import SparsityRecord
 
 # Text that Lightning writes next to it; the first that says something names the settings.
 TEXTS = ("hparams.yaml", "config.yaml")
@@ -30,6 +31,7 @@ class Run:
         texts: content of `hparams.yaml` and `config.yaml`, where they are.
         found_in: the folder that the user named, if it holds more runs than this one.
         similarity: of each layer to that of the dense network; None if nobody compared them.
+        sparsity: what weight pruning did; None if it did nothing.
     """
 
     path: Path
@@ -39,6 +41,7 @@ class Run:
     texts: dict[str, str] = field(default_factory=dict)
     found_in: Path | None = None
     similarity: representation.Similarity | None = None
+    sparsity: SparsityRecord | None = None
 
     @property
     def seed(self) -> int | None:
@@ -121,4 +124,8 @@ def _read(folder: Path, name: str | None, found_in: Path | None) -> Run:
         similarity = representation.load(folder)
     except FileNotFoundError:
         similarity = None
-    return Run(folder, history, record, name, texts, found_in, similarity)
+    try:
+        sparsity = SparsityRecord.load(folder)
+    except FileNotFoundError:
+        sparsity = None
+    return Run(folder, history, record, name, texts, found_in, similarity, sparsity)

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import torch
 
+from lightning_fairprune.figures._layers import in_percent
 from lightning_fairprune.report._compare import Comparison, measures
-from lightning_fairprune.report._words import amount, points, ratio
+from lightning_fairprune.report._words import NOTHING, amount, points, ratio
 from lightning_fairprune.statistics import Summary, summarise
 
 
@@ -21,6 +22,10 @@ class Measure(NamedTuple):
     write: Callable[[float], str]
 
 
+def _sparsity(value: float) -> str:
+    return NOTHING if value != value else in_percent(value)
+
+
 MEASURES = (
     Measure("average", "average", points),
     Measure("worst", "worst", points),
@@ -30,7 +35,14 @@ MEASURES = (
     Measure("disparity", "max disparity", points),
     Measure("zero_recall", "classes at 0", amount),
     Measure("density", "density", points),
+    Measure("sparsity", "sparsity", _sparsity),
 )
+
+
+def measured(comparison: Comparison) -> list[Measure]:
+    """Returns the measures for people: sparsity only where a run has one."""
+    sparse = any(run.sparsity is not None for run in comparison.runs)
+    return [measure for measure in MEASURES if sparse or measure.name != "sparsity"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,7 +75,7 @@ class Row:
         if measure.name == "alpha" and self.alpha_label:
             mean += f" {self.alpha_label}"
         # Classes at 0 are counted, they have no distribution that a t interval suits.
-        plain = reach != reach or measure.name in ("zero_recall", "density")
+        plain = reach != reach or measure.name in ("zero_recall", "density", "sparsity")
         return mean, "" if plain else f"±{measure.write(reach)}"
 
 

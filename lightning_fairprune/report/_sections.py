@@ -10,7 +10,7 @@ from lightning_fairprune.report._compare import LABEL_LEVEL, RATE, Comparison, G
 from lightning_fairprune.report._draw import Picture
 from lightning_fairprune.report._html import cell, details, figure, paragraph, table
 from lightning_fairprune.report._read import Run
-from lightning_fairprune.report._rows import MEASURES, rows
+from lightning_fairprune.report._rows import measured, rows
 from lightning_fairprune.report._settings import configuration, differences, shown
 from lightning_fairprune.report._words import (
     listed,
@@ -30,10 +30,11 @@ MOST_TEXT = 20_000  # characters of a file
 
 def settings(comparison: Comparison) -> str:
     """The table of settings."""
-    head = ["setting", "runs", *(m.heading for m in MEASURES), "worst class"]
+    told = measured(comparison)
+    head = ["setting", "runs", *(m.heading for m in told), "worst class"]
     lines = []
     for row in rows(comparison):
-        cells = [cell(str(row.runs)), *(cell(*row.cell(m)) for m in MEASURES)]
+        cells = [cell(str(row.runs)), *(cell(*row.cell(m)) for m in told)]
         lines.append((row.label, [*cells, cell(row.weakest, kind="text")]))
     several = any(len(group.runs) > 1 for group in comparison.groups)
     spread = (
@@ -201,6 +202,9 @@ def _files(run: Run) -> str:
     if run.record is not None:
         lines = [f"{key}: {value}" for key, value in run.record.settings.items()]
         texts["pruning"] = "\n".join(lines)
+    if run.sparsity is not None:
+        lines = [f"{key}: {value}" for key, value in run.sparsity.settings.items()]
+        texts["weight pruning"] = "\n".join(lines)
     texts |= run.texts
     parts = []
     for name, text in texts.items():

@@ -11,9 +11,12 @@ import yaml  # type: ignore[import-untyped]
 
 from lightning_fairprune.report._read import TEXTS, Run
 
-PRUNING = "pruning"
+# Where settings come from: DataPruning and WeightPruning.
+PRUNING, WEIGHTS = "pruning", "weights"
 # These come first in a label.
-FIRST = ("quota", "density", "score", "keep")
+FIRST = ("quota", "density", "score", "keep", "criterion", "sparsity", "schedule")
+# Of those, what is said in any case.
+ALWAYS = {PRUNING: ("quota", "density"), WEIGHTS: ("criterion", "sparsity")}
 # Where a run lies and which number it has is no setting.
 _PLACES = {"default_root_dir", "save_dir", "dirpath", "log_dir", "ckpt_path"}
 _SEED = re.compile(r"(^|_)seed($|_)", re.IGNORECASE)
@@ -24,13 +27,16 @@ _MODULE = re.compile(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])")
 def configuration(run: Run) -> dict[str, str]:
     """Returns the settings of a run as text, by dotted names, without seeds and places.
 
-    The names begin with where they come from: ``pruning``, ``hparams`` or ``config``.
+    The names begin with where they come from: ``pruning`` (of data), ``weights``, ``hparams`` or
+    ``config``.
     """
     pruned = any(evaluation.pruned for evaluation in run.history.evaluations)
+    found = {PRUNING: "weights" if pruned else "none"}
     if run.record is not None:
         found = {PRUNING: "data", **_flat(run.record.settings, PRUNING)}
-    else:
-        found = {PRUNING: "weights" if pruned else "none"}
+    if run.sparsity is not None:
+        found[PRUNING] = "weights" if run.record is None else "data and weights"
+        found |= _flat(run.sparsity.settings, WEIGHTS)
     for name, text in run.texts.items():
         found |= _flat(_parsed(text), name.removesuffix(".yaml"))
     return found
@@ -92,7 +98,7 @@ def labels(runs: Sequence[Run], taken: Set[str] = frozenset()) -> list[str]:
 
 def differences(configurations: Sequence[Mapping[str, str]]) -> list[str]:
     """Returns the names of all settings in which some of them differ, pruning first."""
-    sources = (PRUNING, *(text.removesuffix(".yaml") for text in TEXTS))
+    sources = (PRUNING, WEIGHTS, *(text.removesuffix(".yaml") for text in TEXTS))
     return [key for source in sources for key in _differing(configurations, source)]
 
 
@@ -103,9 +109,19 @@ def shown(value: str) -> str:
 
 def _pruning_labels(configurations: Sequence[Mapping[str, str]]) -> list[str]:
     """Returns what pruning was, by the settings that tell it apart from that of the others."""
-    pruned = [c for c in configurations if c[PRUNING] == "data"]
-    always = [f"{PRUNING}.{key}" for key in FIRST[:2]]
-    differing = _differing(pruned, PRUNING)
+    plain = {"none": "no pruning", "weights": "weights pruned"}
+    both = [_particular(configurations, source) for source in ALWAYS]
+    return [
+        ", ".join(part for part in parts if part) or plain.get(c[PRUNING], "pruned")
+        for c, *parts in zip(configurations, *both, strict=True)
+    ]
+
+
+def _particular(configurations: Sequence[Mapping[str, str]], source: str) -> list[str]:
+    """Returns what pruning of one kind was; nothing for those without it."""
+    pruned = [c for c in configurations if any(key.startswith(f"{source}.") for key in c)]
+    always = [f"{source}.{key}" for key in ALWAYS[source]]
+    differing = _differing(pruned, source)
     keys = [key for key in always if key in differing or not differing]
     for key in differing:
         more = [*keys, key]
@@ -114,13 +130,10 @@ def _pruning_labels(configurations: Sequence[Mapping[str, str]]) -> list[str]:
     keys.sort(key=differing.index if differing else always.index)
     found = []
     for c in configurations:
-        if c[PRUNING] != "data":
-            found.append("no pruning" if c[PRUNING] == "none" else "weights pruned")
-            continue
         parts = [(_last(key), shown(c[key])) for key in keys if key in c]
         # Nothing is said of what was left out, unless nothing else could be said.
         parts = [part for part in parts if part[1] != "none"] or parts[:1]
-        found.append(", ".join(f"{name}={value}" for name, value in parts) or "pruned")
+        found.append(", ".join(f"{name}={value}" for name, value in parts))
     return found
 
 
