@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_fairprune.criteria._batches import Batch, Loss, call, leaves, mapped, scalar
 from lightning_fairprune.criteria._groups import Groups, check_present, parts
@@ -126,7 +127,8 @@ def _curvature(
     sums = {name: torch.zeros_like(full_precision(w)) for name, w in weights.items()}
     pieces = [torch.split(t, rows) for t in leaves((batch.inputs, batch.target))]
     for piece in zip(*pieces, strict=True):
-        with torch.no_grad():  # torch.func differentiates all the same, by the weights alone
+        # torch.func differentiates all the same, by the weights alone; it cannot do fused attention.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             of_each, squares = vmap(one, randomness="different")(*piece)
         loss = loss + of_each.sum()
         for name, value in squares.items():

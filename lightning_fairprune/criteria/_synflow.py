@@ -27,7 +27,7 @@ def synflow(
 ) -> dict[str, Tensor]:
     r"""Return the share of the synaptic flow that goes through each weight.
 
-    `|\theta \partial R / \partial \theta| / R`, where R is the sum of the outputs for one input of ones, of the network
+    `|\theta \partial R / \partial \theta| / |R|`, where R is the sum of the outputs for one input of ones, of the network
     whose parameters and floating-point buffers (statistics of batch normalisation) are replaced by their
     absolute values: Tanaka et al., "Pruning neural networks without any data by iteratively conserving synaptic flow"
     (NeurIPS 2020, arXiv 2006.05467, equation 2). Division by R is ours: it changes no ranking, and R itself overflows
@@ -81,7 +81,8 @@ def synflow_masks(
 
     After round k of n, `(1 - sparsity)^{k/n}` of the weights are left, those with the most flow in all layers
     together, scored without the weights already gone: Tanaka et al. (NeurIPS 2020, arXiv 2006.05467, algorithm 1).
-    So no layer empties long before the others, as it does with one round. Exactly `round(sparsity * N)` of N weights go;
+    So no layer empties long before the others, as it does with one round. Biases have a flow of their own: where
+    it outweighs that of the input (narrow layers, biases not 0), the layers below may empty all the same. Exactly `round(sparsity * N)` of N weights go;
     the published code may remove more where scores are equal. Of equal ones the earlier in the order of
     `model.named_parameters()` stays, and what is gone does not come back.
 
@@ -176,7 +177,7 @@ def _flow(
             raise ValueError(
                 "the outputs of `model` must depend on a parameter that is scored, got some that do not."
             )
-        scale = whole.detach()
+        scale = whole.detach().abs()  # below 0 only where a layer breaks the theory
         if not scale.isfinite():
             raise ValueError(
                 "the flow through `model` must fit into float64, got "
