@@ -30,7 +30,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from _cifar10 import BATCH_SIZE, NAMES, Cifar10Small, MissingDataError, SmallCNN
-from cifar10_one_fit import Meter, append, read, spread, test_recall
+from cifar10_one_fit import Meter, append, place_labels, read, spread, test_recall
 from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -284,6 +284,52 @@ def table(lines: list[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
+def figure(lines: list[dict[str, Any]], path: Path) -> None:
+    """Draws average against worst-class recall: an arrow from each method to itself under DRoP quotas."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    where = {}
+    for method in METHODS:
+        group = [line for line in lines if line["method"] == method]
+        if group:
+            where[method] = (spread(group, "average")[0], spread(group, "worst")[0])
+    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+    fig, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    colours = [matplotlib.colors.to_hex(colour) for colour in plt.get_cmap("tab10").colors]
+    points = []
+    for i, name in enumerate(("random", *SCORED)):
+        if not {name, f"{name}+drop"} <= where.keys():
+            continue
+        start, end = where[name], where[f"{name}+drop"]
+        style = {"arrowstyle": "->", "color": colours[i], "linewidth": 1.4, "shrinkB": 0}
+        axes.annotate("", end, start, arrowprops=style)
+        axes.plot(*start, "o", color=colours[i])
+        axes.plot(*end, ",", color=colours[i])  # so that the axes reach to the head of the arrow
+        points.append((*start, name, colours[i]))
+    for name in (
+        "full",
+        "balanced",
+        "cdb_w_drop_window3",
+        "grand+strategyq",
+        "forgetting+strategyq",
+    ):
+        if name in where:
+            axes.plot(*where[name], "s", color="#555555", markersize=4)
+            points.append((*where[name], name, "#555555"))
+    axes.set_xlabel("average recall (held-out half of the test set)")
+    axes.set_ylabel("worst-class recall")
+    axes.grid(alpha=0.2)
+    axes.margins(0.1)
+    place_labels(axes, points)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    fig.savefig(temporary, format=path.suffix[1:], dpi=160)
+    temporary.replace(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder with CIFAR-10, see _cifar10.py")
@@ -303,7 +349,11 @@ def main() -> None:
     parser.add_argument(
         "--table", action="store_true", help="print the table of what is there and stop"
     )
+    parser.add_argument("--figure", type=Path, help="draw what is there and stop")
     given = parser.parse_args()
+    if given.figure is not None:
+        figure(read(given.out), given.figure)
+        return
     if given.table:
         print(table(read(given.out)))
         return
