@@ -82,9 +82,10 @@ def synflow_masks(
     After round k of n, `(1 - sparsity)^{k/n}` of the weights are left, those with the most flow in all layers
     together, scored without the weights already gone: Tanaka et al. (NeurIPS 2020, arXiv 2006.05467, algorithm 1).
     So no layer empties long before the others, as it does with one round. Biases have a flow of their own: where
-    it outweighs that of the input (narrow layers, biases not 0), the layers below may empty all the same. Exactly `round(sparsity * N)` of N weights go;
-    the published code may remove more where scores are equal. Of equal ones the earlier in the order of
-    `model.named_parameters()` stays, and what is gone does not come back.
+    it outweighs that of the input (narrow layers, biases not 0), the layers below may empty all the same.
+
+    Exactly `round(sparsity * N)` of N weights go; the published code may remove more where scores are equal. Of
+    equal ones the earlier in the order of `model.named_parameters()` stays, and what is gone does not come back.
 
     One forward and backward pass of one sample in float64 per round; memory of some copies of the network in
     float64.
