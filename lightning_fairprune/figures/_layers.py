@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning_fairprune.figures._classes import MOST_ROWS
+from lightning_fairprune.figures._compression import AXIS, in_percent, mark, place
 from lightning_fairprune.figures._sheet import (
     BLUE,
     DARK,
     FONT,
+    GRID,
     LINE,
     PAD,
-    PALE,
     VERMILION,
     Sheet,
     settings,
@@ -32,6 +33,8 @@ def layer_sparsity(
 ) -> Figure:
     """Draws how sparse each layer is, in their order, the first on top; of more than 40, only some are named.
 
+    The axis is that of `sparsity_curve`, so that 99 and 99.9 % can be told apart.
+
     Args:
         layers: fraction of the weights of each layer that is removed, in [0, 1]; NaN is not drawn.
         total: the same of all weights together, for a dashed line; None draws none.
@@ -49,8 +52,7 @@ def layer_sparsity(
         >>> figure.texts[0].get_text()
         'Sparsest: fc.weight, 99.5 %; densest: conv.weight, 50 %'
     """
-    known = {"total": total, **layers} if total is not None else dict(layers)
-    for name, value in known.items():
+    for name, value in {"total": 0.0 if total is None else total, **layers}.items():
         if not (math.isnan(value) or 0 <= value <= 1):
             raise ValueError(f"`layers` must be in [0, 1] or NaN, got {value:g} of {name!r}.")
     drawn = {name: value for name, value in layers.items() if not math.isnan(value)}
@@ -72,37 +74,27 @@ def layer_sparsity(
             text = f"all weights together: {in_percent(total)} %"
             sheet.legend([Line2D([], [], label=text, color=DARK, **DASHED)])
         (axis,) = sheet.axes(max(height, 2 * LINE), left=PAD + left + 0.1, right=right)
-        places = range(len(drawn))
-        full = [VERMILION if value == 1 else BLUE for value in drawn.values()]
-        axis.barh(places, [1.0] * len(drawn), height=0.72, color=PALE)
-        axis.barh(places, list(drawn.values()), height=0.72, color=full)
+        rows = range(len(drawn))
+        known = [v for v in (*drawn.values(), total or 0.0) if v < 1]
+        far = 1.05 * place(max([0.1, *known]))
+        # A layer without any weight has no compression ratio: its bar is as long as the axis.
+        widths = [place(value) if value < 1 else far for value in drawn.values()]
+        colours = [VERMILION if value == 1 else BLUE for value in drawn.values()]
+        axis.barh(rows, widths, height=0.72, color=colours)
         beside = {"transform": axis.get_yaxis_transform(), "va": "center", "color": DARK}
-        for place, text in zip(places, said, strict=False):
-            axis.text(1 + 0.1 / sheet.size_of(axis)[0], place, text, fontsize=FONT, **beside)
+        for row, text in zip(rows, said, strict=False):
+            axis.text(1 + 0.1 / sheet.size_of(axis)[0], row, text, fontsize=FONT, **beside)
         if total is not None:
-            axis.axvline(total, color=DARK, **DASHED)
-        axis.set_xlim(0, 1)
+            axis.axvline(place(total) if total < 1 else far, color=DARK, **DASHED)
+        axis.set_xlim(0, far)
         axis.set_ylim(len(drawn) - 0.5, -0.5)
         axis.set_yticks(range(0, len(drawn), every), labels)
-        axis.set_xticks([0, 0.5, 1], ["0", "50", "100"])
+        mark(sheet, axis, [0.0, far])
+        axis.grid(axis="x", **GRID)
         axis.tick_params(axis="y", length=0)
-        sheet.below([axis], "removed weights in %")
+        sheet.below([axis], AXIS)
         sheet.text(_empty([name for name, value in drawn.items() if value == 1]))
         return sheet.finish()
-
-
-def in_percent(sparsity: float) -> str:
-    """Returns a sparsity in percent with as many decimals as the weights that are left need.
-
-    Example:
-        >>> [in_percent(s) for s in (0.0, 0.5625, 0.9, 0.99953, 1.0)]
-        ['0', '56.2', '90', '99.953', '100']
-    """
-    left = 100 * (1 - sparsity)
-    # The tiny addend: 1 - 0.99 is a little more than 0.01, 1 - 0.999 a little less than 0.001.
-    decimals = max(1, 1 - math.floor(math.log10(left) + 1e-9)) if left > 0 else 1
-    text = f"{100 * sparsity:.{decimals}f}"
-    return text.rstrip("0").rstrip(".")
 
 
 def _in_words(layers: Mapping[str, float]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_fairprune import recalls, statistics
 from lightning_fairprune.figures._classes import fractions, left_out
-from lightning_fairprune.figures._layers import in_percent
+from lightning_fairprune.figures._compression import AXIS, mark, place
 from lightning_fairprune.figures._sheet import COLOURS, GREY, GRID, Sheet, settings
 
 if TYPE_CHECKING:
@@ -21,14 +21,6 @@ STYLES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 DASHED: dict[str, Any] = {"linestyle": (0, (4, 3)), "linewidth": 1.0, "zorder": 1}
 PANELS = {"worst": "worst class", "mean": "average over classes", "alpha": "α (intensification)"}
 MOST_MARKERS = 12
-# Sparsities that an axis is marked with, those that matter most first.
-MARKS = (
-    (0.0, 0.9, 0.99, 0.999, 0.9999),
-    (0.5, 0.95, 0.98, 0.995, 0.9995),
-    (0.8, 0.7, 0.3, 0.97, 0.998),
-    (0.1, 0.2, 0.4, 0.6, 0.85, 0.93, 0.96, 0.985, 0.993, 0.997, 0.9998),
-)
-
 # By sparsity, the recalls of the M models of a setting, [M, K].
 Curve = dict[float, Tensor]
 
@@ -79,7 +71,9 @@ def sparsity_curve(
         _legend(sheet, curves, dashed=bool(reference))
         panels = list(PANELS) if reference else list(PANELS)[:2]
         rows = [[what] for what in panels] if narrow else [panels]
-        places = [_place(s) for curve in curves.values() for s in curve]
+        places = [place(s) for curve in curves.values() for s in curve]
+        low, high = min(places), max(places)
+        room = 0.06 * (high - low) or 0.1
         for row in rows:
             axes = sheet.axes(
                 1.7 if narrow else 2.4, above=[PANELS[what] for what in row], bold=True
@@ -90,17 +84,14 @@ def sparsity_curve(
                         _draw(axis, _values(what, curve, reference.get(label)), _style(i))
                 _compare(axis, what, reference, list(curves))
                 axis.grid(axis="y", **GRID)
-                _mark(sheet, axis, places)
-            sheet.below(axes, "sparsity in %, spaced by compression ratio")
+                axis.set_xlim(low - room, high + room)
+                mark(sheet, axis, places)
+            sheet.below(axes, AXIS)
         most = max(len(values) for curve in curves.values() for values in curve.values())
         if most > 1:
             sheet.text(f"Lines: mean over up to {most} seeds; bands: lowest to highest.")
         sheet.text(left_out(max(_unseen(curve) for curve in curves.values())))
         return sheet.finish()
-
-
-def _place(sparsity: float) -> float:
-    return math.log10(1 / (1 - sparsity))
 
 
 def _curve(label: str, values: Mapping[float, Tensor]) -> Curve:
@@ -147,8 +138,8 @@ def _reference(before: Mapping[str, Tensor], curves: Mapping[str, Curve]) -> dic
 
 def _values(what: str, curve: Curve, before: Tensor | None) -> dict[float, Tensor]:
     """Returns what is drawn of each model, [M], by place on the axis; a place without any is left out."""
-    found = {_place(s): _value(what, recall, before) for s, recall in curve.items()}
-    return {place: values for place, values in found.items() if not bool(values.isnan().all())}
+    found = {place(s): _value(what, recall, before) for s, recall in curve.items()}
+    return {at: values for at, values in found.items() if not bool(values.isnan().all())}
 
 
 def _value(what: str, recall: Tensor, before: Tensor | None) -> Tensor:
@@ -182,30 +173,6 @@ def _compare(axis: Any, what: str, reference: Mapping[str, Tensor], labels: Sequ
             axis.axhline(level, color=colour, **DASHED)
         if shared:
             break
-
-
-def _mark(sheet: Sheet, axis: Any, places: Sequence[float]) -> None:
-    """Writes sparsities below the axis: round ones that have room, else those that are drawn."""
-    low, high = min(places), max(places)
-    room = 0.06 * (high - low) if high > low else 0.1
-    axis.set_xlim(low - room, high + room)
-    inches = sheet.size_of(axis)[0] / (high - low + 2 * room)
-    chosen: dict[float, float] = {}
-
-    def add(sparsity: float) -> None:
-        place, half = _place(sparsity), sheet.measure(in_percent(sparsity)) / 2 + 0.04
-        inside = low - room <= place <= high + room
-        if inside and all(abs(p - place) * inches > h + half for p, h in chosen.items()):
-            chosen[place] = half
-
-    for sparsity in (s for marks in MARKS for s in marks):
-        add(sparsity)
-    if len(chosen) < 2:
-        chosen.clear()
-        for place in (low, high):
-            add(1 - 10**-place)
-    ticks = sorted(chosen)
-    axis.set_xticks(ticks, [in_percent(1 - 10**-tick) for tick in ticks])
 
 
 def _legend(sheet: Sheet, curves: Mapping[str, Curve], *, dashed: bool) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from lightning_fairprune.figures._layers import in_percent
+from lightning_fairprune.figures._compression import in_percent
 from lightning_fairprune.report._compare import Comparison, measures
 from lightning_fairprune.report._words import NOTHING, amount, points, ratio
 from lightning_fairprune.statistics import Summary, summarise

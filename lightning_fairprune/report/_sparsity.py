@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_fairprune import figures, statistics
 from lightning_fairprune.counts import ClassCounts
-from lightning_fairprune.figures._layers import in_percent
+from lightning_fairprune.figures._compression import in_percent
 from lightning_fairprune.report._compare import Comparison, measures
 from lightning_fairprune.report._draw import Picture, Plan
 from lightning_fairprune.report._html import cell, details, figure, paragraph, table
