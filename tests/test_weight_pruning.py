@@ -129,11 +129,26 @@ def test_scopes_and_criteria(scope: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["synflow", "synflow_masks"])
 def test_synflow_takes_the_shape_of_a_batch(name: str) -> None:
-    if not hasattr(criteria, name):
-        pytest.skip("criteria without synflow")
     prune = WeightPruning(getattr(criteria, name), 0.9, start=0, end=0)
     assert zeros(fit(prune, max_epochs=1)) == round(0.9 * PRUNABLE)
     assert [(h.epoch, h.step) for h in prune.history] == [(0, 0)]
+
+
+def test_fairgrape_with_classes_and_with_groups() -> None:
+    found = []
+    for group_by in (None, 1, lambda batch: (batch[1] > 1).long()):
+        prune = WeightPruning(
+            criteria.fairgrape_masks,
+            0.8,
+            start=1,
+            end=2,
+            criterion_options={"num_groups": NUM_CLASSES if len(found) < 2 else 2},
+            group_by=group_by,
+        )
+        assert zeros(fit(prune, max_epochs=3)) == round(0.8 * PRUNABLE)
+        found.append(prune.masks["net.0.weight"])
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
 
 
 def test_a_steps_plan_prunes_in_the_middle_of_an_epoch() -> None:
@@ -851,8 +866,12 @@ def test_a_restart_that_would_undo_pruning_is_refused() -> None:
 
 
 MINE = """
-from test_weight_pruning import Net
+import test_weight_pruning
 from users import Data
+
+class Net(test_weight_pruning.Net):
+    def __init__(self):
+        super().__init__()
 
 def loss(module, batch):
     return module.training_step(batch, 0)
@@ -881,6 +900,8 @@ def test_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "floor": 2,
         "num_batches": 2,
         "loss_fn": "mine_too.loss",
+        "criterion_options": {"form": "paper"},
+        "group_by": 1,
         "rewind": "start",
         "seed": 3,
     }
@@ -954,8 +975,28 @@ def test_arguments_are_checked(options: dict[str, Any], match: str) -> None:
         ({"start": 2, "rewind": 2}, {}, "`rewind` must lie before the first pruning, got epoch 2"),
         ({"schedule": lambda s, n: [s]}, {}, "`schedule` must return 4 sparsities"),
         ({"schedule": lambda s, n: [0.5] * n}, {}, "end with 0.9"),
-        ({"criterion": lambda model: {}}, {}, "must return a saliency for each parameter .* net.0"),
-        ({"criterion": lambda model: None}, {}, "must return a saliency"),
+        (
+            {"criterion": lambda m: {}},
+            {},
+            r"must return a saliency .* `net.0.weight` .* got NoneType",
+        ),
+        ({"criterion": lambda m: None}, {}, "must return a saliency"),
+        (
+            {"criterion": lambda m: dict.fromkeys(("net.0.weight", "net.4.weight"), torch.ones(2))},
+            {},
+            r"in its shape: `net.0.weight` is \[24, 8\] and got \[2\]",
+        ),
+        (
+            {"criterion_options": {"rounds": 3}},
+            {},
+            "has 'rounds', which is no parameter of `magnitude`",
+        ),
+        (
+            {"criterion": criteria.fairgrape_masks},
+            {},
+            "needs `num_groups`: give criterion_options={'num_groups': ...}",
+        ),
+        ({"criterion": criteria.fairprune}, {}, "needs the outputs for each sample"),
         (
             {"criterion": criteria.gradient, "dataloader": []},
             {},

@@ -1,28 +1,23 @@
-"""What a criterion is called with: the user's own loss, and batches as the training loader gives them."""
+"""Calling a criterion from inside a fit, with the loss of the user's own training step."""
 
 from __future__ import annotations
 
-import copy
 import inspect
-import itertools
-import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
-import torch
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from lightning_fairprune import criteria
-from lightning_fairprune._quiet import to_device, undisturbed
-from lightning_fairprune.loader import IndexedBatch
+from lightning_fairprune._quiet import undisturbed
+from lightning_fairprune.callbacks._observe import GroupBy, groups_of
+from lightning_fairprune.callbacks._settings import name_of
+from lightning_fairprune.callbacks._weight_batches import example, pairs
 
 __all__ = ["LossFn", "check_criterion", "reads_batches", "saliency"]
 
@@ -30,22 +25,55 @@ __all__ = ["LossFn", "check_criterion", "reads_batches", "saliency"]
 LossFn = Callable[[pl.LightningModule, Any], Any]
 
 
-def _parameters(criterion: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(criterion).parameters
+# What a criterion may ask for, besides the model as its first argument.
+OFFERED = (
+    "batches",
+    "loss_fn",
+    "example_input",
+    "parameters",
+    "seed",
+    "masks",
+    "sparsity",
+    "weight_decay",
+    "groups",
+)
 
 
 def reads_batches(criterion: Callable[..., Any]) -> bool:
     """Whether a criterion is given batches and a loss."""
-    return "batches" in _parameters(criterion)
+    return "batches" in inspect.signature(criterion).parameters
 
 
 def check_criterion(
-    criterion: Callable[..., Any], module: pl.LightningModule, loss_fn: LossFn | None
+    criterion: Callable[..., Any],
+    module: pl.LightningModule,
+    options: Mapping[str, Any],
+    loss_fn: LossFn | None,
 ) -> None:
     """Raises, before any work, if the criterion could not be called."""
+    name = name_of(criterion)
+    if getattr(criterion, "func", criterion) is criteria.fairprune:
+        raise ValueError(
+            "`fairprune` needs the outputs for each sample, and the callback has the loss of a step: "
+            "score with it outside of training, or use criteria.fairgrape_masks."
+        )
+    _, *others = inspect.signature(criterion).parameters.values()
+    several = any(p.kind is p.VAR_KEYWORD for p in others)
+    for option in options:
+        if option not in [p.name for p in others] and not several:
+            raise ValueError(
+                f"`criterion_options` has {option!r}, which is no parameter of `{name}`; it has "
+                f"{', '.join(p.name for p in others)}."
+            )
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    for p in others:
+        needs = p.name
+        if p.default is p.empty and p.kind not in variable and needs not in {*OFFERED, *options}:
+            raise ValueError(
+                f"the criterion `{name}` needs `{needs}`: give criterion_options={{{needs!r}: ...}}."
+            )
     if not reads_batches(criterion) or loss_fn is not None:
         return
-    name = getattr(criterion, "__name__", repr(criterion))
     if not module.automatic_optimization:
         raise ValueError(
             f"the criterion `{name}` needs one loss of a batch, and with manual optimisation a "
@@ -72,6 +100,8 @@ def saliency(
     loss_fn: LossFn | None,
     seed: int,
     draw: int,
+    options: Mapping[str, Any],
+    group_by: GroupBy | None,
 ) -> dict[str, Tensor]:
     """Calls a criterion with what it has parameters for, and returns what it found for `names`.
 
@@ -87,28 +117,31 @@ def saliency(
         loss_fn: ``(module, batch) -> loss``; None for that of ``training_step``.
         seed: of chance as a criterion.
         draw: a number that differs from pruning to pruning, by which batches are drawn.
+        options: more named arguments, before those that are offered.
+        group_by: groups of samples, for criteria that ask for them.
     """
-    wanted = _parameters(criterion)
+    wanted = inspect.signature(criterion).parameters
     offered: dict[str, Any] = {
         "parameters": names,
         "seed": seed,
         "masks": masks or None,
         "sparsity": sparsity,
+        "groups": partial(_groups, group_by),
     }
     if "weight_decay" in wanted:
         offered["weight_decay"] = _weight_decay(trainer, module)
     given = criterion.keywords if isinstance(criterion, partial) else {}
-    options = {k: v for k, v in offered.items() if k in wanted and k not in given}
+    named = {k: v for k, v in offered.items() if k in wanted and k not in given} | dict(options)
     with isolate_rng():
         if "batches" in wanted:
-            batches = _pairs(trainer, module, dataloader, num_batches, draw)
+            batches = pairs(trainer, module, dataloader, num_batches, draw)
             with _loss_as_model(trainer, module, loss_fn):
-                found = criterion(module, batches, lambda loss, _: loss, **options)
+                found = criterion(module, batches, lambda loss, _: loss, **named)
         elif "example_input" in wanted:
-            found = criterion(module, _example(trainer, module, dataloader, draw), **options)
+            found = criterion(module, example(trainer, module, dataloader, draw), **named)
         else:
-            found = criterion(module, **options)
-    return _checked(criterion, found, names)
+            found = criterion(module, **named)
+    return _checked(criterion, module, found, names)
 
 
 def _weight_decay(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, float]:
@@ -116,17 +149,34 @@ def _weight_decay(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, 
     return {name: max(each[name] for each in found) for name in found[0]}
 
 
+def _groups(group_by: GroupBy | None, raw: Any) -> Tensor:
+    """Returns the group of each sample of what `pairs` yields; its class by default."""
+    (batch, _), _ = raw
+    if group_by is None:
+        if not isinstance(batch, tuple | list) or len(batch) < 2:
+            raise ValueError(
+                "the criterion needs the group of each sample, and a batch is no pair (input, class): "
+                "give `group_by`."
+            )
+        group_by = 1
+    found = groups_of(batch, group_by)
+    assert found is not None
+    return found
+
+
 def _checked(
-    criterion: Callable[..., Any], found: Any, names: tuple[str, ...]
+    criterion: Callable[..., Any], module: pl.LightningModule, found: Any, names: tuple[str, ...]
 ) -> dict[str, Tensor]:
-    if not isinstance(found, Mapping) or any(name not in found for name in names):
-        missing = (
-            list(names) if not isinstance(found, Mapping) else [n for n in names if n not in found]
-        )
-        raise ValueError(
-            f"`criterion` {getattr(criterion, '__name__', repr(criterion))} must return a saliency for "
-            f"each parameter that is pruned, there is none for {', '.join(missing)}."
-        )
+    parameters = dict(module.named_parameters())
+    for name in names:
+        value = found.get(name) if isinstance(found, Mapping) else None
+        shape = parameters[name].shape
+        if not isinstance(value, Tensor) or value.shape != shape:
+            got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"`criterion` {name_of(criterion)} must return a saliency for each parameter that is "
+                f"pruned, in its shape: `{name}` is {list(shape)} and got {got}."
+            )
     return {name: found[name] for name in names}
 
 
@@ -181,98 +231,3 @@ def _loss(module: pl.LightningModule, batch: Any, batch_idx: int, loss_fn: LossF
             f"{batch_idx}: give `loss_fn`, (module, batch) -> loss."
         )
     return loss
-
-
-# ------------------------------------------------------------------------------------------ the batches
-
-
-def _pairs(
-    trainer: pl.Trainer, module: pl.LightningModule, loader: Any, count: int, draw: int
-) -> Iterator[tuple[Any, None]]:
-    """Yields ``((batch, batch_idx), None)``, brought to the device as for a training step."""
-    for batch_idx, batch in enumerate(_first(trainer, loader, count, draw)):
-        yield (to_device(module, batch), batch_idx), None
-
-
-def _example(trainer: pl.Trainer, module: pl.LightningModule, loader: Any, draw: int) -> Any:
-    """Returns an input of the model: its own example, or the first tensor of a batch."""
-    example = module.example_input_array
-    if example is not None:
-        return module._apply_batch_transfer_handler(example)
-    batch = to_device(module, _first(trainer, loader, 1, draw)[0])
-    first = batch[0] if isinstance(batch, tuple | list) and batch else batch
-    if not isinstance(first, Tensor) or not first.is_floating_point():
-        raise ValueError(
-            "the criterion needs an input of the model, and the first element of a batch is "
-            f"{type(first).__name__}, no tensor of floats: set `example_input_array` of the module."
-        )
-    return first[:1]
-
-
-def _first(trainer: pl.Trainer, loader: Any, count: int, draw: int) -> list[Any]:
-    """Returns the first batches of an epoch that `draw` numbers, and leaves the loader as it is.
-
-    Random states are seeded here; `isolate_rng` puts them back.
-    """
-    torch.manual_seed(draw)
-    random.seed(draw)
-    np.random.seed(draw % 2**32)  # noqa: NPY002 - what augmentations use
-    with ExitStack() as stack:
-        training = trainer.train_dataloader
-        if loader is None and isinstance(training, Mapping | list | tuple | CombinedLoader):
-            tree = training.iterables if isinstance(training, CombinedLoader) else training
-            combined = trainer.fit_loop._combined_loader
-            mode = "max_size_cycle" if combined is None else combined._mode
-            many = CombinedLoader(_mapped(lambda one: _again(stack, one, draw), tree), mode)
-            batches = [batch for batch, _, _ in itertools.islice(iter(many), count)]
-        else:
-            again = _again(stack, training if loader is None else loader, draw)
-            batches = list(itertools.islice(iter(again), count))
-    if not batches:
-        raise ValueError(
-            "the loader must give at least one batch for the criterion, it gave none: check `dataloader`, "
-            "limit_train_batches and drop_last."
-        )
-    return [batch.batch if isinstance(batch, IndexedBatch) else batch for batch in batches]
-
-
-def _mapped(function: Callable[[Any], Any], tree: Any) -> Any:
-    if isinstance(tree, Mapping):
-        return {key: _mapped(function, value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_mapped(function, value) for value in tree]
-    return function(tree)
-
-
-def _again(stack: ExitStack, loader: Any, draw: int) -> Any:
-    """Returns a second reader of the same loader, with samplers at an epoch of their own.
-
-    Undone by `stack`, which the caller closes after it has read.
-    """
-    if isinstance(loader, Iterator):
-        raise TypeError(
-            f"a {type(loader).__name__} can be read only once, so the criterion would take batches from "
-            "training: give the criterion a `dataloader` of its own."
-        )
-    if not isinstance(loader, DataLoader):
-        return loader
-    again = copy.copy(loader)
-    again._iterator = None  # persistent workers are those of the running epoch
-    batch_sampler: Any = loader.batch_sampler
-    samplers: list[Any] = [loader.sampler, batch_sampler, getattr(batch_sampler, "sampler", None)]
-    for sampler in {id(s): s for s in samplers if s is not None}.values():
-        if hasattr(sampler, "set_epoch") and hasattr(sampler, "epoch"):
-            stack.callback(setattr, sampler, "epoch", sampler.epoch)
-            # No epoch of training has this number, nor a position to be resumed at.
-            sampler.epoch = -1 - draw
-    for generator in {
-        id(g): g for g in (loader.generator, *map(_generator, samplers)) if g
-    }.values():
-        stack.callback(generator.set_state, generator.get_state())
-        generator.manual_seed(draw)
-    return again
-
-
-def _generator(sampler: Any) -> torch.Generator | None:
-    found = getattr(sampler, "generator", None)
-    return found if isinstance(found, torch.Generator) else None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_fairprune import criteria, masks
 from lightning_fairprune.callbacks import _weight_checks as checks
+from lightning_fairprune.callbacks._observe import GroupBy
 from lightning_fairprune.callbacks._snapshot import Snapshot
 from lightning_fairprune.callbacks._weight_masks import (
     MaskedWeights,
@@ -53,8 +54,8 @@ class WeightPruning(pl.Callback):
         criterion: how much each weight matters: a function of
             :mod:`lightning_fairprune.criteria` or your own with the same parameters. It is given what
             its parameters name: ``batches`` and ``loss_fn`` (the loss of your ``training_step``),
-            ``example_input``, ``weight_decay`` (of your optimisers), ``seed``, ``masks``, ``sparsity``.
-            One that returns bool masks decides alone, without `scope`.
+            ``example_input``, ``weight_decay`` (of your optimisers), ``groups``, ``seed``, ``masks``,
+            ``sparsity``. One that returns bool masks decides alone, without `scope`.
         sparsity: fraction of weights to remove in the end, in (0, 1), of those that may be pruned.
         schedule: how to get there, a function of :mod:`lightning_fairprune.masks.schedules`.
         start: first pruning: whole epochs that are done by then, or a fraction of training; 0 prunes
@@ -73,6 +74,9 @@ class WeightPruning(pl.Callback):
         dataloader: a loader for the criterion in place of the training loader.
         loss_fn: ``(module, batch) -> loss`` for the criterion, where that of ``training_step`` will not
             do.
+        criterion_options: more named arguments of the criterion, such as ``{"num_groups": 10}``.
+        group_by: groups for criteria that ask for them: the key or position of the group ids in a batch,
+            or a function from the batch to them, int [B]; by default the classes of pairs (input, class).
         rewind: after each pruning, put weights, optimisers and schedules back to where they were at
             ``"start"`` or after so many epochs, as for lottery tickets; None trains on.
         seed: of random criteria and of the choice of batches.
@@ -110,6 +114,8 @@ class WeightPruning(pl.Callback):
         num_batches: int = 8,
         dataloader: Any = None,
         loss_fn: LossFn | None = None,
+        criterion_options: dict[str, Any] | None = None,
+        group_by: GroupBy | None = None,
         rewind: Literal["start"] | int | None = None,
         seed: int = 0,
     ) -> None:
@@ -127,6 +133,8 @@ class WeightPruning(pl.Callback):
         self.num_batches = num_batches
         self.dataloader = dataloader
         self.loss_fn = loss_fn
+        self.criterion_options = dict(criterion_options or {})
+        self.group_by = group_by
         self.rewind = rewind
         self.seed = seed
         self._working: MaskedWeights | None = None
@@ -168,7 +176,7 @@ class WeightPruning(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Finds the weights to prune. Not in `setup`: the module may build its layers after that."""
         self._names = selected(pl_module, self.include, self.exclude, self.keep_classifier)
-        check_criterion(self.criterion, pl_module, self.loss_fn)
+        check_criterion(self.criterion, pl_module, self.criterion_options, self.loss_fn)
         named = dict(pl_module.named_parameters())
         checks.sizes(self, {name: named[name].numel() for name in self._names})
         self._total = sum(named[name].numel() for name in self._names)
@@ -301,6 +309,8 @@ class WeightPruning(pl.Callback):
             loss_fn=self.loss_fn,
             seed=self.seed,
             draw=self.seed + self._done,
+            options=self.criterion_options,
+            group_by=self.group_by,
         )
         scope = self.scope
         if all(value.dtype == torch.bool for value in found.values()):
