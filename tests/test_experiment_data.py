@@ -176,11 +176,11 @@ def test_digits_come_with_scikit_learn() -> None:
     module = data.Digits()
     module.setup("fit")
     sets = (module.train_set, module.val_set, module.test_set)
-    rows = [{bytes(image.numpy()) for image, _ in s} for s in sets if s is not None]  # type: ignore[attr-defined]
+    rows = [{bytes(image.numpy()) for image, _ in s} for s in sets if s is not None]
     assert sum(map(len, rows)) == len(set().union(*rows))  # no image twice
-    assert all(len(s) == len(r) for s, r in zip(sets, rows, strict=True))  # type: ignore[arg-type]
+    assert all(len(s) == len(r) for s, r in zip(sets, rows, strict=True))
     assert sum(map(len, rows)) == 1797
-    pixels = module.train_set.images[module.train_set.rows].float()  # type: ignore[union-attr]
+    pixels = module.train_set.images[module.train_set.rows].float()
     assert float(pixels.mean()) == pytest.approx(module.mean[0], abs=0.5)
     assert float(pixels.std()) == pytest.approx(module.std[0], abs=0.5)
 
@@ -494,7 +494,7 @@ def test_shift_and_flip_are_pad_and_crop() -> None:
     torch.manual_seed(3)
     images = torch.randint(0, 256, (64, 9, 7, 2), dtype=torch.uint8)
     for border in ("reflect", "zero"):
-        moved = shift_and_flip(images, 2, border=border)  # type: ignore[arg-type]
+        moved = shift_and_flip(images, 2, border=border)
         assert moved.dtype == images.dtype
         mode = "reflect" if border == "reflect" else "constant"
         padded = F.pad(images.permute(0, 3, 1, 2).float(), (2, 2, 2, 2), mode=mode)
