@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_fairprune import figures, recalls, statistics
 from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.history import Evaluation, RecallHistory
-from lightning_fairprune.report import _build, report
+from lightning_fairprune.report import _build, _sparsity, report
 from lightning_fairprune.report._compare import Comparison, compare
 from lightning_fairprune.report._read import read
 from lightning_fairprune.report._settings import configuration, grouped
@@ -64,10 +64,12 @@ def make(
     return folder
 
 
-def write(root: Path, *runs: Path | str, monkeypatch: pytest.MonkeyPatch, **options: Any) -> str:
-    """Returns the page, for which only the figures of this section are drawn."""
+def write(root: Path, *runs: Path | str, monkeypatch: pytest.MonkeyPatch, draw: bool = True) -> str:
+    """Returns the page, for which the figures of this section are drawn, or none."""
     monkeypatch.setattr(_build, "plans", lambda comparison: [])
-    report(list(runs), out=root / "out", **options)
+    if not draw:
+        monkeypatch.setattr(_sparsity, "plans", lambda comparison: [])
+    report(list(runs), out=root / "out")
     return (root / "out" / "index.html").read_text()
 
 
@@ -235,7 +237,7 @@ def test_tables_and_files_have_the_sparsity_of_what_is_compared(
 ) -> None:
     make(tmp_path / "a", test=(50, 10))
     make(tmp_path / "b", settings=None, test=(50, 40))
-    page = write(tmp_path, tmp_path / "a", tmp_path / "b", monkeypatch=monkeypatch)
+    page = write(tmp_path, tmp_path / "a", tmp_path / "b", monkeypatch=monkeypatch, draw=False)
     assert rows_of(page)[0].split()[-4:] == ["density", "sparsity", "worst", "class"]
     assert rows_of(page)[1].split()[-3:] == ["–", "90", "dog"]
     assert rows_of(page)[2].split()[-3:] == ["–", "–", "dog"]
@@ -306,7 +308,7 @@ def test_settings_that_differ_are_shown(tmp_path: Path, monkeypatch: pytest.Monk
         "weights.sparsity": "0.9",
     }
     runs = [f"{name}={tmp_path / name}" for name in "abc"]
-    page = write(tmp_path, *runs, monkeypatch=monkeypatch)
+    page = write(tmp_path, *runs, monkeypatch=monkeypatch, draw=False)
     assert EVIL not in page
     shown = rows_of(page.split('aria-label="Settings that differ"')[1])
     assert shown[0] == "differs a b c"
