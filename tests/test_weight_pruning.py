@@ -330,6 +330,24 @@ def test_compiled(name: str) -> None:
     assert zeros(model) == zeros(plain) == round(0.8 * PRUNABLE)
 
 
+def test_layers_that_are_unfrozen_after_they_were_pruned() -> None:
+    class Unfreezing(Net):
+        def configure_optimizers(self) -> Any:
+            self.net[0].requires_grad_(False)
+            return torch.optim.Adam([p for p in self.parameters() if p.requires_grad], 0.01)
+
+        def on_train_epoch_start(self) -> None:
+            if self.current_epoch == 3:
+                self.net[0].requires_grad_(True)
+                self.optimizers().add_param_group({"params": self.net[0].parameters()})
+                self.before = self.net[0].weight.detach().clone()
+
+    model = Unfreezing()
+    fit(WeightPruning(criteria.gradient, 0.8, start=1, end=2), model=model)
+    assert zeros(model) == round(0.8 * PRUNABLE)
+    assert not torch.equal(model.net[0].weight, model.before)
+
+
 # ---------------------------------------------------------------------------------------- averages
 
 

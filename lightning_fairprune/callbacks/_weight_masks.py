@@ -37,7 +37,9 @@ class MaskedWeights:
         self.masks: Masks = {}
         self._module = module
         self._optimizers = list(optimizers)
-        self._factors: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
+        self._factors: dict[int, Tensor] = {}
+        # Of each optimiser: how many parameters it had, those of them that are pruned, their factors.
+        self._pruned: dict[int, tuple[int, list[Tensor], list[Tensor]]] = {}
         self._hooks = [
             optimizer.register_step_post_hook(self._after_step) for optimizer in self._optimizers
         ]
@@ -46,36 +48,46 @@ class MaskedWeights:
         """Takes over masks and enforces them."""
         parameters = dict(self._module.named_parameters())
         self.masks = {name: mask.to(parameters[name].device) for name, mask in found.items()}
-        factors = {
+        self._factors = {
             id(parameters[name]): mask.to(parameters[name].dtype)
             for name, mask in self.masks.items()
         }
-        for optimizer in self._optimizers:
-            every: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
-            pruned = [p for p in every if id(p) in factors]
-            self._factors[id(optimizer)] = (pruned, [factors[id(p)] for p in pruned])
+        self._pruned = {}
         self.enforce()
 
     def enforce(self) -> None:
         """Zeroes removed weights and what optimisers remember of them."""
         masks.apply(self._module, self.masks)
         for optimizer in self._optimizers:
-            for parameter, factor in zip(*self._factors[id(optimizer)], strict=True):
+            for parameter, factor in zip(*self._of(optimizer), strict=True):
                 for value in optimizer.state.get(parameter, {}).values():
                     if isinstance(value, Tensor) and value.shape == parameter.shape:
                         value.masked_fill_(factor == 0, 0)
 
+    def _of(self, optimizer: Optimizer) -> tuple[list[Tensor], list[Tensor]]:
+        """Returns the pruned parameters of an optimiser and their factors."""
+        if not self._factors:
+            return [], []
+        count = sum(len(group["params"]) for group in optimizer.param_groups)
+        known = self._pruned.get(id(optimizer))
+        if known is None or known[0] != count:  # layers that are unfrozen later are added later
+            every: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+            pruned = [p for p in every if id(p) in self._factors]
+            known = count, pruned, [self._factors[id(p)] for p in pruned]
+            self._pruned[id(optimizer)] = known
+        return known[1:]
+
     def zero_gradients(self, optimizer: Any) -> None:
         """Before clipping and the step, so that neither norms nor momenta see removed weights."""
         optimizer = getattr(optimizer, "optimizer", optimizer)  # of a LightningOptimizer
-        pruned, factors = self._factors.get(id(optimizer), ([], []))
-        grads = [(p.grad, f) for p, f in zip(pruned, factors, strict=True) if p.grad is not None]
+        pairs = [(p.grad, f) for p, f in zip(*self._of(optimizer), strict=True)]
+        grads = [(grad, factor) for grad, factor in pairs if grad is not None]
         if grads:
             torch._foreach_mul_([grad for grad, _ in grads], [factor for _, factor in grads])
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        pruned, factors = self._factors.get(id(optimizer), ([], []))
+        pruned, factors = self._of(optimizer)
         if pruned:
             torch._foreach_mul_(pruned, factors)
 
@@ -83,7 +95,7 @@ class MaskedWeights:
         """Lets go of the optimisers and the device; the masks stay."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._optimizers, self._factors = [], [], {}
+        self._hooks, self._optimizers, self._factors, self._pruned = [], [], {}, {}
         self.masks = {name: mask.cpu() for name, mask in self.masks.items()}
 
     def state_dict(self) -> dict[str, Any]:
