@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 __all__ = ["main"]
 
-# As they are listed by --help. All but `select`, `report` and `demo` are LightningCLI's.
+# As they are listed by --help. All but the last four are LightningCLI's.
 COMMANDS = {
     "fit": "train a LightningModule, with DataPruning among trainer.callbacks",
     "validate": "run one validation",
@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": "run inference",
     "select": "choose the rows of a table to train on, by class, by SQL on Parquet or CSV files",
     "report": "compare trained models class by class: a page, figures and tables",
+    "experiment": "train a grid of methods, densities and seeds, resumably, and compare their classes",
     "demo": "compare five ways to choose training data, on images that come with scikit-learn",
 }
 
@@ -44,6 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from lightning_fairprune import demo
 
         return demo.main(arguments[1:])
+    if arguments[:1] == ["experiment"]:
+        from lightning_fairprune import experiments
+
+        return experiments.main(arguments[1:])
     if arguments[:1] == ["report"]:
         from lightning_fairprune import report
 

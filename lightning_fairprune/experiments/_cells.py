@@ -1,0 +1,140 @@
+"""The grid of an experiment: its cells, each one training or one pass, and what each needs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lightning_fairprune.experiments._records import Experiment, score_name
+
+__all__ = ["Cell", "blocked", "cells_of", "ready"]
+
+Kind = Literal["query", "score", "baseline", "final", "one_fit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One piece of work that is done as a whole or not at all.
+
+    Args:
+        kind: ``"query"`` trains a query model, ``"score"`` passes it over the training set; the others
+            train a model of the table.
+        seed: of the row.
+        name: of the method, one-fit, baseline or score.
+        density: fraction of the samples that is kept; 1 for all.
+        member: which of the query models of this seed.
+        at: when a score is taken.
+
+    Example:
+        >>> Cell("final", 1, "random+drop", 0.3).key
+        'final-random+drop-density0.3-seed1'
+        >>> Cell("query", 0).key
+        'query-seed0-model0'
+    """
+
+    kind: Kind
+    seed: int
+    name: str = ""
+    density: float = 1.0
+    member: int = 0
+    at: str = ""
+
+    @property
+    def key(self) -> str:
+        """The name of its folder."""
+        parts = [self.kind, self.name, self.at]
+        if self.density < 1:
+            parts.append(f"density{self.density:g}")
+        parts.append(f"seed{self.seed}")
+        if self.kind in ("query", "score"):
+            parts.append(f"model{self.member}")
+        return "-".join(filter(None, parts))
+
+    @property
+    def in_table(self) -> bool:
+        """Whether it ends in a row of the results."""
+        return self.kind not in ("query", "score")
+
+    @property
+    def label(self) -> str:
+        """How people call it."""
+        what = {"query": "query model", "score": f"score {self.name} {self.at}"}
+        parts = [what.get(self.kind, self.name)]
+        if self.density < 1:
+            parts.append(f"density {self.density:g}")
+        parts.append(f"seed {self.seed}")
+        if self.member:
+            parts.append(f"model {self.member}")
+        return ", ".join(parts)
+
+
+def cells_of(experiment: Experiment) -> list[Cell]:
+    """Returns the cells in the order in which they are begun: seed by seed, so that a table exists early."""
+    found: list[Cell] = []
+    for seed in experiment.seeds:
+        members = range(experiment.query.models) if experiment.methods else ()
+        found += [Cell("query", seed, member=m) for m in members]
+        found += [Cell("baseline", seed, name) for name in experiment.baselines]
+        found += [cell for m in members for cell in _scores(experiment, seed, m)]
+        for density in experiment.densities:
+            found += [Cell("final", seed, name, density) for name in experiment.methods]
+            found += [Cell("one_fit", seed, name, density) for name in experiment.one_fit]
+    return found
+
+
+def _scores(experiment: Experiment, seed: int, member: int) -> list[Cell]:
+    wanted = [
+        Cell("score", seed, score_name(method.score), member=member, at=method.at)
+        for method in experiment.methods.values()
+        if method.score is not None and method.score_on == "pass"
+    ]
+    return list(dict.fromkeys(wanted))
+
+
+def needs(cell: Cell, experiment: Experiment) -> list[Cell]:
+    """Returns the cells that must be finished before this one."""
+    if cell.kind == "score":
+        return [Cell("query", cell.seed, member=cell.member)]
+    if cell.kind != "final":
+        return []
+    members = range(experiment.query.models)
+    found = [Cell("query", cell.seed, member=m) for m in members]
+    method = experiment.methods[cell.name]
+    if method.score is not None and method.score_on == "pass":
+        name = score_name(method.score)
+        found += [Cell("score", cell.seed, name, member=m, at=method.at) for m in members]
+    return found
+
+
+def ready(
+    cells: Sequence[Cell], experiment: Experiment, finished: Collection[str], taken: Collection[str]
+) -> list[Cell]:
+    """Returns the cells that could be begun now, in order.
+
+    Args:
+        cells: all cells.
+        experiment: that they belong to.
+        finished: keys of those that are done.
+        taken: keys of those that are in work or have failed.
+    """
+    return [
+        cell
+        for cell in cells
+        if cell.key not in finished
+        and cell.key not in taken
+        and all(need.key in finished for need in needs(cell, experiment))
+    ]
+
+
+def blocked(
+    cells: Sequence[Cell], experiment: Experiment, failed: Collection[str]
+) -> dict[str, str]:
+    """Returns the cells that cannot be done, each with the key of a failed cell that it needs."""
+    found: dict[str, str] = {}
+    for cell in cells:  # a cell comes after what it needs
+        for need in needs(cell, experiment):
+            if need.key in failed or need.key in found:
+                found[cell.key] = found.get(need.key, need.key)
+                break
+    return found

@@ -1,0 +1,175 @@
+"""The command line: `fairprune experiment CONFIG`."""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from lightning_fairprune.experiments import _config
+from lightning_fairprune.experiments._cells import Cell, blocked, cells_of
+from lightning_fairprune.experiments._pool import run_all
+from lightning_fairprune.experiments._records import Experiment
+from lightning_fairprune.experiments._results import rows_of, write_tables
+from lightning_fairprune.experiments._store import Store
+from lightning_fairprune.experiments._summary import summarise
+
+__all__ = ["main", "run"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs an experiment, or what is left of it.
+
+    Args:
+        argv: arguments after ``fairprune experiment``; those of the process by default.
+
+    Returns:
+        0 if all cells are finished, 1 if some have failed, 130 if it was interrupted.
+
+    Raises:
+        SystemExit: With status 2 and one sentence, if a setting is wrong.
+    """
+    parser = _parser()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    here = os.getcwd()
+    if here not in sys.path:  # a console script cannot import from where it is called
+        sys.path.insert(0, here)
+    if arguments and not arguments[0].startswith("-"):
+        try:
+            arguments[:1] = ["--config", str(_config.find(arguments[0]))]
+        except FileNotFoundError as error:
+            parser.error(str(error))
+    given = parser.parse_args(arguments)
+    console = Console()
+    settings = _config.plain(given)
+    try:
+        experiment = _config.build(settings)
+        out = Path(given.out or Path("experiments") / experiment.name)
+        if given.dry_run:
+            _list(cells_of(experiment), experiment, out, console)
+            return 0
+        return run(settings, out, given.jobs, given.threads, console)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        console.print("Stopped. The same command goes on where it was.")
+        return 130
+
+
+def run(
+    settings: Mapping[str, Any],
+    out: str | os.PathLike[str],
+    jobs: int = 1,
+    threads: int | None = None,
+    console: Console | None = None,
+) -> int:
+    """Does all cells of an experiment that are not finished and writes its tables.
+
+    Args:
+        settings: what a config says, as nested dictionaries; defaults are filled in.
+        out: folder; what is finished there stays as it is.
+        jobs: processes that train at the same time.
+        threads: of torch in each; None shares out the processors.
+        console: what to show progress on; None shows nothing.
+
+    Returns:
+        0 if all cells are finished, 1 if some have failed.
+
+    Raises:
+        ValueError: If a setting is wrong, or finished cells were made with others.
+    """
+    if jobs < 1:
+        raise ValueError(f"`jobs` must be at least 1, got {jobs}.")
+    if threads is not None and threads < 1:
+        raise ValueError(f"`threads` must be at least 1, got {threads}.")
+    console = console or Console(quiet=True)
+    settings = _config.plain(_config.parser().parse_object(copy.deepcopy(dict(settings))))
+    experiment = _config.build(settings)
+    cells, store = cells_of(experiment), Store(out)
+    store.check(cells, settings)
+    threads = threads or max(1, (os.cpu_count() or 1) // jobs)
+
+    def write() -> list[Path]:
+        return write_tables(rows_of(store, cells), experiment.name, store.out)
+
+    status = run_all(settings, store, jobs, threads, console, write)
+    summarise(experiment, store, cells, write(), console)
+    return _say_what_failed(cells, experiment, store, status.failed, console)
+
+
+def _say_what_failed(
+    cells: Sequence[Cell],
+    experiment: Experiment,
+    store: Store,
+    failed: frozenset[str],
+    console: Console,
+) -> int:
+    for cell in cells:
+        if cell.key in failed:
+            last = (store.error(cell) or "").strip().rpartition("\n")[2]
+            where = store.folder(cell) / "error.txt"
+            console.print(
+                f"Failed: {cell.label}: {last} ({where})",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+    left = blocked(cells, experiment, failed)
+    if left:
+        causes = Counter(left.values())
+        text = ", ".join(f"{count} for {key}" for key, count in causes.items())
+        console.print(f"Not begun, because of these: {text}.", highlight=False, soft_wrap=True)
+    return 1 if failed else 0
+
+
+def _list(cells: Sequence[Cell], experiment: Experiment, out: Path, console: Console) -> None:
+    status = Store(out).status(cells) if (out / "cells").is_dir() else None
+    finished: frozenset[str] = status.finished if status else frozenset()
+    for cell in cells:
+        state = "      "
+        if status and cell.key in finished:
+            state = "done  "
+        elif status and cell.key in status.failed:
+            state = "failed"
+        elif status and cell.key in status.running:
+            state = "works "
+        console.print(f"{state} {cell.key}", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"{len(finished)} of {len(cells)} cells of {experiment.name} are finished in {out}.",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _parser() -> ArgumentParser:
+    parser = _config.parser()
+    parser.usage = "fairprune experiment CONFIG [options]"
+    parser.add_argument(
+        "--out", type=str | None, default=None, help="folder for all files (experiments/NAME)"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time")
+    parser.add_argument(
+        "--threads",
+        type=int | None,
+        default=None,
+        help="threads of each training (processors / jobs)",
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="list the cells and what is finished, train nothing"
+    )
+    return parser
+
+
+def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns the content of a YAML file, a shipped one by its name, to change and hand to `run`."""
+    found: dict[str, Any] = yaml.safe_load(_config.find(os.fspath(path)).read_text())
+    return found

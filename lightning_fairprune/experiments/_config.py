@@ -1,0 +1,167 @@
+"""From YAML to an experiment and back, and which settings a result depends on."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+import lightning_fairprune.callbacks  # noqa: F401  # imported classes go by their short names
+from lightning_fairprune.experiments._cells import Cell
+from lightning_fairprune.experiments._records import Experiment
+
+__all__ = ["CONFIGS", "build", "differences", "find", "parser", "plain", "settings_of"]
+
+CONFIGS = Path(__file__).parent / "configs"
+# jsonargparse 4.49 gave some things new names. Null is dumped because it is a value of its own where the
+# default is another.
+_RENAMED = tuple(map(int, version("jsonargparse").split(".")[:2])) >= (4, 49)
+_WHOLE: dict[str, Any] = {"skip_unset" if _RENAMED else "skip_none": False}
+OWN = ("config", "out", "jobs", "threads", "dry_run")
+# Where data lie and how they are loaded is no setting: another machine has them elsewhere.
+_PLACES = ("root", "cache", "num_workers", "download")
+
+
+def parser() -> ArgumentParser:
+    """Returns the parser of everything that an `Experiment` is made of."""
+    made = ArgumentParser(
+        prog="fairprune experiment",
+        description="Train query models, choose subsets, train final models on them from scratch and "
+        "compare their classes: a grid of methods, densities and seeds. What is finished is never "
+        "done again, so the same command goes on where it was stopped.",
+    )
+    made.add_argument("--config", action="config", help="YAML file; also the first argument")
+    made.add_class_arguments(Experiment)
+    return made
+
+
+def plain(parsed: Any) -> dict[str, Any]:
+    """Returns an experiment as nested dictionaries, lists and primitives, with all defaults."""
+    text = parser().dump(_without(parsed), format="json", **_WHOLE)
+    found: dict[str, Any] = json.loads(text)
+    return {key: value for key, value in found.items() if key not in OWN}
+
+
+def _without(parsed: Any) -> Any:
+    copy = parsed.clone()
+    for name in OWN:
+        copy.pop(name, None)
+    return copy
+
+
+def build(settings: Mapping[str, Any]) -> Experiment:
+    """Returns the experiment of `plain` settings, with new objects in it.
+
+    Raises:
+        ValueError: If a setting is out of range.
+    """
+    made = parser()
+    # A copy, because the parser puts the objects into what it was given.
+    parsed = made.parse_object(copy.deepcopy(dict(settings)))
+    instantiate = getattr(made, "instantiate", None) or made.instantiate_classes
+    built = instantiate(parsed)
+    names = Experiment.__dataclass_fields__
+    return Experiment(**{name: built[name] for name in names})
+
+
+def find(name: str) -> Path:
+    """Returns the file of a config: `name` as it is, else the shipped one of that name.
+
+    Raises:
+        FileNotFoundError: If there is neither.
+
+    Example:
+        >>> find("digits.yaml") == find("digits") == CONFIGS / "digits.yaml"
+        True
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = CONFIGS / path.name
+    for candidate in (shipped, shipped.with_name(f"{shipped.name}.yaml")):
+        if path.parent == Path() and candidate.is_file():
+            return candidate
+    names = ", ".join(sorted(file.name for file in CONFIGS.glob("*.yaml")))
+    raise FileNotFoundError(
+        f"there is no config {name!r}: give the path of a YAML file, or one of those that come with "
+        f"this package: {names}."
+    )
+
+
+def settings_of(cell: Cell, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that the result of a cell depends on, flat: ``{"query.epochs": 8, ...}``.
+
+    Densities, seeds and other methods are not among them, so these can be added later.
+
+    Args:
+        cell: which.
+        settings: of the whole experiment, `plain`.
+    """
+    wanted: dict[str, Any] = {
+        "data": settings["data"],
+        "model": settings["model"],
+        "group_by": settings["group_by"],
+        "trainer": {"precision": settings["trainer"]["precision"]},
+    }
+    query = settings["query"]
+    training = {name: query[name] for name in ("epochs", "early")}
+    if cell.kind in ("query", "score"):
+        wanted["query"] = training
+        if cell.kind == "score":
+            wanted["score"] = _score(cell, settings)
+    elif cell.kind == "final":
+        wanted["query"] = dict(query)
+        wanted["methods"] = {cell.name: settings["methods"][cell.name]}
+    else:
+        part = "baselines" if cell.kind == "baseline" else cell.kind
+        wanted[part] = {cell.name: settings[part][cell.name]}
+    if cell.in_table:
+        wanted["final"] = settings["final"]
+    return {key: value for key, value in _flat(wanted) if not _is_place(key)}
+
+
+def _score(cell: Cell, settings: Mapping[str, Any]) -> Any:
+    for method in settings["methods"].values():
+        score = method["score"]
+        path = score["class_path"] if isinstance(score, Mapping) else str(score)
+        if method["score_on"] == "pass" and path.rsplit(".", 1)[-1] == cell.name:
+            return score
+    return None
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Returns the settings that differ, in words.
+
+    Example:
+        >>> differences(
+        ...     {"final.epochs": 6, "group_by": None}, {"final.epochs": 8, "group_by": None}
+        ... )
+        ['final.epochs was 6 and is 8']
+    """
+    names = dict.fromkeys([*before, *now])
+    missing = object()
+    return [
+        f"{name} was {json.dumps(before.get(name))} and is {json.dumps(now.get(name))}"
+        for name in names
+        if before.get(name, missing) != now.get(name, missing)
+    ]
+
+
+def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if not isinstance(value, Mapping) or not value:
+        return [(prefix, value)]
+    pairs: Sequence[tuple[str, Any]] = list(value.items())
+    return [
+        found
+        for key, inner in pairs
+        for found in _flat(inner, f"{prefix}.{key}" if prefix else key)
+    ]
+
+
+def _is_place(name: str) -> bool:
+    return name.startswith("data.init_args.") and name.rsplit(".", 1)[-1] in _PLACES

@@ -1,0 +1,252 @@
+"""The processes that do the cells, and what is shown of their work meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from lightning_fairprune.experiments._cells import Cell, cells_of
+from lightning_fairprune.experiments._config import build
+from lightning_fairprune.experiments._store import Status, Store
+
+__all__ = ["run_all", "seconds_left"]
+
+_SECONDS_BETWEEN_LOOKS = 0.5
+# A worker imports from where the command does, whatever started that.
+_BEGIN = """
+import json, sys
+task = json.load(sys.stdin)
+sys.path[:] = task["path"]
+from lightning_fairprune.experiments._worker import main
+main(task)
+"""
+
+
+def run_all(
+    settings: Mapping[str, Any],
+    store: Store,
+    jobs: int,
+    threads: int,
+    console: Console,
+    on_finished: Callable[[], object],
+) -> Status:
+    """Has all cells done and returns how they ended.
+
+    Args:
+        settings: `plain` settings of the experiment.
+        store: its folder.
+        jobs: processes.
+        threads: of torch, in each.
+        console: what to show progress on: a bar on a terminal, lines elsewhere.
+        on_finished: called after models of the table have been finished.
+    """
+    cells = cells_of(build(settings))
+    store.forget_failures(cells)
+    task = {
+        "settings": dict(settings),
+        "out": str(store.out.resolve()),
+        "threads": threads,
+        "path": [path or os.getcwd() for path in sys.path],
+    }
+    workers = {i: _start(task, store, i) for i in range(jobs)}
+    view = _View(cells, store, jobs, console)
+    try:
+        with view:
+            while workers:
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+                for i, worker in list(workers.items()):
+                    if worker.poll() is None:
+                        continue
+                    del workers[i]
+                    if worker.returncode:
+                        dead = _bury(worker, store, cells, i)
+                        # Each replacement has cost a cell, so there is an end to them.
+                        workers |= {i: _start(task, store, i)} if dead else {}
+                if view.update():
+                    on_finished()
+    finally:
+        for worker in workers.values():
+            worker.kill()
+        for worker in workers.values():
+            worker.wait()
+    return store.status(cells)
+
+
+def _start(task: Mapping[str, Any], store: Store, number: int) -> subprocess.Popen[bytes]:
+    threads = str(task["threads"])
+    environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    environment |= _device(number)
+    with _log(store, number).open("ab") as log:
+        worker = subprocess.Popen(
+            [sys.executable, "-c", _BEGIN],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=environment,
+        )
+    assert worker.stdin is not None
+    with worker.stdin as pipe:
+        pipe.write(json.dumps(task).encode())
+    return worker
+
+
+def _log(store: Store, number: int) -> Path:
+    return store.out / "logs" / f"worker-{number}.log"
+
+
+def _device(number: int) -> dict[str, str]:
+    """Gives each process a GPU of its own, if there are several and the user has not chosen."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return {}
+    import torch
+
+    count = torch.cuda.device_count()
+    return {"CUDA_VISIBLE_DEVICES": str(number % count)} if count > 1 else {}
+
+
+def _bury(
+    worker: subprocess.Popen[bytes], store: Store, cells: Sequence[Cell], number: int
+) -> list[Cell]:
+    """Writes down which cells died with a process, and returns them."""
+    code = worker.returncode
+    how = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
+    dead = store.abandoned(cells, worker.pid)
+    for cell in dead:
+        store.fail(cell, f"The process that worked on it {how}; see {_log(store, number)}.\n")
+    return dead
+
+
+def seconds_left(
+    cells: Sequence[Cell],
+    seconds: Mapping[str, float],
+    elapsed: Mapping[str, float],
+    jobs: int,
+) -> float | None:
+    """Returns the time until all cells are done, None as long as nothing is finished.
+
+    A cell takes as long as the mean of those of its kind; kinds that none is finished of, as long as
+    the mean of all.
+
+    Args:
+        cells: all that are to be done or are done.
+        seconds: of each finished cell, by key.
+        elapsed: of each cell in work.
+        jobs: processes at work.
+
+    Example:
+        >>> cells = [Cell("query", 0), Cell("final", 0, "a", 0.5), Cell("final", 0, "b", 0.5)]
+        >>> seconds_left(cells, {"query-seed0-model0": 10.0}, {"final-a-density0.5-seed0": 4.0}, 2)
+        8.0
+    """
+    if not seconds:
+        return None
+    of_kind: dict[str, list[float]] = {}
+    for cell in cells:
+        if cell.key in seconds:
+            of_kind.setdefault(cell.kind, []).append(seconds[cell.key])
+    means = {kind: sum(found) / len(found) for kind, found in of_kind.items()}
+    mean = sum(seconds.values()) / len(seconds)
+    todo = [
+        max(0.0, means.get(cell.kind, mean) - elapsed.get(cell.key, 0.0))
+        for cell in cells
+        if cell.key not in seconds
+    ]
+    return sum(todo) / max(1, min(jobs, len(todo)))
+
+
+class _View:
+    """Shows progress over the grid."""
+
+    def __init__(self, cells: Sequence[Cell], store: Store, jobs: int, console: Console) -> None:
+        self.cells, self.store, self.jobs, self.console = cells, store, jobs, console
+        self.experiment_cells = {cell.key: cell for cell in cells}
+        self.results: dict[str, dict[str, Any]] = {}
+        self.failed: set[str] = set()
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self.task = self.bar.add_task("", total=len(cells), left="")
+
+    def __enter__(self) -> _View:
+        self.bar.start()
+        self._read(self.store.status(self.cells))
+        self.bar.update(self.task, completed=len(self.results))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def update(self) -> bool:
+        """Looks at the cells, shows what has changed and returns whether the table has grown."""
+        status = self.store.status(self.cells)
+        new = self._read(status)
+        failed = [key for key in status.failed if key not in self.failed]
+        self.failed |= status.failed
+        left = self._left(status)
+        for key in new:
+            self._line(self._told(key), left)
+        for key in failed:
+            self._line(f"{self.experiment_cells[key].label}: failed", left)
+        running = [self.experiment_cells[key].label for key in status.running]
+        self.bar.update(
+            self.task,
+            completed=len(self.results) + len(self.failed),
+            description="; ".join(running) or "starting",
+            left=left,
+        )
+        return any(self.experiment_cells[key].in_table for key in new)
+
+    def _read(self, status: Status) -> list[str]:
+        new = [cell for cell in self.cells if cell.key in status.finished - self.results.keys()]
+        for cell in new:
+            self.results[cell.key] = self.store.result(cell) or {}
+        return [cell.key for cell in new]
+
+    def _told(self, key: str) -> str:
+        result, cell = self.results[key], self.experiment_cells[key]
+        found = ""
+        if "worst" in result:
+            found = f"average {result['average']:.3f}, worst {result['worst']:.3f}, "
+        return f"{cell.label}: {found}{result['seconds']:.0f} s"
+
+    def _line(self, text: str, left: str) -> None:
+        done = f"{len(self.results)}/{len(self.cells)}"
+        text = f"{done} {text}{f'; {left}' if left else ''}"
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def _left(self, status: Status) -> str:
+        now = time.time()
+        elapsed = {key: now - holder.since for key, holder in status.running.items()}
+        seconds = {key: result["seconds"] for key, result in self.results.items()}
+        todo = [cell for cell in self.cells if cell.key not in self.failed]
+        left = seconds_left(todo, seconds, elapsed, self.jobs)
+        return "" if left is None else f"about {_span(left)} left"
+
+
+def _span(seconds: float) -> str:
+    """Returns a time for people.
+
+    Example:
+        >>> _span(40), _span(200), _span(5000)
+        ('40 s', '4 min', '1 h 24 min')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = -(-int(seconds) // 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

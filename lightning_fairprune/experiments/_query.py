@@ -1,0 +1,279 @@
+"""The query models: trained on all the data, they leave recalls, dynamics and weights; then passes over them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from lightning_fairprune import signals
+from lightning_fairprune._files import read_tensors, write_tensors, write_whole
+from lightning_fairprune.callbacks._warmup import WarmUp
+from lightning_fairprune.counts import ClassCounts
+from lightning_fairprune.datamodule import FairPruneDataModule
+from lightning_fairprune.dynamics import Dynamics
+from lightning_fairprune.experiments._cells import Cell
+from lightning_fairprune.experiments._records import Experiment, Method
+from lightning_fairprune.experiments._train import Meter, loaded, monitor, recalls, trainer
+from lightning_fairprune.scoring import score_pass
+
+__all__ = ["Known", "known", "run_query", "run_score"]
+
+_KIND, _VERSION = "QueryScores", "1"
+
+
+def run_query(cell: Cell, experiment: Experiment, folder: Path, seed: int) -> dict[str, Any]:
+    """Trains one query model.
+
+    Leaves `dynamics.safetensors`, the weights `early.pt` and `end.pt`, and the folder of the logger.
+
+    Returns:
+        What `result.json` says: counts of the last validation, samples seen, seconds.
+    """
+    query = experiment.query
+    users, model = experiment.data(), experiment.model()
+    loaded(users)
+    data = FairPruneDataModule(users, seed=seed)
+    counted, meter, observer = monitor(experiment, users), Meter(), _Observer(experiment, data)
+    keeper = _Weights({query.early_epoch: folder / "early.pt", query.epochs: folder / "end.pt"})
+    callbacks = [meter, observer, counted, keeper]
+    fit = trainer(experiment, folder, callbacks, max_epochs=query.epochs)
+    fit.fit(model, datamodule=data)
+    assert observer.record is not None
+    observer.record.recorder.dynamics().save(folder / "dynamics.safetensors")
+    counts = recalls(counted, experiment, "val")
+    return {
+        "tp": counts.tp.tolist(),
+        "support": counts.support.tolist(),
+        "average": counts.mean,
+        "worst": counts.worst,
+        "samples_seen": meter.samples,
+        "steps": fit.global_step,
+        "training_seconds": round(meter.seconds, 3),
+    }
+
+
+def _all_signals(dynamics: Dynamics) -> Tensor:
+    # All of them, in 11 bytes a sample and epoch, so that methods can be added to a grid that has begun.
+    return sum(dynamics.signal(name)[-1].float() for name in signals.__all__)  # type: ignore[return-value]
+
+
+class _Observer(pl.Callback):
+    """Records what training saw of each sample in every epoch."""
+
+    def __init__(self, experiment: Experiment, data: FairPruneDataModule) -> None:
+        self.experiment, self.data = experiment, data
+        self.record: WarmUp | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Has batches bring their indices."""
+        self.data.source.carry_index = True
+        self.data.source.strip_indices(trainer)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Makes room."""
+        self.record = WarmUp(
+            trainer,
+            self.data.source,
+            self.experiment.query.epochs,
+            score=_all_signals,
+            group_by=self.experiment.group_by,
+            logits_fn=None,
+        )
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Starts looking."""
+        assert self.record is not None
+        self.record.open(pl_module, batch)
+
+    def on_before_backward(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
+    ) -> None:
+        """Stops looking."""
+        assert self.record is not None
+        self.record.look(pl_module, loss)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, i: int
+    ) -> None:
+        """Notes what the step saw."""
+        assert self.record is not None
+        self.record.note(pl_module, outputs, batch)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Closes the row of the epoch."""
+        assert self.record is not None
+        self.record.finish_epoch(trainer.current_epoch)
+
+
+class _Weights(pl.Callback):
+    """Keeps the weights after some epochs."""
+
+    def __init__(self, paths: dict[int, Path]) -> None:
+        self.paths = paths
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes them."""
+        path = self.paths.get(trainer.current_epoch + 1)
+        if path is not None:
+            state = {name: value.cpu() for name, value in pl_module.state_dict().items()}
+            write_whole(path, partial(torch.save, state))
+
+
+# ------------------------------------------------------------------------------------------- passes
+
+
+def run_score(cell: Cell, experiment: Experiment, folder: Path, query: Path) -> dict[str, Any]:
+    """Scores every training sample in one pass of a query model over them.
+
+    Args:
+        cell: which score.
+        experiment: whose.
+        folder: gets `scores.safetensors`.
+        query: folder of the query model.
+
+    Returns:
+        What `result.json` says: seconds.
+    """
+    method = next(
+        method
+        for method in experiment.methods.values()
+        if method.score is not None
+        and method.score_on == "pass"
+        and Cell("score", cell.seed, _name(method), member=cell.member, at=method.at) == cell
+    )
+    data, model = experiment.data(), experiment.model()
+    loaded(data)
+    weights = query / ("early.pt" if method.at == "early" and _has_early(experiment) else "end.pt")
+    scoring = _Scoring(method, data, weights)
+    # Inside a validation, because there model and batches are where and as training has them.
+    validation = trainer(
+        experiment, folder, [scoring], logger=False, limit_val_batches=1, inference_mode=False
+    )
+    validation.validate(model, datamodule=data, verbose=False)
+    assert scoring.scores is not None
+    write_tensors(
+        folder / "scores.safetensors",
+        {"score": scoring.scores},
+        {"format": _KIND, "version": _VERSION},
+    )
+    return {"pass_seconds": round(scoring.seconds, 3)}
+
+
+def _name(method: Method) -> str:
+    from lightning_fairprune.experiments._records import score_name
+
+    assert method.score is not None
+    return score_name(method.score)
+
+
+def _has_early(experiment: Experiment) -> bool:
+    # The two moments may be one, and then there is one file.
+    return experiment.query.early_epoch != experiment.query.epochs
+
+
+class _Scoring(pl.Callback):
+    """Runs the pass when a validation is over."""
+
+    def __init__(self, method: Method, data: Any, weights: Path) -> None:
+        self.method, self.data, self.weights = method, data, weights
+        self.scores: Tensor | None = None
+        self.seconds = 0.0
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Runs it."""
+        assert self.method.score is not None
+        ordered = getattr(self.data, "plain_dataloader", self.data.train_dataloader)
+        start = time.perf_counter()
+        with torch.enable_grad():  # gradient norms need it; other scores turn it off themselves
+            self.scores = score_pass(
+                pl_module,
+                ordered(),
+                self.method.score,
+                checkpoints=[self.weights],
+                progress=False,
+            )
+        self.seconds = time.perf_counter() - start
+
+
+# ------------------------------------------------------------------------- what a selection reads
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Known:
+    """What the query models of one seed say to one method.
+
+    Args:
+        target: class (or group) of each sample, int64 [N]; -1 for one that no query model was shown.
+        recall: of each class, float64 [K], NaN without a validation sample.
+        score: of each sample, float [N], higher = harder; None if the method has none.
+        seconds: that the score took, passes and all query models included.
+        query_seconds: that the query models trained.
+    """
+
+    target: Tensor
+    recall: Tensor
+    score: Tensor | None
+    seconds: float
+    query_seconds: float
+
+
+def known(
+    method: Method, experiment: Experiment, queries: Sequence[Path], passes: Sequence[Path]
+) -> Known:
+    """Returns what a method goes by, averaged over the query models.
+
+    Args:
+        method: whose score.
+        experiment: whose query models.
+        queries: folders of the query models of one seed.
+        passes: folders of their passes, if the score is taken so.
+    """
+    facts = [json.loads((folder / "result.json").read_text()) for folder in queries]
+    counts = [ClassCounts(torch.tensor(f["tp"]), torch.tensor(f["support"])) for f in facts]
+    most = max(c.num_classes for c in counts)
+    shrinkage = experiment.query.shrinkage
+    recall = torch.stack([c.padded(most).shrunk_recall(shrinkage) for c in counts]).nanmean(0)
+    dynamics = [Dynamics.load(folder / "dynamics.safetensors") for folder in queries]
+    targets = [d.target if d.group is None else d.group for d in dynamics]
+    target = torch.stack(targets).amax(0)  # -1 only where none of them saw the sample
+    start = time.perf_counter()
+    scores, seconds = [], 0.0
+    if method.score is not None and method.score_on == "training":
+        last = experiment.query.early_epoch if method.at == "early" else experiment.query.epochs
+        scores = [method.score(_first(d, last)).detach().float().cpu() for d in dynamics]
+    for folder in passes:
+        tensors, _ = read_tensors(folder / "scores.safetensors", _KIND, _VERSION)
+        scores.append(tensors["score"].float())
+        seconds += json.loads((folder / "result.json").read_text())["pass_seconds"]
+    score = torch.stack(scores).nanmean(0) if scores else None
+    if score is not None:
+        target = target.masked_fill(score.isnan(), -1)
+    return Known(
+        target,
+        recall,
+        score,
+        seconds + time.perf_counter() - start,
+        sum(f["training_seconds"] for f in facts),
+    )
+
+
+def _first(dynamics: Dynamics, epochs: int) -> Dynamics:
+    if epochs >= dynamics.num_epochs:
+        return dynamics
+    return Dynamics(
+        target=dynamics.target,
+        signals={name: values[:epochs] for name, values in dynamics.signals.items()},
+        group=dynamics.group,
+        observed=dynamics.observed[:epochs],
+    )

@@ -1,0 +1,79 @@
+"""What is written when the cells of an experiment are done: tables, claims, figures, report pages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from lightning_fairprune._files import write_whole
+from lightning_fairprune.experiments._cells import Cell
+from lightning_fairprune.experiments._claims import claims_of, markdown
+from lightning_fairprune.experiments._figure import curves
+from lightning_fairprune.experiments._records import Experiment
+from lightning_fairprune.experiments._results import Row, rows_of, write_parquet
+from lightning_fairprune.experiments._store import Store
+from lightning_fairprune.experiments._train import RUN
+
+__all__ = ["summarise"]
+
+
+def summarise(
+    experiment: Experiment,
+    store: Store,
+    cells: Sequence[Cell],
+    tables: Sequence[Path],
+    console: Console,
+) -> list[Path]:
+    """Writes everything that is made from the results, and says where it is."""
+    rows = rows_of(store, cells)
+    if not rows:
+        return []
+    files, notes = list(tables), []
+    parquet = write_parquet(rows, store.out)
+    if parquet is None:
+        notes.append(
+            'No results.parquet without pyarrow: pip install "lightning-fairprune[parquet]".'
+        )
+    else:
+        files.append(parquet)
+    claims = store.out / "claims.md"
+    text = markdown(claims_of(experiment, rows), experiment.name)
+    write_whole(claims, partial(Path.write_text, data=text))
+    files.append(claims)
+    try:
+        files += [_figure(rows, store.out), *_reports(store, cells)]
+    except ImportError:
+        notes.append(
+            'No figure and no report pages without matplotlib and scipy: pip install "lightning-fairprune[report]".'
+        )
+    console.print("Written: " + ", ".join(map(str, files)), highlight=False, soft_wrap=True)
+    for note in notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    return files
+
+
+def _figure(rows: Sequence[Row], folder: Path) -> Path:
+    path = folder / "densities.png"
+    write_whole(path, partial(curves(rows).savefig, format="png", dpi=150))
+    return path
+
+
+def _reports(store: Store, cells: Sequence[Cell]) -> list[Path]:
+    """Writes a page for each density, against the models on all the data."""
+    from lightning_fairprune.report import report  # no worker needs it
+
+    finished = [cell for cell in cells if cell.in_table and store.result(cell)]
+    full = [cell for cell in finished if cell.kind == "baseline"]
+    plain = [cell for cell in full if cell.name == full[0].name]
+    pages = []
+    for density in sorted({cell.density for cell in finished if cell.density < 1}, reverse=True):
+        shown = [*full, *(cell for cell in finished if cell.density == density)]
+        runs = [f"{cell.name}={store.folder(cell) / RUN}" for cell in shown]
+        reference = [str(store.folder(cell) / RUN) for cell in plain]
+        out = store.out / "report" / f"density{density:g}"
+        report(runs, reference or None, out, data="test")
+        pages.append(out / "index.html")
+    return pages
