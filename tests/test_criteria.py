@@ -109,6 +109,8 @@ def test_random_depends_on_seed_name_and_shape_alone() -> None:
     assert not criteria.random(model, seed=1)["7.weight"].equal(one["7.weight"])
     twins = criteria.random(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)))
     assert not twins["0.weight"].equal(twins["1.weight"])
+    wide, high = (criteria.random(nn.Linear(*sizes))["weight"] for sizes in ((4, 2), (2, 4)))
+    assert not wide.flatten().equal(high.flatten())
 
 
 def test_random_is_uniform() -> None:
@@ -181,11 +183,9 @@ def test_undecayed_on_a_resnet() -> None:
 
 
 def test_attention() -> None:
-    """Fused kernels have no backward pass, or none for torch.func; outputs may be below 0."""
+    """Fused kernels have no backward pass, or none for torch.func."""
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     model = nn.Sequential(nn.TransformerEncoder(layer, 2), nn.Flatten(), nn.Linear(40, 3)).double()
-    model[2].weight.data.abs_().neg_()
-    model[2].bias.data.fill_(-9.0)
     x, y = torch.randn(6, 5, 8, dtype=torch.float64), torch.tensor([0, 1, 2] * 2)
     names = criteria.prunable(model)
     assert "0.layers.1.self_attn.out_proj.weight" in names
@@ -316,8 +316,28 @@ def test_synflow_of_a_deep_network_fits() -> None:
     for value in criteria.synflow(deep, torch.ones(1, 1)).values():
         assert float(value) == pytest.approx(1)
     deeper = nn.Sequential(*[line(1e6) for _ in range(60)])
-    with pytest.raises(ValueError, match="must fit into float64, got inf"):
+    with pytest.raises(ValueError, match="must fit into float64, got a flow of inf"):
         criteria.synflow(deeper, torch.ones(1, 1))
+    first = line(1e-36, 1e-36)
+    first.weight.data.mul_(torch.tensor([0.0, 1.0]))
+    with pytest.raises(ValueError, match=r"its gradient must fit into float64, got a flow of 1"):
+        criteria.synflow(nn.Sequential(first, *deeper[4:]), torch.ones(1, 2))
+
+
+def test_synflow_of_outputs_below_0() -> None:
+    model = nn.ModuleDict({"layer": line(1, -3)})
+    model.forward = lambda x: -model["layer"](x)  # type: ignore[method-assign]
+    same(criteria.synflow(model, torch.ones(1, 2)), {"layer.weight": torch.tensor([[0.25, 0.75]])})
+
+
+def test_what_is_gone_does_not_come_back() -> None:
+    """In round 1 all weights into the first unit go; those out of it then carry nothing, but one may stay."""
+    model = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 2, bias=False))
+    model[0].weight.data.copy_(torch.tensor([[0.1, 0.1, 0.1], [1.0, 1.0, 1.0]]))
+    model[1].weight.data.copy_(torch.tensor([[0.1, 1.0], [0.1, 1.0]]))
+    masks = criteria.synflow_masks(model, torch.ones(1, 3), 0.44, rounds=2)
+    assert masks["0.weight"].tolist() == [[False] * 3, [True] * 3]
+    assert masks["1.weight"].tolist() == [[True, True], [False, True]]
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.987])
@@ -772,7 +792,12 @@ def test_the_model_is_left_as_it_was(name: str) -> None:
     model = busy()
     before = oracle.state(model)
     batches = DataLoader(TensorDataset(X, Y), batch_size=4, shuffle=True)  # draws random numbers
-    oracle.RUNS[name](model, batches, lambda z, y: CE(z + torch.rand(()), y))
+
+    def busy_loss(outputs: Tensor, target: Tensor) -> Tensor:
+        model.zero_grad()
+        return CE(outputs + torch.rand(()), target)
+
+    oracle.RUNS[name](model, batches, busy_loss)
     unchanged(model, before)
 
 

@@ -179,16 +179,17 @@ def _flow(
                 "the outputs of `model` must depend on a parameter that is scored, got some that do not."
             )
         scale = whole.detach().abs()  # below 0 only where a layer breaks the theory
-        if not scale.isfinite():
-            raise ValueError(
-                "the flow through `model` must fit into float64, got "
-                f"{float(scale)}: is it very deep, and not normalised?"
-            )
         grads = torch.autograd.grad(whole, list(scored.values()), allow_unused=True)
-        return {
+        result = {
             name: _share(value.detach(), grad, scale.to(value.device))
             for (name, value), grad in zip(scored.items(), grads, strict=True)
         }
+        if not all(value.isfinite().all() for value in (scale, *result.values())):
+            raise ValueError(
+                "the flow through `model` and its gradient must fit into float64, got "
+                f"a flow of {float(scale)}: is it very deep, and not normalised?"
+            )
+        return result
 
     return shares
 
@@ -203,5 +204,4 @@ def _ones(tensor: Tensor, device: torch.device) -> Tensor:
 def _share(value: Tensor, grad: Tensor | None, whole: Tensor) -> Tensor:
     if grad is None or not whole:
         return torch.zeros_like(value)
-    # Only a weight of 0 can have an infinite gradient where the whole is finite; it carries nothing.
-    return ((value * grad).abs() / whole).nan_to_num(nan=0.0)
+    return (value * grad).abs() / whole
