@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -374,6 +375,26 @@ def test_memory_is_laid_out_as_asked(channels_last: bool) -> None:
 def test_bad_arguments(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Classifier(nn.Linear(2, 2), **options)
+
+
+def test_two_models_from_one_setting_have_networks_of_their_own(monkeypatch: Any) -> None:
+    # A grid of seeds makes model after model from one parsed YAML file.
+    import jsonargparse
+
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # newer ones rename a method
+    network = {"class_path": "lightning_fairprune.experiments.models.SmallCNN"}
+    path = "lightning_fairprune.experiments.models.Classifier"
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--model", type=Callable[[], pl.LightningModule])
+    given = {"model": {"class_path": path, "init_args": {"network": network}}}
+    make = parser.instantiate_classes(parser.parse_object(given)).model
+    states = []
+    for seed in (0, 1, 0):
+        torch.manual_seed(seed)
+        states.append(make().state_dict()["network.net.0.weight"])
+    assert torch.equal(states[0], states[2])
+    assert not torch.equal(states[0], states[1])
+    assert states[0].data_ptr() != states[2].data_ptr()
 
 
 @pytest.mark.parametrize("name", NETWORKS)

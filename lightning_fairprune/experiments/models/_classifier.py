@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -62,7 +62,10 @@ class Classifier(pl.LightningModule):
     on the way; only whole `milestones` are counted in epochs.
 
     Args:
-        network: from images [B, C, H, W] to logits [B, K].
+        network: a function without arguments that returns the network, from images [B, C, H, W] to
+            logits [B, K]; in YAML the class path of the network and its arguments. Each Classifier
+            then has its own, drawn from the seed of that moment. A network that is there is taken as
+            it is.
         lr: base learning rate.
         momentum: of SGD.
         weight_decay: of all weights.
@@ -81,13 +84,13 @@ class Classifier(pl.LightningModule):
 
     Example:
         >>> from lightning_fairprune.experiments.models import SmallCNN
-        >>> Classifier(SmallCNN(), lr=0.4)(torch.zeros(2, 3, 32, 32)).shape
+        >>> Classifier(SmallCNN, lr=0.4)(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Callable[[], nn.Module],
         lr: float = 0.1,
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
@@ -101,15 +104,15 @@ class Classifier(pl.LightningModule):
     ) -> None:
         super().__init__()
         _check(lr, schedule, milestones, gamma, rise, init)
-        self.network = network
+        self.network = network if isinstance(network, nn.Module) else network()
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
         self.nesterov = nesterov
         self.schedule, self.milestones, self.gamma, self.rise = schedule, milestones, gamma, rise
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         if init == "xavier":
-            network.apply(_xavier)
+            self.network.apply(_xavier)
         if channels_last:
-            network.to(memory_format=torch.channels_last)
+            self.network.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns logits [B, K]."""

@@ -86,7 +86,7 @@ class SmallCNN(nn.Module):
 
     25,354 weights for coloured images of 10 classes. Pooling sits between convolution and
     normalisation, so that the costly elementwise layers see a quarter of the pixels. Trains on
-    CIFAR-10 at some ten thousand images a second on a CPU core.
+    CIFAR-10 at some thousand images a second on a CPU core.
 
     Args:
         num_classes: K.
