@@ -367,8 +367,8 @@ class WeightPruning(pl.Callback):
         sparsest = max(found.layers, key=lambda name: found.layers[name])
         rank_zero_info(
             f"WeightPruning: after {now.epoch} epochs and {now.step} steps {now.removed:,} of "
-            f"{now.total:,} weights are removed ({now.sparsity:.2%}), most of them in `{sparsest}` "
-            f"({found.layers[sparsest]:.2%})."
+            f"{now.total:,} weights are removed ({now.sparsity:.2%}); the sparsest layer is "
+            f"`{sparsest}` ({found.layers[sparsest]:.2%})."
         )
 
     # --------------------------------------------------------------------------------------- resuming
