@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, WeightedRandomSampler
 from users import DIM, NUM_CLASSES, Blobs, Data
 
 from lightning_fairprune import DataPruning, RecallMonitor, criteria, masks
@@ -581,11 +582,61 @@ def test_reading_batches_disturbs_nothing(
     assert plain[1] == looked[1]
 
 
+class Stream(torch.utils.data.IterableDataset[Any]):
+    """No length, so the Trainer learns of the last batch when it comes."""
+
+    def __iter__(self) -> Any:
+        blobs = Blobs(57)
+        for index in torch.randperm(57).tolist():
+            yield blobs[index]
+
+
+def loaders(kind: str) -> Any:
+    blobs = Blobs(57)
+    if kind == "iterable":
+        return DataLoader(Stream(), batch_size=10)
+    if kind == "weighted":
+        return DataLoader(blobs, 10, sampler=WeightedRandomSampler([1.0] * 30 + [2.0] * 27, 57))
+    if kind == "batch_sampler":
+        return DataLoader(blobs, batch_sampler=BatchSampler(RandomSampler(blobs), 10, True))
+    if kind == "persistent":
+        return DataLoader(blobs, 10, shuffle=True, num_workers=1, persistent_workers=True)
+    return Batches()
+
+
+@pytest.mark.parametrize("kind", ["iterable", "weighted", "batch_sampler", "persistent", "any"])
+def test_any_loader_that_is_given_to_fit(kind: str) -> None:
+    def run(criterion: Any) -> Any:
+        pl.seed_everything(1, verbose=False)
+        prune = WeightPruning(criterion, 0.7, start=1, end=2, num_batches=3)
+        steps = {"start": 3, "end": 8, "every": 5, "interval": "step"}
+        again = WeightPruning(criterion, 0.8, num_batches=3, **steps)
+        found = []
+        for callback in (prune, again):
+            model = Net()
+            trainer = users.trainer(callbacks=[callback], max_epochs=3)
+            trainer.fit(model, loaders(kind), DataLoader(Blobs(20), 20))
+            found.append((digest(model), [(h.epoch, h.removed) for h in callback.history]))
+        return found
+
+    spy = Spy()
+    assert run(spy) == run(criteria.magnitude)
+    assert [len(losses) for losses in spy.losses] == [3, 3, 3, 3]
+
+
+class Batches:
+    """Any iterable is a loader; a list would be several."""
+
+    def __iter__(self) -> Any:
+        blobs = Blobs(57)
+        return iter([(blobs.x[i : i + 10], blobs.y[i : i + 10]) for i in range(0, 50, 10)])
+
+
 def test_several_loaders_at_once() -> None:
     class Two(Data):
         def train_dataloader(self) -> Any:
             one = super().train_dataloader()
-            return {"a": one, "b": torch.utils.data.DataLoader(Blobs(30, seed=9), batch_size=5)}
+            return {"a": one, "b": DataLoader(Blobs(30, seed=9), batch_size=5)}
 
     class Both(Net):
         def training_step(self, batch: Any, batch_idx: int) -> Any:

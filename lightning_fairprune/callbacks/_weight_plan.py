@@ -196,8 +196,9 @@ def end_of_training(trainer: pl.Trainer, interval: str) -> float:
         return math.inf if epochs is None or epochs < 0 else epochs
     from lightning_fairprune.schedule import planned_stepping_batches
 
-    if (epochs is None or epochs < 0) and trainer.max_steps < 0:
-        return math.inf
+    unknown = epochs is None or epochs < 0 or not math.isfinite(trainer.num_training_batches)
+    if unknown:
+        return trainer.max_steps if trainer.max_steps >= 0 else math.inf
     pruning = [c for c in trainer.callbacks if isinstance(c, DataPruning)]  # type: ignore[attr-defined]
     told = [c.stepping_batches_planned for c in pruning]
     steps = planned_stepping_batches(trainer)

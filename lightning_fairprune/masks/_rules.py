@@ -173,7 +173,8 @@ def lamp(
 def _lamp(saliency: Tensor, kept: Tensor) -> Tensor:
     squared = saliency.double().square().masked_fill(~kept, 0).flatten()
     ascending, order = squared.sort(stable=True)
-    rest = ascending.flip(0).cumsum(0).flip(0)
+    # On the host: sums along an axis differ from run to run on GPUs, and so would ranks.
+    rest = ascending.cpu().flip(0).cumsum(0).flip(0).to(ascending.device)
     scores = torch.where(rest > 0, ascending / rest, 0.0)
     return torch.empty_like(scores).index_copy_(0, order, scores).view_as(saliency)
 
