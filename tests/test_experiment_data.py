@@ -105,6 +105,35 @@ def test_every_form_of_cifar_gives_the_same_images(tmp_path: Path, form: str, cl
     assert module.num_classes == classes == len(set(module.class_names))
 
 
+def python2_pickle(flat: np.ndarray, labels: list[int]) -> bytes:
+    """Returns a batch as Python 2 wrote it in 2009: byte strings, and a dtype with align=0."""
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR"
+    shape = b"".join(b"J" + n.to_bytes(4, "little") for n in flat.shape) + b"\x86"
+    dtype = (
+        b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNN"
+        + 2 * b"J\xff\xff\xff\xff"
+        + b"K\x00tb"
+    )
+    pixels = b"T" + flat.nbytes.to_bytes(4, "little") + flat.tobytes()
+    data_ = b"U\x04data" + array + b"(K\x01" + shape + dtype + b"\x89" + pixels + b"tb"
+    listed = b"U\x06labels](" + b"".join(b"K" + bytes([k]) for k in labels) + b"e"
+    return b"\x80\x02}(" + data_ + listed + b"u."
+
+
+def test_the_pickles_of_2009_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for i, name in enumerate([*(f"data_batch_{j}" for j in range(1, 6)), "test_batch"]):
+        images = pictures(20, seed=i)
+        flat = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).reshape(20, -1)
+        (folder / name).write_bytes(python2_pickle(flat, [k % 10 for k in range(20)]))
+    module = data.CIFAR10(str(tmp_path))
+    module.setup("fit")
+    assert module.train_set is not None
+    assert module.train_set.images[40:60].tolist() == pictures(20, seed=2).tolist()
+    assert module.targets.bincount().tolist() == [10] * 10
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("kind", [data.MNIST, data.FashionMNIST])
 def test_mnist_is_read_as_torchvision_leaves_it(tmp_path: Path, kind: Any, packed: bool) -> None:
@@ -568,13 +597,15 @@ def trainer(**options: Any) -> pl.Trainer:
     )
 
 
+@pytest.mark.parametrize("wrapped", [True, False])
 @pytest.mark.parametrize("augment", [True, False])
-def test_only_training_batches_are_augmented(tmp_path: Path, augment: bool) -> None:
+def test_only_training_batches_are_augmented(tmp_path: Path, augment: bool, wrapped: bool) -> None:
     module = cifar10(tmp_path, augment=augment, batch_size=100)
+    used = lfp.FairPruneDataModule(module) if wrapped else module
     model = Looking()
     runner = trainer()
-    runner.fit(model, module)
-    runner.test(model, module, verbose=False)
+    runner.fit(model, used)
+    runner.test(model, used, verbose=False)
     plain = next(iter(module.plain_dataloader()))[0]
     known = {row.numpy().tobytes() for row in plain.contiguous()}
     trained = {row.numpy().tobytes() for row in model.seen["train"][0].contiguous()}

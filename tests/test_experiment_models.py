@@ -96,11 +96,11 @@ def test_resnet_is_torchvisions(depth: Any) -> None:
 
 
 @needs_torchvision
-@pytest.mark.parametrize("depth", [16, 19])
-def test_vgg_is_torchvisions_up_to_the_last_pooling(depth: Any) -> None:
-    from torchvision.models import get_model
+@pytest.mark.parametrize(("depth", "letter"), [(16, "D"), (19, "E")])
+def test_vgg_is_torchvisions_up_to_the_last_pooling(depth: Any, letter: str) -> None:
+    from torchvision.models import vgg
 
-    theirs = get_model(f"vgg{depth}_bn").features.eval()
+    theirs = vgg.make_layers(vgg.cfgs[letter], batch_norm=True).eval()
     ours = models.VGG(depth).features.eval()
     values = {k: v for k, v in theirs.state_dict().items() if v.ndim == 4 or k in ours.state_dict()}
     for module in theirs:

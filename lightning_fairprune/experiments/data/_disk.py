@@ -229,7 +229,7 @@ class ImageNet(_ImagesOnDisk):
 
     def find(self) -> tuple[ImageFiles, ImageFiles, ImageFiles]:
         """Returns training, validation and test set, not augmented."""
-        base, plain = self.root / "imagenet", self._transform(augment=False)
+        base = self.root / "imagenet"
         if not ((base / "train").is_dir() and (base / "val").is_dir()):
             raise FileNotFoundError(
                 f"ImageNet: '{self.root}' must hold imagenet/train/CLASS/*.JPEG and imagenet/val/CLASS/"
@@ -244,6 +244,7 @@ class ImageNet(_ImagesOnDisk):
                 f"{len(names)}, which differ in {sorted({*names} ^ {*others})[0]!r}."
             )
         self.class_names = tuple(names)
+        plain = self._transform(augment=False)
         train, test = ImageFiles(files, labels, plain), ImageFiles(tested, tested_labels, plain)
         whole = test if self.split == "paper" else train
         fraction = 0.5 if self.split == "paper" else self.val_fraction

@@ -115,7 +115,7 @@ class _ArraysOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if name == "dtype":
-            # The files are from Python 2; numpy warns of how they ask for no alignment.
+            # The files are from Python 2; some releases of numpy warn of the align=0 in them.
             return lambda kind, *_: np.dtype(kind)
         if name == "ndarray":
             return np.ndarray
