@@ -1,6 +1,7 @@
 """Train on less data, or with fewer weights, without the worst class paying for it."""
 
 from lightning_fairprune import (
+    criteria,
     geometry,
     gradients,
     metrics,
@@ -35,6 +36,7 @@ __all__ = [
     "RecallMonitor",
     "ScorePass",
     "Selection",
+    "criteria",
     "geometry",
     "gradients",
     "metrics",

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_fairprune.criteria._batches import Batch, Loss, call, leaves, mapped, scalar
+from lightning_fairprune._trees import call, leaves, mapped
+from lightning_fairprune.criteria._batches import Batch, Loss, scalar
 from lightning_fairprune.criteria._groups import Groups, check_present, parts
 from lightning_fairprune.criteria._held import device_of, held
 from lightning_fairprune.criteria._mean import check_finite, check_losses

@@ -2,44 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Loss", "leaves", "mapped"]
+from lightning_fairprune._trees import call, leaves, mapped
 
-
-def leaves(tree: object) -> Iterator[Tensor]:
-    """Yields the tensors in nested tuples, lists and mappings."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, Mapping):
-        for value in tree.values():
-            yield from leaves(value)
-    elif isinstance(tree, (tuple, list)):
-        for value in tree:
-            yield from leaves(value)
-
-
-def mapped(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """Returns the same nest with `function` of every tensor; what is no tensor stays."""
-    if isinstance(tree, Tensor):
-        return function(tree)
-    if isinstance(tree, MutableMapping):
-        new = copy.copy(
-            tree
-        )  # keeps the type: outputs of some libraries are mappings with attributes
-        for key, value in tree.items():
-            new[key] = mapped(function, value)
-        return new
-    if isinstance(tree, (tuple, list)):
-        values = [mapped(function, value) for value in tree]
-        return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
-    return tree
+__all__ = ["Batch", "Loss"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,14 +50,9 @@ class Batch:
 
     def through(self, model: Callable[..., Any]) -> Any:
         """Returns the model's outputs: a mapping gives named arguments, a tuple or list positional ones."""
-        inputs = mapped(
-            torch.clone, self.inputs
-        )  # the model may work in place, and runs several times
-        if isinstance(inputs, Mapping):
-            return model(**inputs)
-        if isinstance(inputs, (tuple, list)):
-            return model(*inputs)
-        return model(inputs)
+        # The model may work in place, and runs several times.
+        inputs = mapped(torch.clone, self.inputs)
+        return call(model, inputs)
 
 
 @dataclass(frozen=True, slots=True)
