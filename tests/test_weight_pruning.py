@@ -27,6 +27,7 @@ from users import DIM, NUM_CLASSES, Blobs, Data
 from lightning_fairprune import DataPruning, RecallMonitor, criteria, masks
 from lightning_fairprune.callbacks.weight_pruning import WeightPruning
 from lightning_fairprune.masks import schedules
+from lightning_fairprune.sparsity import SparsityRecord
 
 PRUNABLE = 8 * 24 + 24 * 12  # without the classifier
 
@@ -114,10 +115,11 @@ def test_each_pruning_removes_exactly_what_is_planned(schedule: str, interval: A
     model = fit(prune)
     planned = [round(s * PRUNABLE) for s in function(0.83, 4)]
     planned = planned[:1] if schedule == "one_shot" else planned
-    assert [h.removed for h in prune.history] == planned
+    assert [round(h.total * PRUNABLE) for h in prune.history] == planned
     assert [h.epoch for h in prune.history] == list(range(1, 1 + len(planned)))
     assert [h.step for h in prune.history] == [11 * h.epoch for h in prune.history]
-    assert zeros(model) == round(0.83 * PRUNABLE) == prune.history[-1].removed
+    assert zeros(model) == round(0.83 * PRUNABLE)
+    assert prune.history[-1].total == round(0.83 * PRUNABLE) / PRUNABLE
     assert masks.sparsity_of(prune.masks).total == round(0.83 * PRUNABLE) / PRUNABLE
 
 
@@ -156,7 +158,7 @@ def test_a_steps_plan_prunes_in_the_middle_of_an_epoch() -> None:
     prune = WeightPruning(sparsity=0.5, start=3, end=17, every=7, interval="step")
     fit(prune, max_epochs=3)
     assert [h.step for h in prune.history] == [3, 10, 17]
-    assert [h.epoch for h in prune.history] == [0, 0, 1]
+    assert [h.epoch for h in prune.history] == [1, 1, 2]
 
 
 def test_fractions_of_training() -> None:
@@ -375,7 +377,7 @@ def test_exponential_moving_average(tmp_path: Path) -> None:
         trainer = users.trainer(callbacks=order, max_epochs=5, enable_checkpointing=True)
         trainer.fit(model, datamodule=Data())
         assert zeros(model) == round(0.8 * PRUNABLE)
-        for epoch, removed in enumerate([h.removed for h in prune.history]):
+        for epoch, removed in enumerate([round(h.total * PRUNABLE) for h in prune.history]):
             state = torch.load(tmp_path / str(before) / f"epoch={epoch}.ckpt", weights_only=True)
             saved = state["state_dict"]
             assert sum(int((saved[n] == 0).sum()) for n in prune.masks) == removed
@@ -616,7 +618,7 @@ def test_any_loader_that_is_given_to_fit(kind: str) -> None:
             model = Net()
             trainer = users.trainer(callbacks=[callback], max_epochs=3)
             trainer.fit(model, loaders(kind), DataLoader(Blobs(20), 20))
-            found.append((digest(model), [(h.epoch, h.removed) for h in callback.history]))
+            found.append((digest(model), callback.history))
         return found
 
     spy = Spy()
@@ -744,9 +746,9 @@ def test_rewind_rewinds(to: Any) -> None:
     steps = Steps()
     fit(prune, steps, model=Scheduled(), max_epochs=6)
     origin = steps.weights[0 if to in ("start", 0) else 11]
-    mask = masks.globally(criteria.magnitude(nn.Linear(1, 1)), 0)  # only to have a dict
-    mask = dict.fromkeys(mask)
-    for epoch, removed in ((2, prune.history[0].removed), (4, prune.history[1].removed)):
+    for epoch, removed in zip(
+        (2, 4), (round(h.total * PRUNABLE) for h in prune.history), strict=True
+    ):
         now = steps.weights[11 * epoch]
         gone = 0
         for name, value in now.items():
@@ -761,7 +763,6 @@ def test_rewind_rewinds(to: Any) -> None:
         assert steps.momenta[11 * epoch] == (to == 1)
     # And it trains from there.
     assert not torch.equal(steps.weights[-1]["net.0.weight"], steps.weights[44]["net.0.weight"])
-    del mask
 
 
 def test_no_rewind_by_default() -> None:
@@ -881,7 +882,7 @@ def test_early_stopping_waits_for_the_sparsity_if_told_to() -> None:
     stop = EarlyStopping("val_loss", patience=0, min_delta=100.0)
     prune = WeightPruning(sparsity=0.9, start=1, end=4)
     fit(prune, stop, max_epochs=8, min_epochs=6)
-    assert prune.history[-1].sparsity == round(0.9 * PRUNABLE) / PRUNABLE
+    assert prune.history[-1].total == round(0.9 * PRUNABLE) / PRUNABLE
     with pytest.warns(
         UserWarning, match="training ended at a sparsity of .* where 0.9 was planned"
     ):
@@ -890,6 +891,21 @@ def test_early_stopping_waits_for_the_sparsity_if_told_to() -> None:
             EarlyStopping("val_loss", patience=0, min_delta=100.0),
             max_epochs=8,
         )
+
+
+def test_a_record_for_the_report(tmp_path: Path) -> None:
+    prune = WeightPruning(criteria.undecayed, 0.8, start=1, end=2, exclude=["*.4.*"])
+    fit(prune, logger=CSVLogger(tmp_path, name="", version=""), max_epochs=3)
+    record = SparsityRecord.load(tmp_path)
+    assert record.steps == prune.record.steps == tuple(prune.history)
+    assert record.settings == json.loads(json.dumps(prune.record.settings))
+    assert record.settings["criterion"] == "undecayed"
+    assert record.settings["exclude"] == ["*.4.*"]
+    assert [(s.epoch, s.step, s.target) for s in record.steps] == [
+        (1, 11, schedules.cubic(0.8, 2)[0]),
+        (2, 22, 0.8),
+    ]
+    assert record.steps[-1].layers == masks.sparsity_of(prune.masks).layers
 
 
 def test_one_callback_for_several_fits() -> None:

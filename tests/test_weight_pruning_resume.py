@@ -132,7 +132,7 @@ def run(
         chosen.update(mask.numpy().tobytes())
     return {
         "rank": t.global_rank,
-        "history": [[h.epoch, h.step, h.removed, h.total] for h in callback.history],
+        "history": [[h.epoch, h.step, round(h.total * TOTAL), h.layers] for h in callback.history],
         "masks": chosen.hexdigest(),
         "weights": found.hexdigest(),
         "zeros": zeros.counts,

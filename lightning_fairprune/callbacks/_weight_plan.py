@@ -16,7 +16,6 @@ from lightning_fairprune.callbacks.data_pruning import DataPruning
 
 __all__ = [
     "Plan",
-    "Pruned",
     "Timing",
     "end_of_training",
     "is_dry",
@@ -46,32 +45,6 @@ class Plan:
     def due(self, done: int) -> int:
         """Returns how many prunings are due when `done` epochs or steps are."""
         return bisect_right(self.at, done)
-
-
-@dataclass(frozen=True, slots=True)
-class Pruned:
-    """One pruning that was done.
-
-    Args:
-        epoch: epochs that were done.
-        step: optimiser steps that were done.
-        removed: weights that are removed now.
-        total: weights that may be pruned.
-
-    Example:
-        >>> Pruned(epoch=2, step=80, removed=90, total=100).sparsity
-        0.9
-    """
-
-    epoch: int
-    step: int
-    removed: int
-    total: int
-
-    @property
-    def sparsity(self) -> float:
-        """Fraction of weights removed."""
-        return self.removed / self.total
 
 
 @dataclass(frozen=True, slots=True)

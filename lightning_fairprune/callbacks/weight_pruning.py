@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_fairprune import criteria, masks
@@ -23,11 +23,17 @@ from lightning_fairprune.callbacks._weight_masks import (
 )
 from lightning_fairprune.callbacks._weight_plan import (
     Plan,
-    Pruned,
     Timing,
     end_of_training,
     is_dry,
     training_is_over,
+)
+from lightning_fairprune.callbacks._weight_record import (
+    announce,
+    save,
+    settings_of,
+    step_of,
+    values,
 )
 from lightning_fairprune.callbacks._weight_saliency import (
     LossFn,
@@ -35,6 +41,7 @@ from lightning_fairprune.callbacks._weight_saliency import (
     reads_batches,
     saliency,
 )
+from lightning_fairprune.sparsity import PruneStep, SparsityRecord
 
 __all__ = ["WeightPruning"]
 
@@ -83,7 +90,9 @@ class WeightPruning(pl.Callback):
 
     Attributes:
         masks: by parameter name, bool, True = kept; empty before the first pruning.
-        history: a :class:`Pruned` for each pruning.
+        history: a :class:`~lightning_fairprune.sparsity.PruneStep` for each pruning.
+        record: the same with the settings, a :class:`~lightning_fairprune.sparsity.SparsityRecord`; the
+            folder of the logger gets it as ``fairprune/sparsity.json``.
 
     Raises:
         ValueError: If an argument is out of range; at fit start, if the plan does not fit into training
@@ -143,7 +152,7 @@ class WeightPruning(pl.Callback):
     def _forget(self) -> None:
         self._detach()
         self._working = None
-        self.history: list[Pruned] = []
+        self.history: list[PruneStep] = []
         self._names: tuple[str, ...] = ()
         self._total = 0
         self._plan: Plan | None = None
@@ -161,6 +170,11 @@ class WeightPruning(pl.Callback):
     def pruned(self) -> bool:
         """Whether any weight has been removed."""
         return bool(self.history)
+
+    @property
+    def record(self) -> SparsityRecord:
+        """What was done so far."""
+        return SparsityRecord(settings_of(self), tuple(self.history))
 
     # -------------------------------------------------------------------------------- begin and end
 
@@ -194,7 +208,7 @@ class WeightPruning(pl.Callback):
         assert self._plan is not None
         checks.plan(self, trainer, self._plan)
         self._remember(trainer, pl_module)
-        self._prune_if_due(trainer, pl_module, trainer.current_epoch)
+        self._prune_if_due(trainer, pl_module, trainer.current_epoch, trainer.current_epoch)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         assert self._working is not None
@@ -211,12 +225,14 @@ class WeightPruning(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Says so if training ended before the pruning did."""
         if self._plan is not None and self._done < len(self._plan.at):
-            reached = self.history[-1].sparsity if self.history else 0.0
+            reached = self.history[-1].total if self.history else 0.0
             rank_zero_warn(
                 f"training ended at a sparsity of {reached:.4g} where {self.sparsity} was planned, "
                 f"before pruning {self._done + 1} of {len(self._plan.at)}: keep early stopping from it "
                 "with Trainer(min_epochs=...), or lower `end`."
             )
+
+        save(trainer, self.record)  # also of a resumed fit that had nothing left to prune
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -267,19 +283,27 @@ class WeightPruning(pl.Callback):
     ) -> None:
         """Prunes where it is due, ahead of the validation and of checkpoints."""
         last = trainer.is_last_batch or batch_idx + 1 >= trainer.num_training_batches
-        epochs = trainer.current_epoch + bool(last)
-        if self._prune_if_due(trainer, pl_module, epochs):
+        epochs, epoch = trainer.current_epoch + bool(last), trainer.current_epoch + 1
+        if self._prune_if_due(trainer, pl_module, epochs, epoch):
             # For callbacks that monitor in the validation to come; loggers have it already.
-            pl_module.log_dict(self._values(), logger=False)
+            pl_module.log_dict(values(self._last), logger=False)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs the sparsity; prunes after an epoch whose last batch the module skipped."""
-        self._prune_if_due(trainer, pl_module, trainer.current_epoch + 1)
-        pl_module.log_dict(self._values(), sync_dist=trainer.world_size > 1)
+        epochs = trainer.current_epoch + 1
+        self._prune_if_due(trainer, pl_module, epochs, epochs)
+        pl_module.log_dict(values(self._last), sync_dist=trainer.world_size > 1)
 
     # ------------------------------------------------------------------------------------ one pruning
 
-    def _prune_if_due(self, trainer: pl.Trainer, module: pl.LightningModule, epochs: int) -> bool:
+    @property
+    def _last(self) -> PruneStep | None:
+        return self.history[-1] if self.history else None
+
+    def _prune_if_due(
+        self, trainer: pl.Trainer, module: pl.LightningModule, epochs: int, epoch: int
+    ) -> bool:
+        """Prunes if `epochs` that are done, or the steps, say so; `epoch` is the one under way."""
         if self._plan is None:
             return False
         due = self._plan.due(epochs if self.interval == "epoch" else trainer.global_step)
@@ -287,14 +311,14 @@ class WeightPruning(pl.Callback):
             return False
         target = self._plan.sparsity[due - 1]
         self._done = due
-        before = self.history[-1].removed if self.history else 0
-        if round(target * self._total) <= before:
+        before = 0.0 if self._last is None else self._last.total
+        if round(target * self._total) <= round(before * self._total):
             return False  # a schedule that has arrived
-        self._prune(trainer, module, target, epochs)
+        self._prune(trainer, module, target, epoch)
         return True
 
     def _prune(
-        self, trainer: pl.Trainer, module: pl.LightningModule, target: float, epochs: int
+        self, trainer: pl.Trainer, module: pl.LightningModule, target: float, epoch: int
     ) -> None:
         assert self._working is not None
         found = saliency(
@@ -322,11 +346,11 @@ class WeightPruning(pl.Callback):
         for average in averages(trainer):
             masks.apply(average, self.masks)
         self._rewind_due = self.rewind is not None
-        removed = sum(int((~mask).sum()) for mask in new.values())
         if not self.history:
             checks.reference(trainer)
-        self.history.append(Pruned(epochs, trainer.global_step, removed, self._total))
-        self._report(trainer)
+        self.history.append(step_of(epoch, trainer.global_step, target, new))
+        announce(trainer, self.history[-1], self._total)
+        save(trainer, self.record)
 
     @property
     def rewind_epoch(self) -> int:
@@ -344,33 +368,6 @@ class WeightPruning(pl.Callback):
                 "have: resume from one that was written with the same `rewind`."
             )
 
-    # ---------------------------------------------------------------------------------------- telling
-
-    def _values(self) -> dict[str, float]:
-        if not self.masks:
-            return dict.fromkeys(
-                ("sparsity/total", "sparsity/layer/min", "sparsity/layer/max"), 0.0
-            )
-        found = masks.sparsity_of(self.masks)
-        return {
-            "sparsity/total": found.total,
-            "sparsity/layer/min": found.lowest,
-            "sparsity/layer/max": found.highest,
-        }
-
-    @rank_zero_only
-    def _report(self, trainer: pl.Trainer) -> None:
-        now, found = self.history[-1], masks.sparsity_of(self.masks)
-        layers = {f"sparsity/layer/{name}": value for name, value in found.layers.items()}
-        for logger in trainer.loggers:
-            logger.log_metrics(self._values() | layers, step=trainer.global_step)
-        sparsest = max(found.layers, key=lambda name: found.layers[name])
-        rank_zero_info(
-            f"WeightPruning: after {now.epoch} epochs and {now.step} steps {now.removed:,} of "
-            f"{now.total:,} weights are removed ({now.sparsity:.2%}); the sparsest layer is "
-            f"`{sparsest}` ({found.layers[sparsest]:.2%})."
-        )
-
     # --------------------------------------------------------------------------------------- resuming
 
     def state_dict(self) -> dict[str, Any]:
@@ -381,7 +378,7 @@ class WeightPruning(pl.Callback):
             "plan": self._timing.state_dict(self._plan),
             "masks": {} if self._working is None else self._working.state_dict(),
             "done": self._done,
-            "history": [[h.epoch, h.step, h.removed, h.total] for h in self.history],
+            "history": [list(pruning) for pruning in self.history],
             "snapshot": None if self._snapshot is None else self._snapshot.state_dict(),
             "rewind_due": self._rewind_due,
         }
@@ -390,7 +387,7 @@ class WeightPruning(pl.Callback):
         """Continues where `state_dict` was taken."""
         self._restored = state_dict
         self._done = state_dict["done"]
-        self.history = [Pruned(*row) for row in state_dict["history"]]
+        self.history = [PruneStep(*row) for row in state_dict["history"]]
         if state_dict["snapshot"] is not None:
             self._snapshot = Snapshot.from_state_dict(state_dict["snapshot"])
         self._rewind_due = state_dict["rewind_due"]
