@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = _config.plain(given)
     try:
         experiment = _config.build(settings)
-        out = Path(given.out or Path("experiments") / experiment.name)
+        out = Path(given.out or Path("runs") / experiment.name)
         if given.dry_run:
             _list(cells_of(experiment), experiment, out, console)
             return 0
@@ -154,7 +154,7 @@ def _parser() -> ArgumentParser:
     parser = _config.parser()
     parser.usage = "fairprune experiment CONFIG [options]"
     parser.add_argument(
-        "--out", type=str | None, default=None, help="folder for all files (experiments/NAME)"
+        "--out", type=str | None, default=None, help="folder for all files (runs/NAME)"
     )
     parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time")
     parser.add_argument(

@@ -57,7 +57,8 @@ def run_all(
         "threads": threads,
         "path": [path or os.getcwd() for path in sys.path],
     }
-    workers = {i: _start(task, store, i) for i in range(jobs)}
+    todo = len(cells) - len(store.status(cells).finished)
+    workers = {i: _start(task, store, i) for i in range(min(jobs, todo))}
     view = _View(cells, store, jobs, console)
     try:
         with view:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 
 from lightning_fairprune.callbacks import ClassWeighting, DataPruning
+from lightning_fairprune.callbacks._observe import GroupBy
 
 __all__ = ["Baseline", "Experiment", "Final", "Hardware", "Method", "OneFit", "Query"]
 
@@ -187,7 +188,7 @@ class Experiment:
     methods: dict[str, Method] = field(default_factory=dict)
     one_fit: dict[str, OneFit] = field(default_factory=dict)
     baselines: dict[str, Baseline] = field(default_factory=dict)
-    group_by: int | str | Callable[[Any], Any] | None = None
+    group_by: GroupBy | None = None
     trainer: Hardware = field(default_factory=Hardware)
     name: str = "experiment"
 

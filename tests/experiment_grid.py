@@ -1,0 +1,60 @@
+"""A grid of tiny trainings for the tests of experiments, and how its results are compared."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from lightning_fairprune.experiments import _config as config
+
+BY_TIME = {"seconds", "select_seconds", "query_seconds"}
+EL2N = {
+    "score": "lightning_fairprune.scores.el2n",
+    "keep": "hard",
+    "score_on": "pass",
+    "at": "early",
+}
+GRID: dict[str, Any] = {
+    "name": "tiny",
+    "data": {"class_path": "users.Data"},
+    "model": {"class_path": "users.Model"},
+    "query": {"epochs": 2, "early": 0.5, "shrinkage": 5.0},
+    "final": {"epochs": 2},
+    "densities": [0.5, 0.3],
+    "seeds": [0, 1],
+    "methods": {
+        "random": {},
+        "el2n": EL2N,
+        "random+drop": {"quota": "lightning_fairprune.quotas.drop"},
+    },
+    "one_fit": {"flagship": {}},
+    "baselines": {"full": {}},
+    "trainer": {"accelerator": "cpu"},
+}
+
+
+def plain(**changes: Any) -> dict[str, Any]:
+    """The settings of the grid with all defaults."""
+    return config.plain(config.parser().parse_object(copy.deepcopy(GRID | changes)))
+
+
+def results(out: Path) -> list[dict[str, str]]:
+    """The lines of the table, without times."""
+    with (out / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{key: value for key, value in row.items() if key not in BY_TIME} for row in rows]
+
+
+def diary(out: Path) -> list[dict[str, Any]]:
+    """What happened, in order."""
+    path = out / "diary.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def times(out: Path, what: str) -> Counter[str]:
+    """How often something happened to each cell."""
+    return Counter(line["cell"] for line in diary(out) if line["what"] == what)

@@ -1,0 +1,500 @@
+"""Experiments in one process: what each cell leaves, failures, changed settings, the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from experiment_grid import EL2N, GRID, plain, times
+
+import lightning_fairprune as lfp
+from lightning_fairprune import cli, experiments
+from lightning_fairprune.experiments import _config as config
+from lightning_fairprune.experiments import _lock, _worker
+from lightning_fairprune.experiments._cells import Cell, cells_of
+from lightning_fairprune.experiments._claims import markdown as claims_markdown
+from lightning_fairprune.experiments._query import known
+from lightning_fairprune.experiments._results import Row, by_setting, markdown, rows_of, spread
+from lightning_fairprune.experiments._store import Store
+from lightning_fairprune.experiments._summary import summarise
+
+MODULE = """
+from users import Data
+
+def no_quota(sizes, budget):
+    raise RuntimeError("this quota never works")
+
+class Grouped(Data):
+    class_names = ("a", "b", "c", "d")
+    group_names = ("even", "odd")
+
+def parity(batch):
+    return batch[1] % 2
+"""
+
+
+def go(settings: dict[str, Any], out: Path) -> Store:
+    """Does all cells in this process."""
+    store = Store(out)
+    _worker.work(settings, store, wanted=lambda: True)
+    return store
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Store]:
+    """A finished grid; with two query models, so that something is averaged."""
+    settings = plain(
+        query={"epochs": 2, "early": 0.5, "models": 2},
+        methods={
+            "random": {},
+            "el2n": EL2N,
+            "random+drop": {"quota": "lightning_fairprune.quotas.drop"},
+            "forgetting": {"score": "lightning_fairprune.scores.forgetting", "keep": "hard"},
+            "grand": {
+                "score": "lightning_fairprune.gradients.grad_norm",
+                "keep": "hard",
+                "score_on": "pass",
+            },
+        },
+        densities=[0.3],
+        seeds=[0],
+    )
+    return settings, go(settings, tmp_path_factory.mktemp("done"))
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module of the user's."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "mine.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    return "mine"
+
+
+# -------------------------------------------------------------------------------- what cells leave
+
+
+def test_every_cell_has_a_whole_result(done: tuple[dict[str, Any], Store]) -> None:
+    settings, store = done
+    cells = cells_of(experiments.build(settings))
+    assert store.status(cells).finished == {cell.key for cell in cells}
+    assert set(times(store.out, "finished").values()) == {1}
+    assert list((store.out / "locks").glob("*.lock")) == []
+
+
+def test_the_rows_hold_what_was_asked_for(done: tuple[dict[str, Any], Store]) -> None:
+    settings, store = done
+    rows = rows_of(store, cells_of(experiments.build(settings)))
+    names = ["full", "random", "el2n", "random+drop", "forgetting", "grand", "flagship"]
+    assert [row.method for row in rows] == names
+    for row in rows[1:]:
+        assert row.kept is not None
+        assert sum(row.kept) == round(0.3 * 103)
+    for row in rows:
+        recall = torch.tensor([value for value in row.recall if value is not None])
+        assert row.average == pytest.approx(recall.mean().item())
+        assert row.worst == pytest.approx(recall.min().item())
+        assert row.gap == pytest.approx((recall.max() - recall.min()).item())
+        assert row.std == pytest.approx(recall.std(correction=0).item())
+        assert 206 <= row.samples_seen < 206 + 2 * 10
+    assert rows[0].samples_seen == 206
+    assert rows[0].steps == 2 * 11
+
+
+def test_recalls_and_scores_are_means_over_query_models(
+    done: tuple[dict[str, Any], Store],
+) -> None:
+    settings, store = done
+    built = experiments.build(settings)
+    queries = [store.folder(Cell("query", 0, member=m)) for m in (0, 1)]
+    passes = [store.folder(Cell("score", 0, "el2n", member=m, at="early")) for m in (0, 1)]
+    told = known(built.methods["el2n"], built, queries, passes)
+    facts = [json.loads((folder / "result.json").read_text()) for folder in queries]
+    recall = [torch.tensor(f["tp"]) / torch.tensor(f["support"]) for f in facts]
+    torch.testing.assert_close(told.recall.float(), torch.stack(recall).mean(0))
+    forgetting = known(built.methods["forgetting"], built, queries, [])
+    each = [
+        lfp.scores.forgetting(lfp.Dynamics.load(folder / "dynamics.safetensors")).float()
+        for folder in queries
+    ]
+    assert forgetting.score is not None
+    torch.testing.assert_close(forgetting.score, torch.stack(each).mean(0))
+
+
+def test_a_pass_scores_the_weights_of_its_moment(done: tuple[dict[str, Any], Store]) -> None:
+    settings, store = done
+    built = experiments.build(settings)
+    data, model = built.data(), built.model()
+    data.setup("fit")
+    folder = store.folder(Cell("query", 0))
+    for cell, weights, score in (
+        (Cell("score", 0, "el2n", at="early"), "early.pt", lfp.scores.el2n),
+        (Cell("score", 0, "grad_norm", at="end"), "end.pt", lfp.gradients.grad_norm),
+    ):
+        expected = lfp.score_pass(
+            model, data.train_dataloader(), score, checkpoints=[folder / weights], progress=False
+        )
+        method = "el2n" if cell.name == "el2n" else "grand"
+        found = known(built.methods[method], built, [folder], [store.folder(cell)]).score
+        torch.testing.assert_close(found, expected)
+
+
+def test_the_subset_is_that_of_select(done: tuple[dict[str, Any], Store]) -> None:
+    settings, store = done
+    built = experiments.build(settings)
+    queries = [store.folder(Cell("query", 0, member=m)) for m in (0, 1)]
+    told = known(built.methods["random+drop"], built, queries, [])
+    quota = lfp.quotas.drop(torch.bincount(told.target), told.recall, round(0.3 * 103))
+    expected = lfp.select(told.target, quota, seed=0)
+    folder = store.folder(Cell("final", 0, "random+drop", 0.3))
+    record = lfp.PruningRecord.load(folder / "run")
+    assert torch.equal(record.selection.indices, expected.indices)
+    assert record.settings["quota"] == "drop"
+    assert record.history[0].recall is not None
+
+
+def test_models_of_one_seed_begin_alike() -> None:
+    seeds = {_worker.seed_of(Cell("final", 4, name, 0.5)) for name in "ab"}
+    assert seeds | {_worker.seed_of(Cell("baseline", 4, "full"))} == {4}
+    queries = {_worker.seed_of(Cell("query", s, member=m)) for s in range(3) for m in range(5)}
+    assert len(queries) == 15
+
+
+def test_everything_is_written_at_the_end(
+    done: tuple[dict[str, Any], Store], tmp_path: Path, console: Any
+) -> None:
+    settings, store = done
+    built = experiments.build(settings)
+    files = summarise(built, store, cells_of(built), [], console)
+    names = {file.relative_to(store.out).as_posix() for file in files}
+    assert names == {
+        "results.parquet",
+        "claims.md",
+        "densities.png",
+        "report/density0.3/index.html",
+    }
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(store.out / "results.parquet")
+    assert table.num_rows == 7
+    assert table["kept_0"].to_pylist()[0] is None
+    page = (store.out / "report" / "density0.3" / "index.html").read_text()
+    assert "random+drop" in page
+
+
+def test_what_is_not_installed_is_said(
+    done: tuple[dict[str, Any], Store], console: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, store = done
+    built = experiments.build(settings)
+    for name in ("pyarrow", "pyarrow.parquet", "matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "matplotlib.backends.backend_agg", raising=False)
+    summarise(built, store, cells_of(built), [], console)
+    text = console.file.getvalue()
+    assert "No results.parquet without pyarrow" in text
+    assert "without matplotlib and scipy" in text
+
+
+@pytest.fixture
+def console() -> Any:
+    import io
+
+    from rich.console import Console
+
+    return Console(file=io.StringIO(), width=200)
+
+
+def test_groups_in_place_of_classes(mine: str, tmp_path: Path) -> None:
+    settings = plain(
+        data={"class_path": "mine.Grouped"},
+        group_by="mine.parity",
+        densities=[0.3],
+        seeds=[0],
+        methods={"random+drop": {"quota": "lightning_fairprune.quotas.drop"}},
+    )
+    store = go(settings, tmp_path / "out")
+    rows = rows_of(store, cells_of(experiments.build(settings)))
+    assert [row.method for row in rows] == ["full", "random+drop", "flagship"]
+    assert all(row.classes == ("even", "odd") for row in rows)
+    assert [len(row.kept or ()) for row in rows] == [0, 2, 2]
+
+
+# ------------------------------------------------------------------------------- failures, settings
+
+
+def test_a_failed_cell_is_kept_and_the_others_go_on(mine: str, tmp_path: Path) -> None:
+    methods = {"random": {}, "broken": {"quota": "mine.no_quota"}}
+    settings = plain(methods=methods, densities=[0.5], seeds=[0])
+    store = go(settings, tmp_path)
+    cells = cells_of(experiments.build(settings))
+    status = store.status(cells)
+    assert status.failed == {"final-broken-density0.5-seed0"}
+    assert len(status.finished) == len(cells) - 1
+    broken = next(cell for cell in cells if cell.name == "broken")
+    assert "RuntimeError: this quota never works" in (store.error(broken) or "")
+    # The next start tries it once more, and nothing else.
+    store.forget_failures(cells)
+    go(settings, tmp_path)
+    assert times(tmp_path, "begun") == {
+        cell.key: 2 if cell.name == "broken" else 1 for cell in cells
+    }
+
+
+def test_what_needs_a_failed_cell_is_not_begun(tmp_path: Path) -> None:
+    settings = plain(
+        methods={"random": {}, "el2n": EL2N},
+        densities=[0.5],
+        seeds=[0],
+        one_fit={},
+    )
+    store = Store(tmp_path)
+    cells = cells_of(experiments.build(settings))
+    query = cells[0]
+    assert store.take(query)
+    store.fail(query, "it was too much")
+    _worker.work(settings, store, wanted=lambda: True)
+    assert set(times(tmp_path, "begun")) == {"query-seed0-model0", "baseline-full-seed0"}
+
+
+def test_changed_settings_are_refused_with_what_changed(
+    done: tuple[dict[str, Any], Store],
+) -> None:
+    settings, store = done
+    cells = cells_of(experiments.build(settings))
+    changed = json.loads(json.dumps(settings))
+    changed["final"]["epochs"] = 3
+    with pytest.raises(ValueError, match=r"final.epochs was 2 and is 3 \(finished: .*--out"):
+        store.check(cells, changed)
+    changed = json.loads(json.dumps(settings))
+    changed["model"]["init_args"]["lr"] = 0.2
+    with pytest.raises(ValueError, match=r"model.init_args.lr was 0.1 and is 0.2"):
+        store.check(cells, changed)
+
+
+def test_more_of_the_grid_is_fine(done: tuple[dict[str, Any], Store]) -> None:
+    settings, store = done
+    more = json.loads(json.dumps(settings))
+    more["densities"] += [0.2]
+    more["seeds"] += [5]
+    more["methods"]["easy"] = more["methods"]["el2n"] | {"keep": "easy"}
+    cells = cells_of(experiments.build(more))
+    store.check(cells, more)
+    assert yaml.safe_load((store.out / "config.yaml").read_text())["densities"] == [0.3, 0.2]
+    assert len(store.status(cells).finished) == len(cells_of(experiments.build(settings)))
+
+
+# ------------------------------------------------------------------------------------------- locks
+
+
+def test_a_lock_has_one_holder(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    assert _lock.holder_of(path) is None
+    assert _lock.acquire(path)
+    assert not _lock.acquire(path)
+    holder = _lock.holder_of(path)
+    assert holder is not None
+    assert (holder.host, holder.pid) == (socket.gethostname(), os.getpid())
+    _lock.release(path)
+    assert _lock.acquire(path)
+
+
+def write_lock(path: Path, **holder: Any) -> Path:
+    alive: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "identity": ""}
+    path.write_text(json.dumps(alive | holder))
+    return path
+
+
+def no_process() -> int:
+    """The number of a process that has ended."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return pid
+
+
+def old_and_empty(path: Path) -> Path:
+    path.touch()
+    os.utime(path, (time.time() - 60, time.time() - 60))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "free"),
+    [
+        (lambda path: write_lock(path), False),
+        (lambda path: write_lock(path, pid=no_process()), True),
+        (lambda path: write_lock(path, identity="boot:1"), True),  # the number was given anew
+        (lambda path: write_lock(path, host="elsewhere", pid=no_process()), False),
+        (lambda path: path.touch(), False),  # about to be written
+        (old_and_empty, True),
+    ],
+)
+def test_locks_of_dead_processes_of_this_host_are_taken_over(
+    tmp_path: Path, make: Callable[[Path], Any], free: bool
+) -> None:
+    if free and not Path("/proc/self/stat").exists():
+        pytest.skip("the system does not tell one process from another of the same number")
+    path = tmp_path / "a.lock"
+    make(path)
+    assert (_lock.holder_of(path) is None) is free
+    assert _lock.acquire(path) is free
+
+
+def test_what_a_stopped_cell_left_is_gone(tmp_path: Path) -> None:
+    store, cell = Store(tmp_path), Cell("query", 0)
+    store.folder(cell).mkdir()
+    (store.folder(cell) / "half").touch()
+    assert store.take(cell)
+    assert not (store.folder(cell) / "half").exists()
+    assert not store.take(cell)
+    store.finish(cell, {"settings": {}})
+    assert not store.take(cell)
+    assert store.result(cell) == {"settings": {}}
+
+
+# ----------------------------------------------------------------------------------- tables, claims
+
+
+def row(method: str, density: float, seed: int, worst: float, average: float = 0.8) -> Row:
+    return Row(
+        method, "final", density, seed, average, worst, 0.1, 0.1, 10, 10, 1.0, 0.5, 1.0,
+        ("a", "b"), (worst, 1.0), (3, 4),
+    )  # fmt: skip
+
+
+def claims(rows: list[Row]) -> list[str]:
+    settings = plain(
+        methods={
+            "chance": {},  # known by what they do, not by their names
+            "el2n": EL2N,
+            "drop": {"quota": "lightning_fairprune.quotas.drop"},
+            "el2n_drop": EL2N | {"quota": "lightning_fairprune.quotas.drop"},
+        }
+    )
+    found = experiments.claims_of(experiments.build(settings), rows)
+    text = claims_markdown(found, "test")
+    assert all(claim.text in text for claim in found)
+    return [claim.verdict for claim in found]
+
+
+def test_claims_that_hold() -> None:
+    worst = {"full": 0.5, "chance": 0.4, "el2n": 0.2, "drop": 0.6, "el2n_drop": 0.5}
+    rows = [
+        row(name, 1.0 if name == "full" else density, seed, value + 0.01 * seed)
+        for name, value in worst.items()
+        for density in ((1.0,) if name == "full" else (0.5, 0.3))
+        for seed in (0, 1)
+    ]
+    assert claims(rows) == ["holds"] * 5
+
+
+def test_claims_that_do_not_or_in_part() -> None:
+    rows = [
+        *(row("full", 1.0, seed, 0.7) for seed in (0, 1)),
+        *(row("chance", d, 0, 0.4, average=0.9) for d in (0.5, 0.3)),
+        *(row("el2n", d, 0, worst) for d, worst in ((0.5, 0.3), (0.3, 0.45))),
+        *(row("drop", d, 0, 0.6, average=0.84) for d in (0.5, 0.3)),
+    ]
+    assert claims(rows) == [
+        "holds in part",  # EL2N is better than chance at density 0.3
+        "holds",
+        "does not hold",
+        "does not hold",  # 0.84 is more than 0.05 below 0.9
+        "not tested",  # no el2n_drop has been trained
+    ]
+    assert claims([]) == ["not tested"] * 5
+
+
+def test_table_is_by_density_with_ranges() -> None:
+    rows = [row("a", 0.5, 0, 0.2), row("a", 0.5, 1, 0.4), row("b", 0.3, 0, 0.25)]
+    text = markdown(rows)
+    assert "| a | 2 | 0.800 [0.800, 0.800] | 0.300 [0.200, 0.400] |" in text
+    assert text.index("density 0.5") < text.index("density 0.3")
+    assert list(by_setting(rows)) == [("a", 0.5), ("b", 0.3)]
+    assert spread([0.1234]) == "0.123"
+
+
+# --------------------------------------------------------------------------------- the command line
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(GRID, sort_keys=False))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return tmp_path
+
+
+def printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as ending:
+        cli.main(["experiment", *arguments, "--print_config"])
+    assert ending.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_what_is_printed_is_read_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = ["--data.n", "77", "--query.epochs", "9", "--densities", "[0.2]"]
+    first = printed(["tiny.yaml", *changes], capsys)
+    content = yaml.safe_load(first)
+    assert content["data"]["init_args"]["n"] == 77
+    assert content["query"]["epochs"] == 9
+    assert content["densities"] == [0.2]
+    assert content["methods"]["el2n"]["score"] == "lightning_fairprune.scores.el2n"
+    (folder / "again.yaml").write_text(first)
+    assert printed(["again.yaml"], capsys) == first
+    assert printed(["--config", "again.yaml"], capsys) == first
+
+
+def test_dry_run_lists_what_there_is(
+    folder: Path, capsys: pytest.CaptureFixture[str], done: tuple[dict[str, Any], Store]
+) -> None:
+    assert cli.main(["experiment", "tiny.yaml", "--dry_run"]) == 0
+    text = capsys.readouterr().out
+    assert "       query-seed0-model0\n" in text
+    assert "0 of 22 cells of tiny are finished in runs/tiny." in text
+    assert not (folder / "runs").exists()
+    settings, store = done
+    (folder / "done.yaml").write_text(yaml.safe_dump(settings))
+    assert cli.main(["experiment", "done.yaml", "--out", str(store.out), "--dry_run"]) == 0
+    text = capsys.readouterr().out
+    assert "done   query-seed0-model0\n" in text
+    assert f"13 of 13 cells of tiny are finished in {store.out}." in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing.yaml"], "there is no config 'nothing.yaml'"),
+        (["tiny.yaml", "--densities", "[1.5]"], "`densities` must be in (0, 1), got 1.5"),
+        (["tiny.yaml", "--query.early", "0"], "`query.early` must be in (0, 1]"),
+        (["tiny.yaml", "--jobs", "0"], "`jobs` must be at least 1, got 0"),
+        (["tiny.yaml", "--threads", "0"], "`threads` must be at least 1, got 0"),
+        (["tiny.yaml", "--final.length", "long"], "long"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(
+    folder: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ending:
+        cli.main(["experiment", *arguments])
+    assert ending.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (folder / "runs").exists()
+
+
+def test_a_shipped_config_can_be_read_and_changed() -> None:
+    content = experiments.read_config("digits")
+    assert content["name"] == "digits"
+    assert config.find("digits.yaml").is_file()
