@@ -308,7 +308,8 @@ def figure(lines: list[dict[str, Any]], path: Path) -> None:
         axes.annotate("", end, start, arrowprops=style)
         axes.plot(*start, "o", color=colours[i])
         axes.plot(*end, ",", color=colours[i])  # so that the axes reach to the head of the arrow
-        points.append((*start, name, colours[i]))
+        # A label without text keeps the others off the head of the arrow.
+        points += [(*start, name, colours[i]), (*end, "", colours[i])]
     for name in (
         "full",
         "balanced",
