@@ -4,6 +4,7 @@ from lightning_fairprune import (
     criteria,
     geometry,
     gradients,
+    masks,
     metrics,
     quotas,
     recalls,
@@ -13,7 +14,13 @@ from lightning_fairprune import (
     statistics,
     weighting,
 )
-from lightning_fairprune.callbacks import ClassWeighting, DataPruning, RecallMonitor, ScorePass
+from lightning_fairprune.callbacks import (
+    ClassWeighting,
+    DataPruning,
+    RecallMonitor,
+    ScorePass,
+    WeightPruning,
+)
 from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.datamodule import FairPruneDataModule
 from lightning_fairprune.dynamics import Dynamics
@@ -22,6 +29,7 @@ from lightning_fairprune.record import PruningRecord
 from lightning_fairprune.schedule import planned_stepping_batches
 from lightning_fairprune.scoring import score_pass
 from lightning_fairprune.selection import Selection, select
+from lightning_fairprune.sparsity import SparsityRecord
 
 __version__ = "0.1.0.dev0"
 
@@ -36,9 +44,12 @@ __all__ = [
     "RecallMonitor",
     "ScorePass",
     "Selection",
+    "SparsityRecord",
+    "WeightPruning",
     "criteria",
     "geometry",
     "gradients",
+    "masks",
     "metrics",
     "planned_stepping_batches",
     "quotas",

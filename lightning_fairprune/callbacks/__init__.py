@@ -4,5 +4,6 @@ from lightning_fairprune.callbacks._score_pass import ScorePass
 from lightning_fairprune.callbacks.class_weighting import ClassWeighting
 from lightning_fairprune.callbacks.data_pruning import DataPruning
 from lightning_fairprune.callbacks.recall_monitor import RecallMonitor
+from lightning_fairprune.callbacks.weight_pruning import WeightPruning
 
-__all__ = ["ClassWeighting", "DataPruning", "RecallMonitor", "ScorePass"]
+__all__ = ["ClassWeighting", "DataPruning", "RecallMonitor", "ScorePass", "WeightPruning"]
