@@ -329,6 +329,32 @@ def test_results_depend_on_their_own_settings_only(
     assert found == concerned
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "differs"),
+    [
+        ({"recall_window": 2}, {"recall_window": 2}, False),
+        ({"recall_window": 3}, {"recall_window": 2}, True),
+        ({"quota": "lightning_fairprune.quotas.balanced"}, {}, True),
+        ({"quota": {"class_path": "lightning_fairprune.quotas.Minimax"}}, {}, True),
+        ({}, {"quota": {"class_path": "lightning_fairprune.quotas.Minimax"}}, True),
+        ({"quota": None}, {"quota": "lightning_fairprune.quotas.drop"}, True),
+        ({"quota": "lightning_fairprune.quotas.drop"}, {}, False),  # the default
+    ],
+)
+def test_arguments_of_classes_are_settings(
+    before: dict[str, Any], now: dict[str, Any], differs: bool
+) -> None:
+    cell = Cell("one_fit", 0, "flagship", 0.5)
+    prune = [{"class_path": "DataPruning", "init_args": side} for side in (before, now)]
+    old, new = (settings(one_fit={"flagship": {"prune": side}}) for side in prune)
+    flat = [config.settings_of(cell, side) for side in (old, new)]
+    assert bool(config.differences(*flat)) is differs
+    # As if the class had had no such argument when the result was made.
+    older = {name: value for name, value in flat[0].items() if "recall_window" not in name}
+    added = config.differences(older, flat[0])
+    assert bool(added) is (before.get("recall_window", 3) != 3)
+
+
 def test_where_data_lie_is_no_setting() -> None:
     settings_here = settings()
     settings_here["data"]["init_args"] |= {"root": "/here", "num_workers": 4}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -137,19 +139,43 @@ def _score(cell: Cell, settings: Mapping[str, Any]) -> Any:
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Returns the settings that differ, in words.
 
+    An argument that a class has now and had not before, or the other way round, is no difference as
+    long as it has its default: the code may get a new one while an experiment runs.
+
+    Args:
+        before: settings of a result.
+        now: settings of the experiment.
+
     Example:
         >>> differences(
         ...     {"final.epochs": 6, "group_by": None}, {"final.epochs": 8, "group_by": None}
         ... )
         ['final.epochs was 6 and is 8']
     """
-    names = dict.fromkeys([*before, *now])
-    missing = object()
-    return [
-        f"{name} was {json.dumps(before.get(name))} and is {json.dumps(now.get(name))}"
-        for name in names
-        if before.get(name, missing) != now.get(name, missing)
-    ]
+    found = []
+    for name in dict.fromkeys([*before, *now]):
+        if name not in now:
+            # A class in place of a function, or the other way round, is another value.
+            differs = any(name.startswith(f"{other}.") for other in now)
+        else:
+            differs = before[name] != now[name] if name in before else not _is_default(name, now)
+        if differs:
+            was, is_ = (
+                json.dumps(side[name]) if name in side else "not there" for side in (before, now)
+            )
+            found.append(f"{name} was {was} and is {is_}")
+    return found
+
+
+def _is_default(name: str, settings: Mapping[str, Any]) -> bool:
+    """Whether a setting is the argument of a class, and has the value that it has by default."""
+    owner, _, argument = name.rpartition(".init_args.")
+    path = settings.get(f"{owner}.class_path")
+    if path is None or "." in argument:
+        return False
+    module, _, called = path.rpartition(".")
+    parameters = inspect.signature(getattr(importlib.import_module(module), called)).parameters
+    return argument in parameters and parameters[argument].default == settings[name]
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:

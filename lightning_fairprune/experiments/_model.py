@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor
 
 from lightning_fairprune._files import RUN_FOLDER
+from lightning_fairprune._labels import labels_of
 from lightning_fairprune.callbacks import DataPruning, RecallMonitor
 from lightning_fairprune.callbacks._settings import name_of
 from lightning_fairprune.datamodule import FairPruneDataModule
@@ -27,6 +29,7 @@ from lightning_fairprune.experiments._train import (
     recalls,
     trainer,
 )
+from lightning_fairprune.loader import sampled_dataset
 from lightning_fairprune.record import PruningRecord
 from lightning_fairprune.selection import Selection
 
@@ -49,7 +52,11 @@ def run_baseline(cell: Cell, experiment: Experiment, folder: Path, seed: int) ->
         experiment, folder, callbacks, max_epochs=length.epochs, max_steps=length.steps, **options
     )
     fit.fit(model, datamodule=data)
-    return _tested(experiment, fit, model, data, counted, meter)
+    found = _tested(experiment, fit, model, data, counted, meter)
+    labels = labels_of(sampled_dataset(data.train_dataloader()))
+    if labels is not None and experiment.group_by is None:
+        found["kept"] = torch.bincount(labels, minlength=len(found["classes"])).tolist()
+    return found
 
 
 def run_final(

@@ -40,7 +40,7 @@ class Row:
         query_seconds: of training its query models; None likewise.
         classes: names of the K classes or groups.
         recall: of each, None without a test sample.
-        kept: training samples of each; None for a model on all the data.
+        kept: training samples of each; None if nobody knows the labels of all the data.
     """
 
     method: str
@@ -147,11 +147,17 @@ def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
     for row in rows:
         record: dict[str, Any] = {n: getattr(row, n) for n in ("method", "kind", "density", "seed")}
         record |= {name: getattr(row, name) for name in NUMBERS}
-        record |= {f"recall_{n}": v for n, v in zip(row.classes, row.recall, strict=True)}
-        kept = row.kept or (None,) * len(row.classes)
-        record |= {f"kept_{n}": v for n, v in zip(row.classes, kept, strict=True)}
+        names = _unique(row.classes)
+        record |= {f"recall_{n}": v for n, v in zip(names, row.recall, strict=True)}
+        kept = row.kept or (None,) * len(names)
+        record |= {f"kept_{n}": v for n, v in zip(names, kept, strict=True)}
         found.append(record)
     return found
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Returns names that tell classes apart; ImageNet has two called crane."""
+    return [name if names.count(name) == 1 else f"{name}_{k}" for k, name in enumerate(names)]
 
 
 def write_tables(rows: Sequence[Row], name: str, folder: Path) -> list[Path]:

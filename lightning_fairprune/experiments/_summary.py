@@ -67,12 +67,13 @@ def _reports(store: Store, cells: Sequence[Cell]) -> list[Path]:
 
     finished = [cell for cell in cells if cell.in_table and store.result(cell)]
     full = [cell for cell in finished if cell.kind == "baseline"]
-    plain = [cell for cell in full if cell.name == full[0].name]
+    first = [cell for cell in full if cell.name == full[0].name]
     pages = []
     for density in sorted({cell.density for cell in finished if cell.density < 1}, reverse=True):
-        shown = [*full, *(cell for cell in finished if cell.density == density)]
+        others = [cell for cell in full if cell not in first]
+        shown = [*others, *(cell for cell in finished if cell.density == density)]
         runs = [f"{cell.name}={store.folder(cell) / RUN}" for cell in shown]
-        reference = [str(store.folder(cell) / RUN) for cell in plain]
+        reference = [str(store.folder(cell) / RUN) for cell in first]
         out = store.out / "report" / f"density{density:g}"
         report(runs, reference or None, out, data="test")
         pages.append(out / "index.html")

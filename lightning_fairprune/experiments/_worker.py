@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 import traceback
 import warnings
@@ -106,11 +107,14 @@ def main(task: Mapping[str, Any]) -> None:
     Args:
         task: settings of the experiment, its folder, and the threads of this process.
     """
+    # Ctrl-C goes to the whole group. The command ends its workers; a Trainer would end its fit as if done.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(task["threads"])
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
     parent = os.getppid()
     # When the command was killed nobody shows what its workers do: they end after their cell.
     work(task["settings"], Store(task["out"]), wanted=lambda: os.getppid() == parent)
