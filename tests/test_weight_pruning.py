@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, WeightedRandomSampler
+from torch.utils.data.distributed import DistributedSampler
 from users import DIM, NUM_CLASSES, Blobs, Data
 
 from lightning_fairprune import DataPruning, RecallMonitor, criteria, masks
@@ -152,6 +154,22 @@ def test_fairgrape_with_classes_and_with_groups() -> None:
         found.append(prune.masks["net.0.weight"])
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
+
+
+def test_a_removed_weight_never_returns_and_layers_keep_their_floor() -> None:
+    found: list[dict[str, Tensor]] = []
+
+    def zeros_first(model: nn.Module, masks: Any) -> dict[str, Tensor]:
+        found.append(masks)
+        scale = {"net.0.weight": 1.0, "net.4.weight": 1e-6}
+        return {n: k / (model.get_parameter(n).detach().abs() + 1e-3) for n, k in scale.items()}
+
+    prune = WeightPruning(zeros_first, 0.9, start=1, end=3, floor=7)
+    fit(prune, max_epochs=4)
+    assert found[0] is None
+    for before, after in pairwise([*found[1:], prune.masks]):
+        assert all(not (after[name] & ~before[name]).any() for name in after)
+    assert int(prune.masks["net.4.weight"].sum()) == 7
 
 
 def test_a_steps_plan_prunes_in_the_middle_of_an_epoch() -> None:
@@ -582,6 +600,33 @@ def test_reading_batches_disturbs_nothing(
     assert spy.losses
     assert plain[0] == looked[0]
     assert plain[1] == looked[1]
+
+
+def test_looking_at_an_example_disturbs_nothing() -> None:
+    def look(model: nn.Module, example_input: Any) -> dict[str, Tensor]:
+        return criteria.magnitude(model)
+
+    found = []
+    for criterion in (criteria.magnitude, look):
+        prune = WeightPruning(criterion, 0.7, start=15, end=25, every=5, interval="step")
+        found.append(digest(fit(prune, max_epochs=4)))
+    assert found[0] == found[1]
+
+
+def test_samplers_stay_at_their_epoch() -> None:
+    class Sharded(Data):
+        def train_dataloader(self) -> Any:
+            self.sampler = DistributedSampler(self.train, num_replicas=1, rank=0)
+            return DataLoader(self.train, 10, sampler=self.sampler)
+
+    class Epochs(Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            assert trainer.datamodule.sampler.epoch == trainer.current_epoch
+
+    for name in ("gradient", "synflow"):
+        prune = WeightPruning(getattr(criteria, name), 0.7, start=1, end=2)
+        fit(prune, Epochs(), data=Sharded(), max_epochs=3)
+        assert prune.pruned
 
 
 class Stream(torch.utils.data.IterableDataset[Any]):
