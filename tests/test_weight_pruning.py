@@ -509,13 +509,13 @@ def test_the_criterion_sees_the_gradient_of_the_training_loss() -> None:
                 loss = F.cross_entropy(module.net(x), y)
                 grads = torch.autograd.grad(loss, weights)
                 for n, w, g in zip(names, weights, grads, strict=True):
-                    found[n] = (-w * g + 1e-3 * w**2).abs().detach()
+                    found[n] = (-w * g + 0.1 * w**2).abs().detach()
                 module.train()
 
     prune = WeightPruning(criteria.undecayed, 0.6, start=2, end=2, dataloader=batches)
     pl.seed_everything(1, verbose=False)
     trainer = users.trainer(callbacks=[ByHand(), prune], max_epochs=3)
-    trainer.fit(Net(), datamodule=Data())
+    trainer.fit(Net(weight_decay=0.1), datamodule=Data())
     expected = masks.globally(found, 0.6)
     assert sum(int((prune.masks[n] != expected[n]).sum()) for n in found) <= 2  # ties in rounding
 
