@@ -285,6 +285,14 @@ def test_shipped_configs_are_valid(name: str) -> None:
     assert built.densities == tuple(sorted(built.densities, reverse=True))
 
 
+def test_the_config_of_the_documentation_is_valid() -> None:
+    page = Path(__file__).parents[1] / "docs" / "experiments.md"
+    block = page.read_text().partition("```yml\n")[2].partition("```")[0]
+    built = config.build(plain(yaml.safe_load(block)))
+    assert built.one_fit["one_fit+minimax"].prune(0.3, 2).quota_fn.leak == 0.2
+    assert len(cells_of(built)) == 3 * (2 + 1 + 2 + 2 * (5 + 2))
+
+
 def test_an_unknown_config_names_the_shipped_ones() -> None:
     with pytest.raises(FileNotFoundError, match=r"no config 'mine.yaml'.*digits.yaml"):
         config.find("mine.yaml")

@@ -12,7 +12,7 @@ __all__ = ["curves"]
 # Colours of Okabe and Ito, which colour-blind readers can tell apart; then markers tell on.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999999")
 MARKERS = "osD^vPX"
-WIDTH = 0.6  # that the methods take beside each other at one density
+WIDTH = 0.45  # that the methods take beside each other at one density
 
 
 def curves(rows: Sequence[Row]) -> Any:

@@ -208,10 +208,13 @@ class _View:
         self.bar.update(
             self.task,
             completed=len(self.results) + len(self.failed),
-            description="; ".join(running) or "starting",
+            description="; ".join(running) or ("starting" if self._open(status) else "done"),
             left=left,
         )
         return any(self.experiment_cells[key].in_table for key in new)
+
+    def _open(self, status: Status) -> bool:
+        return len(status.finished) + len(status.failed) < len(self.cells)
 
     def _read(self, status: Status) -> list[str]:
         new = [cell for cell in self.cells if cell.key in status.finished - self.results.keys()]

@@ -44,7 +44,8 @@ def summarise(
     write_whole(claims, partial(Path.write_text, data=text))
     files.append(claims)
     try:
-        files += [_figure(rows, store.out), *_reports(store, cells)]
+        with console.status("Drawing"):
+            files += [_figure(rows, store.out), *_reports(store, cells)]
     except ImportError:
         notes.append(
             'No figure and no report pages without matplotlib and scipy: pip install "lightning-fairprune[report]".'
