@@ -19,7 +19,7 @@ from experiment_grid import EL2N, GRID, plain, times
 import lightning_fairprune as lfp
 from lightning_fairprune import cli, experiments
 from lightning_fairprune.experiments import _config as config
-from lightning_fairprune.experiments import _lock, _worker
+from lightning_fairprune.experiments import _lock, _pool, _worker
 from lightning_fairprune.experiments._cells import Cell, cells_of
 from lightning_fairprune.experiments._claims import markdown as claims_markdown
 from lightning_fairprune.experiments._query import known
@@ -36,6 +36,10 @@ def no_quota(sizes, budget):
 class Grouped(Data):
     class_names = ("a", "b", "c", "d")
     group_names = ("even", "odd")
+
+class Absent(Data):
+    def prepare_data(self):
+        raise FileNotFoundError("Absent: put the data there.")
 
 def parity(batch):
     return batch[1] % 2
@@ -492,6 +496,25 @@ def test_mistakes_are_told_in_a_sentence(
     assert ending.value.code == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (folder / "runs").exists()
+
+
+def test_data_that_is_absent_is_said_before_any_work(
+    mine: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ending:
+        cli.main(["experiment", "tiny.yaml", "--data", "mine.Absent"])
+    assert ending.value.code == 2
+    assert "Absent: put the data there." in capsys.readouterr().err
+    assert list((folder / "runs" / "tiny" / "cells").iterdir()) == []
+
+
+def test_processes_that_cannot_begin_are_not_started_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_pool, "_BEGIN", "raise SystemExit(7)")
+    assert cli.main(["experiment", "tiny.yaml", "--jobs", "2"]) == 1
+    text = capsys.readouterr().out
+    assert "22 cells are not done, because all processes have ended: see runs/tiny/logs." in text
 
 
 def test_a_shipped_config_can_be_read_and_changed() -> None:

@@ -19,7 +19,7 @@ from lightning_fairprune.experiments._cells import Cell, blocked, cells_of
 from lightning_fairprune.experiments._pool import run_all
 from lightning_fairprune.experiments._records import Experiment
 from lightning_fairprune.experiments._results import rows_of, write_tables
-from lightning_fairprune.experiments._store import Store
+from lightning_fairprune.experiments._store import Status, Store
 from lightning_fairprune.experiments._summary import summarise
 
 __all__ = ["main", "run"]
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments after ``fairprune experiment``; those of the process by default.
 
     Returns:
-        0 if all cells are finished, 1 if some have failed, 130 if it was interrupted.
+        0 if all cells are finished, 1 if not, 130 if it was interrupted.
 
     Raises:
         SystemExit: With status 2 and one sentence, if a setting is wrong.
@@ -81,7 +81,7 @@ def run(
         console: what to show progress on; None shows nothing.
 
     Returns:
-        0 if all cells are finished, 1 if some have failed.
+        0 if all cells are finished, else 1.
 
     Raises:
         ValueError: If a setting is wrong, or finished cells were made with others.
@@ -102,18 +102,15 @@ def run(
 
     status = run_all(settings, store, jobs, threads, console, write)
     summarise(experiment, store, cells, write(), console)
-    return _say_what_failed(cells, experiment, store, status.failed, console)
+    _say_what_failed(cells, experiment, store, status, console)
+    return 0 if len(status.finished) == len(cells) else 1
 
 
 def _say_what_failed(
-    cells: Sequence[Cell],
-    experiment: Experiment,
-    store: Store,
-    failed: frozenset[str],
-    console: Console,
-) -> int:
+    cells: Sequence[Cell], experiment: Experiment, store: Store, status: Status, console: Console
+) -> None:
     for cell in cells:
-        if cell.key in failed:
+        if cell.key in status.failed:
             last = (store.error(cell) or "").strip().rpartition("\n")[2]
             where = store.folder(cell) / "error.txt"
             console.print(
@@ -122,12 +119,19 @@ def _say_what_failed(
                 markup=False,
                 soft_wrap=True,
             )
-    left = blocked(cells, experiment, failed)
+    left = blocked(cells, experiment, status.failed)
     if left:
         causes = Counter(left.values())
         text = ", ".join(f"{count} for {key}" for key, count in causes.items())
         console.print(f"Not begun, because of these: {text}.", highlight=False, soft_wrap=True)
-    return 1 if failed else 0
+    rest = len(cells) - len(status.finished) - len(status.failed) - len(left)
+    if rest:
+        console.print(
+            f"{rest} cells are not done, because all processes have ended: see {store.out / 'logs'}.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _list(cells: Sequence[Cell], experiment: Experiment, out: Path, console: Console) -> None:

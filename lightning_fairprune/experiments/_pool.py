@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -49,7 +50,8 @@ def run_all(
         console: what to show progress on: a bar on a terminal, lines elsewhere.
         on_finished: called after models of the table have been finished.
     """
-    cells = cells_of(build(settings))
+    experiment = build(settings)
+    cells = cells_of(experiment)
     store.forget_failures(cells)
     task = {
         "settings": dict(settings),
@@ -58,6 +60,9 @@ def run_all(
         "path": [path or os.getcwd() for path in sys.path],
     }
     todo = len(cells) - len(store.status(cells).finished)
+    if todo:
+        with console.status("Preparing the data"):
+            experiment.data().prepare_data()  # once, before several processes do
     workers = {i: _start(task, store, i) for i in range(min(jobs, todo))}
     view = _View(cells, store, jobs, console)
     try:
@@ -69,9 +74,10 @@ def run_all(
                         continue
                     del workers[i]
                     if worker.returncode:
-                        dead = _bury(worker, store, cells, i)
-                        # Each replacement has cost a cell, so there is an end to them.
-                        workers |= {i: _start(task, store, i)} if dead else {}
+                        _bury(worker, store, cells, i)
+                        # One that began no cell would do so again.
+                        if store.has_begun(worker.pid):
+                            workers[i] = _start(task, store, i)
                 if view.update():
                     on_finished()
     finally:
@@ -95,7 +101,7 @@ def _start(task: Mapping[str, Any], store: Store, number: int) -> subprocess.Pop
             env=environment,
         )
     assert worker.stdin is not None
-    with worker.stdin as pipe:
+    with contextlib.suppress(BrokenPipeError), worker.stdin as pipe:  # it may have ended at once
         pipe.write(json.dumps(task).encode())
     return worker
 
@@ -116,14 +122,12 @@ def _device(number: int) -> dict[str, str]:
 
 def _bury(
     worker: subprocess.Popen[bytes], store: Store, cells: Sequence[Cell], number: int
-) -> list[Cell]:
-    """Writes down which cells died with a process, and returns them."""
+) -> None:
+    """Writes down which cells died with a process."""
     code = worker.returncode
     how = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
-    dead = store.abandoned(cells, worker.pid)
-    for cell in dead:
+    for cell in store.abandoned(cells, worker.pid):
         store.fail(cell, f"The process that worked on it {how}; see {_log(store, number)}.\n")
-    return dead
 
 
 def seconds_left(

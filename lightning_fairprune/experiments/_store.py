@@ -133,6 +133,13 @@ class Store:
                 found.append(cell)
         return found
 
+    def has_begun(self, pid: int) -> bool:
+        """Whether a process of this host has begun any cell."""
+        diary = self.out / "diary.jsonl"
+        lines = diary.read_text().splitlines() if diary.exists() else []
+        who = (socket.gethostname(), pid)
+        return any((line["host"], line["pid"]) == who for line in map(json.loads, lines))
+
     def check(self, cells: Sequence[Cell], settings: Mapping[str, Any]) -> None:
         """Refuses settings that finished cells were not made with, and keeps those that are new.
 
