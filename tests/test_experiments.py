@@ -485,7 +485,7 @@ def test_dry_run_lists_what_there_is(
         (["tiny.yaml", "--query.early", "0"], "`query.early` must be in (0, 1]"),
         (["tiny.yaml", "--jobs", "0"], "`jobs` must be at least 1, got 0"),
         (["tiny.yaml", "--threads", "0"], "`threads` must be at least 1, got 0"),
-        (["tiny.yaml", "--final.length", "long"], "long"),
+        (["tiny.yaml", "--final.length", "long"], "final.length"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from jsonargparse import ArgumentParser
 
 import lightning_fairprune.callbacks  # noqa: F401  # imported classes go by their short names
 from lightning_fairprune.experiments._cells import Cell
-from lightning_fairprune.experiments._records import Experiment
+from lightning_fairprune.experiments._records import Baseline, Experiment, Method, OneFit
 
 __all__ = ["CONFIGS", "build", "differences", "find", "parser", "plain", "settings_of"]
 
@@ -24,6 +25,7 @@ CONFIGS = Path(__file__).parent / "configs"
 # default is another.
 _RENAMED = tuple(map(int, version("jsonargparse").split(".")[:2])) >= (4, 49)
 _WHOLE: dict[str, Any] = {"skip_unset" if _RENAMED else "skip_none": False}
+_RECORDS: dict[str, Any] = {"methods": Method, "one_fit": OneFit, "baselines": Baseline}
 OWN = ("config", "out", "jobs", "threads", "dry_run")
 # Where data lie and how they are loaded is no setting: another machine has them elsewhere.
 _PLACES = ("root", "cache", "num_workers", "download")
@@ -46,6 +48,11 @@ def plain(parsed: Any) -> dict[str, Any]:
     """Returns an experiment as nested dictionaries, lists and primitives, with all defaults."""
     text = parser().dump(_without(parsed), format="json", **_WHOLE)
     found: dict[str, Any] = json.loads(text)
+    # Older versions of jsonargparse leave defaults out of records that are values of a dictionary.
+    for name, record in _RECORDS.items():
+        defaults = {field.name: field.default for field in fields(record)}
+        plainly = {k: v for k, v in defaults.items() if v is None or isinstance(v, (str, float))}
+        found[name] = {key: plainly | value for key, value in found[name].items()}
     return {key: value for key, value in found.items() if key not in OWN}
 
 
@@ -154,11 +161,10 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """
     found = []
     for name in dict.fromkeys([*before, *now]):
-        if name not in now:
-            # A class in place of a function, or the other way round, is another value.
-            differs = any(name.startswith(f"{other}.") for other in now)
+        if name in before and name in now:
+            differs = before[name] != now[name]
         else:
-            differs = before[name] != now[name] if name in before else not _is_default(name, now)
+            differs = not _is_default(name, now if name in now else before)
         if differs:
             was, is_ = (
                 json.dumps(side[name]) if name in side else "not there" for side in (before, now)
@@ -173,9 +179,18 @@ def _is_default(name: str, settings: Mapping[str, Any]) -> bool:
     path = settings.get(f"{owner}.class_path")
     if path is None or "." in argument:
         return False
-    module, _, called = path.rpartition(".")
-    parameters = inspect.signature(getattr(importlib.import_module(module), called)).parameters
-    return argument in parameters and parameters[argument].default == settings[name]
+    parameters = inspect.signature(_imported(path)).parameters
+    if argument not in parameters:
+        return False
+    default, value = parameters[argument].default, settings[name]
+    if inspect.isroutine(default):
+        return isinstance(value, str) and _imported(value) is default
+    return bool(default == value)
+
+
+def _imported(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
