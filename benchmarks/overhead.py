@@ -3,8 +3,8 @@
     python benchmarks/overhead.py [--rounds 16]
 
 Each round trains a small CNN (batch 128, CPU, one thread) once with plain Lightning, once with the
-default DataPruning, once with EL2N recorded, and once more plain, in an order that turns from round to
-round. A batch is timed from the end of the one before it, so fetching counts, in processor time, so
+default DataPruning, once with EL2N recorded, once with nine tenths of the weights removed before the first step
+(WeightPruning), and once more plain, in an order that turns from round to round. A batch is timed from the end of the one before it, so fetching counts, in processor time, so
 that other processes count less. What else the machine does only ever adds, so of all batches of a kind
 the fastest fifth is compared; the two plain kinds show the noise that is left.
 """
@@ -17,7 +17,8 @@ import platform
 import statistics
 import time
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
@@ -91,13 +92,12 @@ class Clock(pl.Callback):
         self._last = now
 
 
-def fit(prune: dict[str, Any] | None) -> list[list[float]]:
+def fit(make: Callable[[], pl.Callback] | None) -> list[list[float]]:
     """Returns the seconds of every batch in each epoch."""
     pl.seed_everything(0, verbose=False)
     clock = Clock()
-    callbacks: list[Any] = [clock]
-    if prune is not None:  # the clock comes last, so that it times what pruning does in its hooks
-        callbacks = [lfp.DataPruning(0.5, 1, **prune), clock]
+    # The clock comes last, so that it times what pruning does in its hooks.
+    callbacks: list[Any] = [clock] if make is None else [make(), clock]
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=1,
@@ -113,10 +113,22 @@ def fit(prune: dict[str, Any] | None) -> list[list[float]]:
     return clock.epochs
 
 
-KINDS: dict[str, dict[str, Any] | None] = {
+class Weights(lfp.WeightPruning):
+    """Notes how long the pruning itself takes: the criterion, and masks of it."""
+
+    seconds: ClassVar[list[float]] = []
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        start = time.process_time()
+        super().on_train_start(trainer, pl_module)
+        self.seconds.append(time.process_time() - start)
+
+
+KINDS: dict[str, Callable[[], pl.Callback] | None] = {
     "plain": None,
-    "default": {},
-    "el2n": {"score": lfp.scores.el2n, "keep": "hard"},
+    "default": lambda: lfp.DataPruning(0.5, 1),
+    "el2n": lambda: lfp.DataPruning(0.5, 1, score=lfp.scores.el2n, keep="hard"),
+    "weights": lambda: Weights(lfp.criteria.undecayed, 0.9, start=0, end=0, num_batches=8),
     "plain again": None,
 }
 
@@ -132,7 +144,7 @@ def main() -> None:
     batches: dict[str, list[list[float]]] = {kind: [[], []] for kind in KINDS}
     kinds = list(KINDS)
     for turn in range(rounds):
-        for kind in kinds[turn % 4 :] + kinds[: turn % 4]:
+        for kind in kinds[turn % len(kinds) :] + kinds[: turn % len(kinds)]:
             for epoch, seconds in enumerate(fit(KINDS[kind])):
                 batches[kind][epoch] += seconds
     fast = {kind: [quick(epoch) for epoch in epochs] for kind, epochs in batches.items()}
@@ -142,6 +154,12 @@ def main() -> None:
     print(f"warm-up epoch, EL2N recorded / plain  {fast['el2n'][0] / plain[0]:.3f}")
     print(f"warm-up epoch, default / plain        {fast['default'][0] / plain[0]:.3f}")
     print(f"after the swap, a batch / plain       {fast['default'][1] / plain[1]:.3f}")
+    for epoch in (0, 1):
+        print(
+            f"step with masks / plain, epoch {epoch}      {fast['weights'][epoch] / plain[epoch]:.3f}"
+        )
+    once = statistics.median(Weights.seconds) / plain[0]
+    print(f"pruning once (undecayed, 8 batches)   {once:.1f} training steps")
     for epoch in (0, 1):
         noise = fast["plain"][epoch] / fast["plain again"][epoch]
         print(f"noise: plain / plain, epoch {epoch}         {noise:.3f}")

@@ -17,6 +17,7 @@ LAST_LINE = {
     "02_your_own_score.py": "    9 ",
     "04_two_phase.py": "drop ",
     "06_groups.py": "30 %, Minimax ",
+    "07_weight_pruning.py": "     98%  random",
     "05_recall_distortion.py": "     1 in 16",
 }
 
