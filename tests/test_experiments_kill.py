@@ -19,6 +19,7 @@ from experiment_grid import GRID, diary, plain, results, times
 from lightning_fairprune import experiments
 from lightning_fairprune.experiments import _command, _pool
 from lightning_fairprune.experiments._cells import cells_of
+from lightning_fairprune.experiments._lock import Holder
 
 # Where the tests' modules lie.
 TESTS = Path(__file__).parent
@@ -76,8 +77,16 @@ def test_killed_three_times_it_ends_with_the_same_table(tmp_path: Path) -> None:
     wait_for(begun(out, "query", 1), whole)
     os.killpg(whole.pid, signal.SIGKILL)
     whole.wait()
-    # Then workers: in the first final model, and in a later one-fit.
-    for kind, count in (("final", 1), ("one_fit", 2)):
+    # The command politely, which then takes its worker with it.
+    whole = command(config, out)
+    wait_for(begun(out, "query", 2), whole)
+    whole.terminate()
+    assert whole.wait() == 130
+    last = diary(out)[-1]
+    assert last["what"] == "begun"
+    assert not Holder(last["host"], last["pid"]).is_alive
+    # Then workers: in a final model, and in a one-fit.
+    for kind, count in (("final", 4), ("one_fit", 2)):
         process = worker(settings, out)
         wait_for(begun(out, kind, count), process)
         time.sleep(0.1)
@@ -99,7 +108,7 @@ def test_killed_three_times_it_ends_with_the_same_table(tmp_path: Path) -> None:
     for line in diary(out):
         assert line["cell"] not in done
         done |= {line["cell"]} if line["what"] == "finished" else set()
-    assert sum(times(out, "begun").values()) <= len(cells) + 4
+    assert sum(times(out, "begun").values()) <= len(cells) + 5
 
     # Without a kill every cell was begun once, by either of two processes.
     once = tmp_path / "once"

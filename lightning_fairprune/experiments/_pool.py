@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,7 @@ def run_all(
     workers = {i: _start(task, store, i) for i in range(min(jobs, todo))}
     view = _View(cells, store, jobs, console)
     try:
-        with view:
+        with _stoppable(), view:
             while workers:
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
                 for i, worker in list(workers.items()):
@@ -86,6 +88,23 @@ def run_all(
         for worker in workers.values():
             worker.wait()
     return store.status(cells)
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Has `kill` stop the workers too, as Ctrl-C does."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _start(task: Mapping[str, Any], store: Store, number: int) -> subprocess.Popen[bytes]:
