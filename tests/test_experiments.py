@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import users
 import yaml
 from experiment_grid import EL2N, GRID, plain, times
 
@@ -28,7 +29,16 @@ from lightning_fairprune.experiments._store import Store
 from lightning_fairprune.experiments._summary import summarise
 
 MODULE = """
-from users import Data
+from torch import nn
+from users import Data, Model
+
+class Weighted(Model):
+    def __init__(self):
+        super().__init__()
+        self.criterion = nn.CrossEntropyLoss()
+
+    def training_step(self, batch, batch_idx):
+        return self.criterion(self(batch[0]), batch[1])
 
 def no_quota(sizes, budget):
     raise RuntimeError("this quota never works")
@@ -36,6 +46,11 @@ def no_quota(sizes, budget):
 class Grouped(Data):
     class_names = ("a", "b", "c", "d")
     group_names = ("even", "odd")
+
+class Labelled(Data):
+    def setup(self, stage):
+        super().setup(stage)
+        self.train.targets = self.train.y
 
 class Absent(Data):
     def prepare_data(self):
@@ -232,6 +247,24 @@ def test_groups_in_place_of_classes(mine: str, tmp_path: Path) -> None:
     assert [row.method for row in rows] == ["full", "random+drop", "flagship"]
     assert all(row.classes == ("even", "odd") for row in rows)
     assert [len(row.kept or ()) for row in rows] == [0, 2, 2]
+
+
+def test_class_weighting_is_a_baseline(mine: str, tmp_path: Path) -> None:
+    weighting = {"class_path": "ClassWeighting", "init_args": {"loss": "criterion"}}
+    settings = plain(
+        data={"class_path": "mine.Labelled"},
+        model={"class_path": "mine.Weighted"},
+        methods={},
+        one_fit={},
+        seeds=[0],
+        baselines={"full": {}, "cdb_w": {"weighting": weighting}},
+    )
+    store = go(settings, tmp_path)
+    full, weighted = rows_of(store, cells_of(experiments.build(settings)))
+    assert (full.method, weighted.method) == ("full", "cdb_w")
+    assert full.samples_seen == weighted.samples_seen == 206
+    assert full.kept == weighted.kept == tuple(torch.bincount(users.Blobs().y).tolist())
+    assert full.recall != weighted.recall
 
 
 # ------------------------------------------------------------------------------- failures, settings

@@ -70,7 +70,14 @@ class Cell:
 
 
 def cells_of(experiment: Experiment) -> list[Cell]:
-    """Returns the cells in the order in which they are begun: seed by seed, so that a table exists early."""
+    """Returns the cells in the order in which they are begun: seed by seed, so that a table exists early.
+
+    Example:
+        >>> from lightning_fairprune.experiments import build, read_config
+        >>> cells = cells_of(build(read_config("digits") | {"densities": [0.3], "seeds": [0]}))
+        >>> [cell.label for cell in cells[:4]]
+        ['query model, seed 0', 'full, seed 0', 'score el2n early, seed 0', 'random, density 0.3, seed 0']
+    """
     found: list[Cell] = []
     for seed in experiment.seeds:
         members = range(experiment.query.models) if experiment.methods else ()
@@ -113,7 +120,7 @@ def ready(
     """Returns the cells that could be begun now, in order.
 
     Args:
-        cells: all cells.
+        cells: all of the experiment.
         experiment: that they belong to.
         finished: keys of those that are done.
         taken: keys of those that are in work or have failed.

@@ -69,6 +69,11 @@ def claims_of(experiment: Experiment, rows: Sequence[Row]) -> list[Claim]:
     Args:
         experiment: whose methods.
         rows: of the models that are finished.
+
+    Example:
+        >>> from lightning_fairprune.experiments import build, read_config
+        >>> [claim.verdict for claim in claims_of(build(read_config("digits")), [])][:2]
+        ['not tested', 'not tested']
     """
     groups, methods = by_setting(rows), experiment.methods
     random = _first(methods, Method())

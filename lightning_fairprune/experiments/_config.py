@@ -64,10 +64,18 @@ def _without(parsed: Any) -> Any:
 
 
 def build(settings: Mapping[str, Any]) -> Experiment:
-    """Returns the experiment of `plain` settings, with new objects in it.
+    """Returns the experiment that settings describe, with new objects in it.
+
+    Args:
+        settings: what a config says, as nested dictionaries.
 
     Raises:
         ValueError: If a setting is out of range.
+
+    Example:
+        >>> from lightning_fairprune.experiments import read_config
+        >>> build(read_config("digits")).query.early_epoch
+        3
     """
     made = parser()
     # A copy, because the parser puts the objects into what it was given.

@@ -63,6 +63,10 @@ class Final:
         length: of a model on part of it. ``"equal_samples"``: until it has seen as many samples;
             ``"epoch_correction"``: for ``int((0.5 + 0.5 d) epochs / d)`` epochs at density d, as the
             published code of DRoP has it, which is between half as many samples and as many.
+
+    Example:
+        >>> Final(epochs=160).length
+        'equal_samples'
     """
 
     epochs: int
@@ -117,6 +121,10 @@ class OneFit:
             whole epochs, at least one.
         prune: :class:`~lightning_fairprune.DataPruning` with any of its arguments but density,
             warmup_epochs and seed.
+
+    Example:
+        >>> OneFit(warmup=0.25).prune(0.3, 2).warmup_epochs
+        2
     """
 
     warmup: float = 0.375
@@ -133,6 +141,10 @@ class Baseline:
 
     Args:
         weighting: :class:`~lightning_fairprune.ClassWeighting`; None for plain training.
+
+    Example:
+        >>> type(Baseline(weighting=ClassWeighting).weighting()).__name__
+        'ClassWeighting'
     """
 
     weighting: Callable[[], ClassWeighting] | None = None
@@ -146,6 +158,10 @@ class Hardware:
         accelerator: such as ``"cpu"`` or ``"gpu"``.
         devices: one device: 1, or a list with its number. ``--jobs`` is for several.
         precision: such as ``"32-true"`` or ``"bf16-mixed"``.
+
+    Example:
+        >>> Hardware(precision="bf16-mixed").devices
+        1
     """
 
     accelerator: str = "auto"
@@ -177,6 +193,18 @@ class Experiment:
 
     Raises:
         ValueError: If a setting is out of range or two rows would have the same name.
+
+    Example:
+        >>> grid = Experiment(
+        ...     data=pl.LightningDataModule,
+        ...     model=pl.LightningModule,
+        ...     query=Query(epochs=8),
+        ...     final=Final(epochs=6),
+        ...     densities=(0.5, 0.3),
+        ...     methods={"random": Method()},
+        ... )
+        >>> grid.seeds
+        (0, 1, 2)
     """
 
     data: Callable[[], pl.LightningDataModule]
