@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -354,11 +355,9 @@ def write_lock(path: Path, **holder: Any) -> Path:
 
 def no_process() -> int:
     """The number of a process that has ended."""
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0)
-    os.waitpid(pid, 0)
-    return pid
+    process = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    process.wait()
+    return process.pid
 
 
 def old_and_empty(path: Path) -> Path:
@@ -387,6 +386,41 @@ def test_locks_of_dead_processes_of_this_host_are_taken_over(
     make(path)
     assert (_lock.holder_of(path) is None) is free
     assert _lock.acquire(path) is free
+
+
+RIVAL = """
+import json, runpy, sys, time
+from pathlib import Path
+module, folder, names, start = sys.argv[1:]
+acquire = runpy.run_path(module)["acquire"]
+while time.time() < float(start):
+    pass
+print(json.dumps([name for name in json.loads(names) if acquire(Path(folder, name))]), flush=True)
+sys.stdin.read()  # whoever has a lock lives on
+"""
+
+
+def test_of_many_that_take_over_a_lock_one_has_it(tmp_path: Path) -> None:
+    dead, names = no_process(), [f"{i}.lock" for i in range(60)]
+    for name in names:
+        write_lock(tmp_path / name, pid=dead)
+    told = [_lock.__file__, str(tmp_path), json.dumps(names), str(time.time() + 0.7)]
+    rivals = [
+        subprocess.Popen(
+            [sys.executable, "-S", "-c", RIVAL, *told],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(6)
+    ]
+    won = []
+    for rival in rivals:
+        assert rival.stdout is not None
+        won.append(json.loads(rival.stdout.readline()))
+    for rival in rivals:
+        rival.communicate()
+    assert sorted(name for mine in won for name in mine) == sorted(names)
 
 
 def test_what_a_stopped_cell_left_is_gone(tmp_path: Path) -> None:
