@@ -105,6 +105,9 @@ class Classifier(pl.LightningModule):
         super().__init__()
         _check(lr, schedule, milestones, gamma, rise, init)
         self.network = network if isinstance(network, nn.Module) else network()
+        self.criterion = (
+            nn.CrossEntropyLoss()
+        )  # a module, which ClassWeighting can lend its weights
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
         self.nesterov = nesterov
         self.schedule, self.milestones, self.gamma, self.rise = schedule, milestones, gamma, rise
@@ -120,7 +123,7 @@ class Classifier(pl.LightningModule):
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """Returns the loss of one batch."""
-        loss = F.cross_entropy(self(batch[0]), batch[1])
+        loss = torch.as_tensor(self.criterion(self(batch[0]), batch[1]))
         self.log("train/loss", loss, batch_size=len(batch[1]))
         return loss
 
