@@ -364,7 +364,12 @@ def test_layers_that_are_unfrozen_after_they_were_pruned() -> None:
                 self.before = self.net[0].weight.detach().clone()
 
     model = Unfreezing()
-    fit(WeightPruning(criteria.gradient, 0.8, start=1, end=2), model=model)
+    fit(
+        WeightPruning(
+            criteria.gradient, 0.8, start=1, end=2, include=["net.?.weight"], exclude=["net.1.*"]
+        ),
+        model=model,
+    )
     assert zeros(model) == round(0.8 * PRUNABLE)
     assert not torch.equal(model.net[0].weight, model.before)
 
@@ -1096,7 +1101,7 @@ def test_arguments_are_checked(options: dict[str, Any], match: str) -> None:
         ({"start": 1, "end": 6}, {}, "must leave at least one epoch .* after 6 of 6: lower `end`"),
         ({"start": 66, "end": 66, "interval": "step"}, {}, "at least one step .* after 66 of 66"),
         ({"start": 1, "end": 3}, {"max_steps": 33}, "at least one step .* 3 epochs of 11 steps"),
-        ({"start": 0.5}, {"max_epochs": -1, "max_steps": 5}, "length is not set"),
+        ({"start": 0.5}, {"max_epochs": -1, "max_steps": 5}, "length in epochs nobody knows"),
         ({"start": 5, "end": 0.2}, {}, "`end` must not be before `start`, got 0.2 and 5"),
         ({"include": ["no.such"]}, {}, "`include`: no parameter has a name like 'no.such'"),
         ({"exclude": ["no.such"]}, {}, "`exclude`: no parameter has a name like 'no.such'"),

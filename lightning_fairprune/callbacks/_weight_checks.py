@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
@@ -16,7 +16,12 @@ from lightning_fairprune.callbacks.recall_monitor import RecallMonitor
 if TYPE_CHECKING:
     from lightning_fairprune.callbacks.weight_pruning import WeightPruning
 
-__all__ = ["arguments", "plan", "reference", "sizes", "strategy"]
+__all__ = ["arguments", "plain", "plan", "reference", "sizes", "strategy"]
+
+
+def plain(value: Any) -> Any:
+    """Returns a number of numpy as one of Python: neither checkpoints nor records can hold others."""
+    return value.item() if hasattr(value, "item") else value
 
 
 def arguments(*, floor: int, num_batches: int, rewind: object) -> None:
@@ -66,7 +71,8 @@ def plan(callback: WeightPruning, trainer: pl.Trainer, plan: Plan) -> None:
             "`rewind` puts the weights back, but not the average of them that another callback keeps: "
             "leave out either."
         )
-    if interval == "epoch" and 0 <= trainer.max_steps <= last * steps:
+    shrinks = any(isinstance(c, DataPruning) for c in trainer.callbacks)  # type: ignore[attr-defined]
+    if interval == "epoch" and not shrinks and 0 <= trainer.max_steps <= last * steps:
         raise ValueError(
             "the last pruning must leave at least one step of training after it, but it comes after "
             f"{last} epochs of {steps} steps with max_steps={trainer.max_steps}: lower `end`, or train "

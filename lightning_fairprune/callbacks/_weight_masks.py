@@ -8,9 +8,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 from torch.optim.swa_utils import AveragedModel
+from torchmetrics import Metric
 
 from lightning_fairprune import criteria, masks
 from lightning_fairprune._bits import pack_bits, unpack_bits
@@ -36,16 +38,26 @@ class MaskedWeights:
     def __init__(self, module: nn.Module, optimizers: Iterable[Optimizer]) -> None:
         self.masks: Masks = {}
         self._module = module
-        self._optimizers = list(optimizers)
+        self._optimizers: list[Optimizer] = []
         self._factors: dict[int, Tensor] = {}
         # Of each optimiser: how many parameters it had, those of them that are pruned, their factors.
         self._pruned: dict[int, tuple[int, list[Tensor], list[Tensor]]] = {}
-        self._hooks = [
-            optimizer.register_step_post_hook(self._after_step) for optimizer in self._optimizers
-        ]
+        self._hooks: list[Any] = []
+        for optimizer in optimizers:
+            self._follow(optimizer)
+
+    def _follow(self, optimizer: Optimizer) -> None:
+        if not any(optimizer is known for known in self._optimizers):
+            self._optimizers.append(optimizer)
+            self._hooks.append(optimizer.register_step_post_hook(self._after_step))
+
+    @property
+    def at_work(self) -> bool:
+        """Whether there are optimisers."""
+        return bool(self._optimizers)
 
     def set(self, found: Mapping[str, Tensor]) -> None:
-        """Takes over masks and enforces them."""
+        """Takes over masks, which the model and its optimisers obey already if they are restored."""
         parameters = dict(self._module.named_parameters())
         self.masks = {name: mask.to(parameters[name].device) for name, mask in found.items()}
         self._factors = {
@@ -53,12 +65,13 @@ class MaskedWeights:
             for name, mask in self.masks.items()
         }
         self._pruned = {}
-        self.enforce()
 
     def enforce(self) -> None:
         """Zeroes removed weights and what optimisers remember of them."""
         masks.apply(self._module, self.masks)
         for optimizer in self._optimizers:
+            if isinstance(optimizer, LBFGS):
+                optimizer.state.clear()  # curvature of another function, in one vector for all
             for parameter, factor in zip(*self._of(optimizer), strict=True):
                 for value in optimizer.state.get(parameter, {}).values():
                     if isinstance(value, Tensor) and value.shape == parameter.shape:
@@ -80,6 +93,7 @@ class MaskedWeights:
     def zero_gradients(self, optimizer: Any) -> None:
         """Before clipping and the step, so that neither norms nor momenta see removed weights."""
         optimizer = getattr(optimizer, "optimizer", optimizer)  # of a LightningOptimizer
+        self._follow(optimizer)  # one that was made in the middle of training
         pairs = [(p.grad, f) for p, f in zip(*self._of(optimizer), strict=True)]
         grads = [(grad, factor) for grad, factor in pairs if grad is not None]
         if grads:
@@ -121,8 +135,10 @@ def selected(
     keep_classifier: bool,
 ) -> tuple[str, ...]:
     """Returns the names of the parameters to prune, in the order of the model."""
-    prunable = criteria.prunable(module)
-    every = [name for name, _ in module.named_parameters()]
+    measuring = {id(p) for m in module.modules() if isinstance(m, Metric) for p in m.parameters()}
+    parameters = {n: p for n, p in module.named_parameters() if id(p) not in measuring}
+    prunable = tuple(name for name in criteria.prunable(module) if name in parameters)
+    every = list(parameters)
     if include is not None:
         _check_match("include", include, every)
     names = [n for n in every if (n in prunable if include is None else _matches(n, include))]
@@ -130,7 +146,7 @@ def selected(
         _check_match("exclude", exclude, every)
         names = [name for name in names if not _matches(name, exclude)]
     if keep_classifier:
-        last = _classifier(module, prunable)
+        last = _classifier(module, prunable, parameters)
         names = [name for name in names if name != last]
     if not names:
         raise ValueError(
@@ -138,14 +154,26 @@ def selected(
             f"{keep_classifier} leave none of {type(module).__name__}, whose linear and convolution "
             f"weights are {', '.join(prunable) or 'none'}."
         )
+    frozen = [name for name in names if not parameters[name].requires_grad]
+    if frozen and include is None:
+        more = f" and {len(frozen) - 1} more" if len(frozen) > 1 else ""
+        rank_zero_warn(
+            f"WeightPruning removes weights that are frozen, too: {frozen[0]}{more}. If they are those of a "
+            "teacher or of a loss, leave them out with `exclude`; if not, name all weights in `include`."
+        )
     return tuple(names)
 
 
-def _classifier(module: nn.Module, prunable: tuple[str, ...]) -> str | None:
-    """Returns the weight of the last linear layer; models without any often end in a convolution."""
-    linear = {id(m.weight) for m in module.modules() if isinstance(m, nn.Linear)}
-    parameters = dict(module.named_parameters())
-    names = [name for name in prunable if id(parameters[name]) in linear] or list(prunable)
+def _classifier(
+    module: nn.Module, prunable: tuple[str, ...], parameters: Mapping[str, nn.Parameter]
+) -> str | None:
+    """Returns the weight of the last linear layer; models without any often end in a convolution.
+
+    Of those that are trained, if any is: the classifier of a frozen teacher may come after it.
+    """
+    trained = [name for name in prunable if parameters[name].requires_grad] or list(prunable)
+    # By the shape: the weight of a layer with a parametrisation goes by another name.
+    names = [name for name in trained if parameters[name].ndim == 2] or trained
     return names[-1] if names else None
 
 

@@ -121,8 +121,8 @@ class Timing:
             return when
         if when and not math.isfinite(total):
             raise ValueError(
-                "`start` and `end` are fractions of training, whose length is not set: give "
-                f"Trainer(max_epochs=...), or whole numbers of {self.interval}s."
+                f"`start` and `end` are fractions of training, whose length in {self.interval}s nobody knows: "
+                f"give Trainer(max_{self.interval}s=...), or whole numbers of {self.interval}s."
             )
         return round(when * total) if when else 0
 
@@ -170,7 +170,8 @@ def end_of_training(trainer: pl.Trainer, interval: str) -> float:
     from lightning_fairprune.schedule import planned_stepping_batches
 
     unknown = epochs is None or epochs < 0 or not math.isfinite(trainer.num_training_batches)
-    if unknown:
+    # With manual optimisation a batch may be any number of steps.
+    if unknown or not trainer.lightning_module.automatic_optimization:
         return trainer.max_steps if trainer.max_steps >= 0 else math.inf
     pruning = [c for c in trainer.callbacks if isinstance(c, DataPruning)]  # type: ignore[attr-defined]
     told = [c.stepping_batches_planned for c in pruning]

@@ -128,6 +128,8 @@ class WeightPruning(pl.Callback):
         rewind: Literal["start"] | int | None = None,
         seed: int = 0,
     ) -> None:
+        sparsity, start, end, every = map(checks.plain, (sparsity, start, end, every))
+        floor, num_batches, rewind, seed = map(checks.plain, (floor, num_batches, rewind, seed))
         self._timing = Timing(sparsity, schedule, start, end, every, interval)
         self._timing.check()
         checks.arguments(floor=floor, num_batches=num_batches, rewind=rewind)
@@ -164,6 +166,8 @@ class WeightPruning(pl.Callback):
     @property
     def masks(self) -> dict[str, Tensor]:
         """The masks in force, by parameter name, bool, True = kept."""
+        if self._restored is not None:
+            return unpack(self._restored["masks"])
         return {} if self._working is None else self._working.masks
 
     @property
@@ -310,15 +314,15 @@ class WeightPruning(pl.Callback):
         if due <= self._done or training_is_over(trainer, epochs):
             return False
         target = self._plan.sparsity[due - 1]
-        self._done = due
         before = 0.0 if self._last is None else self._last.total
-        if round(target * self._total) <= round(before * self._total):
-            return False  # a schedule that has arrived
-        self._prune(trainer, module, target, epoch)
-        return True
+        rises = round(target * self._total) > round(before * self._total)
+        if rises:  # or else the schedule has arrived
+            self._prune(trainer, module, target, epoch, due)
+        self._done = due  # not before: a checkpoint of a fit that failed in it must not say so
+        return rises
 
     def _prune(
-        self, trainer: pl.Trainer, module: pl.LightningModule, target: float, epoch: int
+        self, trainer: pl.Trainer, module: pl.LightningModule, target: float, epoch: int, due: int
     ) -> None:
         assert self._working is not None
         found = saliency(
@@ -332,7 +336,7 @@ class WeightPruning(pl.Callback):
             num_batches=self.num_batches,
             loss_fn=self.loss_fn,
             seed=self.seed,
-            draw=self.seed + self._done,
+            draw=self.seed + due,
             options=self.criterion_options,
             group_by=self.group_by,
         )
@@ -343,6 +347,7 @@ class WeightPruning(pl.Callback):
         new = scope(found, target, floor=self.floor, keep=self.masks or None)
         new = agreed(trainer, new, from_data=reads_batches(self.criterion))
         self._working.set(new)
+        self._working.enforce()
         for average in averages(trainer):
             masks.apply(average, self.masks)
         self._rewind_due = self.rewind is not None
@@ -391,3 +396,5 @@ class WeightPruning(pl.Callback):
         if state_dict["snapshot"] is not None:
             self._snapshot = Snapshot.from_state_dict(state_dict["snapshot"])
         self._rewind_due = state_dict["rewind_due"]
+        if self._working is not None and self._working.at_work:
+            self._restore(state_dict)  # a tuner that puts back what it tried out during the fit
