@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ import lightning.pytorch as pl
 import torch
 import torchmetrics
 from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
@@ -19,6 +21,8 @@ from torch import Tensor, nn
 from lightning_fairprune.capture import LossCapture
 
 __all__ = ["evaluating", "logits_of", "to_device", "undisturbed"]
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 @contextmanager
@@ -37,18 +41,20 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Lets the model run in eval mode, and puts back what steps and loaders touch besides weights.
 
-    Random states, what metrics inside the module have counted, the stage that the Trainer is in.
-    What a LightningModule logs meanwhile goes nowhere.
+    Random states, what metrics have counted, lists and numbers that the module keeps, the stage that the
+    Trainer is in. What a LightningModule logs meanwhile goes nowhere.
     """
     with ExitStack() as stack:
         random_states = isolate_rng()
         random_states.__enter__()
         # By hand, because after an exception it would leave them as they are.
         stack.callback(random_states.__exit__, None, None, None)
-        stack.enter_context(_own_metrics(model))
+        stack.enter_context(_own_state(model))
         if isinstance(model, pl.LightningModule):
-            stack.enter_context(_silent(model))
             stack.enter_context(_validating(model))
+        for part in list(model.modules()):
+            if isinstance(part, pl.LightningModule):
+                stack.enter_context(_silent(part))
         stack.enter_context(evaluating(model))
         yield
 
@@ -74,29 +80,73 @@ def _validating(model: pl.LightningModule) -> Iterator[None]:
     if trainer is None:
         yield
         return
-    stage = trainer.state.stage
+    stage, loggers = trainer.state.stage, trainer.loggers
     trainer.validating = True
+    trainer.loggers = [DummyLogger() for _ in loggers]  # for steps that draw into them by hand
     try:
         with trainer.precision_plugin.val_step_context():
             yield
     finally:
-        trainer.state.stage = stage
+        trainer.state.stage, trainer.loggers = stage, loggers
 
 
 @contextmanager
-def _own_metrics(model: nn.Module) -> Iterator[None]:
-    swapped = []
-    for parent in model.modules():
-        for name, child in parent._modules.items():
-            if isinstance(child, torchmetrics.Metric | torchmetrics.MetricCollection):
-                swapped.append((parent, name, child))
-    for parent, name, child in swapped:
-        parent._modules[name] = copy.deepcopy(child)
+def _own_state(model: nn.Module) -> Iterator[None]:
+    """Lets the parts of a model write to copies of what they hold besides weights and parts.
+
+    Counts of metrics, lists of outputs, counters; not what is inside other objects, nor tensors
+    that are changed in place.
+    """
+    copies = _Copies()
+    copies.parts.extend(model.modules())
+    before: dict[
+        int, tuple[dict[str, Any], dict[str, Any]]
+    ] = {}  # a metric is no key: its hash changes
+    while copies.parts:
+        part = copies.parts.pop()
+        if id(part) in before:
+            continue
+        held = vars(part)
+        own = {name: value for name, value in held.items() if name not in _OF_EVERY_MODULE}
+        before[id(part)] = held, own
+        counts = isinstance(part, torchmetrics.Metric)
+        held |= {name: copies.of(value, tensors=counts) for name, value in own.items()}
     try:
         yield
     finally:
-        for parent, name, child in swapped:
-            parent._modules[name] = child
+        for held, own in before.values():
+            for name in held.keys() - own.keys() - _OF_EVERY_MODULE:
+                del held[name]
+            held.update(own)
+
+
+class _Copies:
+    """Copies of nests of lists and dictionaries: of each one, however many hold it."""
+
+    def __init__(self) -> None:
+        self.parts: list[nn.Module] = []  # metrics in nests, where modules() does not look
+        self._made: dict[int, tuple[Any, Any]] = {}
+
+    def of(self, value: Any, *, tensors: bool = False) -> Any:
+        """Returns the copy, or the value itself if it is nothing that a step would add to."""
+        if id(value) in self._made:
+            return self._made[id(value)][1]
+        if isinstance(value, torchmetrics.Metric | torchmetrics.MetricCollection):
+            self.parts.extend(value.modules())
+        if tensors and isinstance(value, Tensor):
+            made: Any = value.detach().clone()
+        elif type(value) in (list, dict, set, deque, defaultdict):
+            made = copy.copy(value)
+        else:
+            return value
+        self._made[id(value)] = value, made
+        if isinstance(made, list | deque):
+            for i, item in enumerate(value):
+                made[i] = self.of(item)
+        elif isinstance(made, dict):
+            for name, item in value.items():
+                made[name] = self.of(item)
+        return made
 
 
 def to_device(model: nn.Module, batch: Any) -> Any:
@@ -146,12 +196,11 @@ def _called(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
 
 def _captured(module: Any, name: str, batch: Any) -> tuple[Tensor, Tensor]:
     step = getattr(module, name)
-    named = inspect.signature(step).parameters
-    rest = {key: 0 for key in ("batch_idx", "dataloader_idx") if key in named}
+    first, rest = _zeros(step)
     capture = LossCapture()
     capture.enter()
     try:
-        outputs = step(batch, **rest)
+        outputs = step(batch, *first, **rest)
     finally:
         capture.leave()
     if isinstance(outputs, dict) and {"logits", "target"} <= outputs.keys():
@@ -160,3 +209,15 @@ def _captured(module: Any, name: str, batch: Any) -> tuple[Tensor, Tensor]:
         return capture.pick()
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+def _zeros(step: Callable[..., Any]) -> tuple[list[int], dict[str, int]]:
+    """Returns what a step is given after the batch: indices, whose names are the user's affair."""
+    named = list(inspect.signature(step).parameters.values())
+    places = [p for p in named if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][1:]
+    wanted = [p for i, p in enumerate(places) if i == 0 or p.default is p.empty]
+    first = [0] * len(wanted)
+    if not places and any(p.kind is p.VAR_POSITIONAL for p in named):
+        first = [0]
+    rest = [p.name for p in named if p not in wanted and p.name in ("batch_idx", "dataloader_idx")]
+    return first, dict.fromkeys(rest, 0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 import torch.nn.functional as F
 import torchmetrics
 import users
+from lightning.pytorch.loggers.logger import DummyLogger
 from test_resume import RESUMABLE, saved
 from test_swap import launch
 from torch import Tensor, nn
@@ -22,7 +25,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import lightning_fairprune as lfp
 from lightning_fairprune import geometry, gradients, scores, signals
-from lightning_fairprune.scoring import _look
+from lightning_fairprune.scoring import _file, _look
+from lightning_fairprune.scoring._file import text_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
 N, CLASSES = 47, 3
@@ -206,6 +210,119 @@ def test_the_model_is_left_as_it_was() -> None:
     assert draw[2] == random.getstate()
 
 
+class Collecting(users.Model):
+    """Keeps what it has seen the way users do, in and out of metrics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: list[Tensor] = []
+        self.of_loader = {"val": deque([torch.zeros(())], maxlen=3)}
+        self.same = self.outputs
+        self.steps = 0
+        self.hidden = [torchmetrics.MeanMetric()]
+        self.values = torchmetrics.CatMetric()
+        classification, options = torchmetrics.classification, {"num_classes": users.NUM_CLASSES}
+        self.grouped = torchmetrics.MetricCollection(
+            [
+                classification.MulticlassPrecision(**options),
+                classification.MulticlassRecall(**options),
+            ]
+        )
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        logits = self(batch[0])
+        loss = F.cross_entropy(logits, batch[1])
+        self.outputs.append(loss)
+        assert self.same is self.outputs
+        self.of_loader["val"].append(loss)
+        self.steps += 1
+        self.extra = loss
+        self.hidden[0].update(loss)
+        self.values.update(logits[:, 0])
+        self.grouped.update(logits, batch[1])
+        self.log_dict(self.grouped)
+
+
+def test_what_steps_collect_is_as_it_was() -> None:
+    module = Collecting()
+    x, y = torch.randn(3, users.DIM), torch.tensor([0, 1, 2])
+    module.values.update(module(x)[:, 0])  # with its graph, which cannot be copied
+    module.grouped.update(module(x), y)
+    before = {name: value.clone() for name, value in module.grouped.compute().items()}
+    groups, same, kept = dict(module.grouped.compute_groups), module.outputs, module.of_loader
+    lfp.score_pass(module, DataLoader(users.Blobs(23), 5), scores.el2n, progress=False)
+    assert module.outputs is module.same is same
+    assert same == []
+    assert module.of_loader is kept
+    assert list(kept["val"]) == [0]
+    assert (module.steps, hasattr(module, "extra")) == (0, False)
+    assert int(module.hidden[0].update_count) == 0
+    assert len(module.values.value) == 1
+    assert module.grouped.compute_groups == groups
+    for metric in module.grouped.values(copy_state=False):
+        metric._computed = None
+    assert module.grouped.compute() == before
+
+
+def test_loggers_see_nothing(tmp_path: Path) -> None:
+    class Draws(users.Model):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            if self.trainer.state.fn == "fit":
+                self.logger.log_metrics({"drawn": 1.0})
+            super().validation_step(batch, batch_idx)
+
+    class Logger(DummyLogger):
+        lines = 0
+
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            self.lines += "drawn" in metrics
+
+    counts = []
+    for score_on in ("training", "pass"):
+        logger = Logger()
+        users.trainer(callbacks=[prune(score_on=score_on)], logger=logger).fit(
+            Draws(), datamodule=Plain()
+        )
+        counts.append(logger.lines)
+    assert counts[0] == counts[1] == 12  # three batches in four validations
+
+
+@pytest.mark.parametrize(
+    "form", ["idx", "args", "none", "positional", "keyword", "loader", "stage"]
+)
+def test_steps_take_what_the_trainer_gives_them(form: str) -> None:
+    def loss(self: Any, batch: Any) -> None:
+        F.cross_entropy(self(batch[0]), batch[1])
+
+    def idx(self: Any, batch: Any, idx: int) -> None:
+        loss(self, batch)
+
+    def args(self: Any, *args: Any) -> None:
+        batch, _ = args
+        loss(self, batch)
+
+    def none(self: Any, batch: Any) -> None:
+        loss(self, batch)
+
+    def positional(self: Any, batch: Any, _: int, loader: int, /) -> None:
+        loss(self, batch)
+
+    def keyword(self: Any, batch: Any, *, batch_idx: int) -> None:
+        loss(self, batch)
+
+    def loader(self: Any, batch: Any, batch_idx: int, dataloader_idx: int = 7) -> None:
+        assert dataloader_idx == 0
+        loss(self, batch)
+
+    def stage(self: Any, batch: Any, i: int, stage: str = "val") -> None:
+        assert stage == "val"
+        loss(self, batch)
+
+    kind = type("Model", (users.Model,), {"validation_step": locals()[form]})
+    loader_ = DataLoader(users.Blobs(23), 5)
+    assert len(lfp.score_pass(kind(), loader_, scores.el2n, progress=False)) == 23
+
+
 def test_also_after_an_error() -> None:
     module = Module()
     module.train()
@@ -252,6 +369,40 @@ def test_a_manual_step_is_not_run() -> None:
         lfp.score_pass(Manual(), DataLoader(users.Blobs(23), 5), scores.el2n, progress=False)
 
 
+def test_scores_of_users() -> None:
+    loader, x, y = DataLoader(data(), 10), *data().tensors
+    seen = partial(geometry.prototype_distance, target=y % 2)  # own classes
+    found = lfp.score_pass(Net(), loader, seen, progress=False)
+    features = Net().eval().body(x).detach()
+    torch.testing.assert_close(found, geometry.prototype_distance(features, y % 2))
+
+    def target_is_third(features: Tensor, factor: int = 3, target: Tensor | None = None) -> Tensor:
+        assert target is not None
+        return features.sum(1) * factor + target
+
+    found = lfp.score_pass(Net(), loader, target_is_third, progress=False)
+    torch.testing.assert_close(found, features.sum(1) * 3 + y)
+
+    def label(model: nn.Module, loader: Any) -> Tensor:
+        return torch.cat([target for _, target in loader])
+
+    assert torch.equal(lfp.score_pass(Net(), loader, label, progress=False), y)
+
+
+def test_whole_numbers_are_averaged_too(tmp_path: Path) -> None:
+    paths = [tmp_path / "1.pt", tmp_path / "2.pt"]
+    for seed, path in enumerate(paths):
+        torch.save(Net(seed).state_dict(), path)
+    for score in (
+        lambda model, batches: torch.cat([y for _, y in batches]),
+        lambda features, target: target,
+    ):
+        found = lfp.score_pass(
+            Net(), DataLoader(data(), 10), score, checkpoints=paths, progress=False
+        )
+        assert torch.equal(found, data().tensors[1].float())
+
+
 # --------------------------------------------------------------------------------- where it goes on
 
 
@@ -276,6 +427,7 @@ def test_a_stopped_pass_goes_on(
     score: Callable[..., Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_look, "_SECONDS_BETWEEN_FILES", -1.0)
+    monkeypatch.setattr(_look, "_TIMES_A_WRITE", 0.0)
     monkeypatch.setattr(_look, "_BATCHES_AT_ONCE", 2)
     net, dataset, file = Net(), Fragile(), tmp_path / "new" / "pass.safetensors"
     loader = DataLoader(dataset, 5)
@@ -306,6 +458,74 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
         lfp.score_pass(net, loader, scores.el2n, resume=file, progress=False)
 
 
+def test_other_batches_or_arguments_begin_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_look, "_SECONDS_BETWEEN_FILES", -1.0)
+    monkeypatch.setattr(_look, "_BATCHES_AT_ONCE", 1)
+    monkeypatch.setattr(_look, "_TIMES_A_WRITE", 0.0)
+    net, dataset, file = Net(), Fragile(), tmp_path / "pass"
+    with pytest.raises(OSError, match="disk is gone"):  # as many batches of 16 as of 20
+        lfp.score_pass(net, DataLoader(dataset, 16), scores.el2n, resume=file, progress=False)
+    dataset.broken = False
+    loader = DataLoader(dataset, 20)
+    found = lfp.score_pass(net, loader, scores.el2n, resume=file, progress=False)
+    torch.testing.assert_close(found, one_by_one(net, signals.el2n))
+    each = []
+    for parameters in (["head.bias"], ["head.weight"], list(net.head.parameters())):
+        score = partial(gradients.grad_norm, parameters=parameters)
+        each.append(lfp.score_pass(net, loader, score, resume=file, progress=False))
+    torch.testing.assert_close((each[0].square() + each[1].square()).sqrt(), each[2])
+    # The same arguments in another process, where objects have other addresses.
+    assert text_of(partial(one_by_one, Net, k=[object(), F.relu])) == (
+        "one_by_one(Net, ('k', (<object object>, relu)))"
+    )
+
+
+def test_files_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, dataset = Net(), Fragile()
+    (tmp_path / "taken").touch()
+    loader = DataLoader(dataset, 10)
+    with pytest.raises(OSError, match="taken"):
+        lfp.score_pass(net, loader, scores.el2n, resume=tmp_path / "taken" / "f", progress=False)
+    monkeypatch.setattr(_file.os, "access", lambda *_: False)
+    with pytest.raises(PermissionError, match=r"`resume`: .*new' cannot be written to"):
+        lfp.score_pass(net, loader, scores.el2n, resume=tmp_path / "new" / "f", progress=False)
+    assert dataset.fetched == 0  # before the first sample
+    monkeypatch.undo()
+    dataset.broken, file = False, tmp_path / "f"
+    lfp.score_pass(net, loader, scores.el2n, resume=file, progress=False)
+    (written,) = tmp_path.glob("f.*")
+    before = written.read_bytes()
+
+    def full(*args: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(_file, "write_tensors", full)
+    with pytest.warns(UserWarning, match="cannot write .* goes on without .*No space left"):
+        found = lfp.score_pass(net, loader, gradients.grad_norm, resume=file, progress=False)
+    torch.testing.assert_close(found, own_norm(net))
+    assert written.read_bytes() == before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("score", [scores.el2n, gradients.grad_norm, geometry.prototype_distance])
+def test_a_stopped_pass_goes_on_on_the_device(
+    score: Callable[..., Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_look, "_BATCHES_AT_ONCE", 2)
+    monkeypatch.setattr(_look, "_SECONDS_BETWEEN_FILES", -1.0)
+    monkeypatch.setattr(_look, "_TIMES_A_WRITE", 0.0)
+    net, dataset, file = Net().cuda(), Fragile(), tmp_path / "pass"
+    loader = DataLoader(dataset, 5)
+    with pytest.raises(OSError, match="disk is gone"):
+        lfp.score_pass(net, loader, score, resume=file, progress=False)
+    dataset.broken, dataset.fetched = False, 0
+    found = lfp.score_pass(net, loader, score, resume=file, progress=False)
+    assert dataset.fetched < N
+    torch.testing.assert_close(found, lfp.score_pass(net, loader, score, progress=False).cpu())
+
+
 # -------------------------------------------------------------------------------------- in one fit
 
 
@@ -327,6 +547,9 @@ class Plain(users.Data):
 
     def plain(self) -> Any:
         return DataLoader(self.train, batch_size=7)
+
+    def many(self) -> Any:
+        return [self.plain(), self.plain()]
 
     def shorter(self) -> Any:
         return DataLoader(users.Blobs(self.n - 1), batch_size=7)
@@ -372,11 +595,23 @@ def test_the_scores_are_those_of_the_model_at_the_end_of_the_warm_up(
     assert users_data.train_dataloader().__class__ is DataLoader
 
 
-def test_a_dropped_last_batch_is_seen_by_the_pass() -> None:
-    callback = prune(density=1.0)
+@pytest.mark.parametrize("score", [scores.el2n, gradients.grad_norm])
+def test_samples_that_the_warm_up_has_not_seen(score: Callable[..., Tensor]) -> None:
+    callback = prune(score, density=1.0, score_on=lfp.ScorePass("plain"))
     # A warning that samples were never observed would be an error here.
-    users.trainer(callbacks=[callback]).fit(users.Model(), datamodule=users.Data(drop_last=True))
+    users.trainer(callbacks=[callback], limit_train_batches=3).fit(
+        users.Model(), datamodule=Plain(drop_last=True)
+    )
     assert len(callback.selection) == 103
+
+
+def test_a_diverged_model_is_named() -> None:
+    class Diverged(users.Model):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            F.cross_entropy(self(batch[0]) * torch.nan, batch[1])
+
+    with pytest.raises(ValueError, match="`score` is NaN for all 103 samples"):
+        users.trainer(callbacks=[prune(quota=None)]).fit(Diverged(), datamodule=Plain())
 
 
 @pytest.mark.parametrize(
@@ -386,6 +621,8 @@ def test_a_dropped_last_batch_is_seen_by_the_pass() -> None:
             {"score_on": lfp.ScorePass("plane")},
             r"dataloader='plane' must be a method of Plain or Mo",
         ),
+        ({"score_on": lfp.ScorePass("many")}, "`score_on`: a scoring pass needs one .* got list"),
+        ({"score_on": lfp.ScorePass(resume=f"{__file__}/f")}, "test_scoring"),
         ({"score_on": lfp.ScorePass("shorter")}, "102 samples, the training set 103: it must hold"),
         ({"score_on": lfp.ScorePass("other")}, "other labels than the training set for .* samples"),
         ({"score_on": lfp.ScorePass(checkpoints=("no.ckpt",))}, "there is no file 'no.ckpt'"),
@@ -402,7 +639,7 @@ def test_refused_before_the_first_step(options: dict[str, Any], message: str) ->
         raise AssertionError("trained")
 
     module.training_step = training_step
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError, OSError), match=message):
         users.trainer(callbacks=[prune(**options)]).fit(module, datamodule=Plain())
 
 
@@ -493,6 +730,7 @@ def test_written_in_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
             {"dataloader": "plain", "checkpoints": ["a.ckpt"]},
             lfp.ScorePass("plain", None, ("a.ckpt",)),
         ),
+        ({"dataloader": None, "layer": None, "resume": None}, lfp.ScorePass()),
     ):
         config = parser.parse_object({"prune": {**given, "score_on": way}})
         text = parser.dump(config, skip_none=False)
@@ -513,6 +751,18 @@ class Stream(IterableDataset[Any]):
     ("change", "error", "message"),
     [
         ({"loader": DataLoader(Stream())}, TypeError, "no stable sample index"),
+        ({"loader": [data()]}, TypeError, "one torch DataLoader, got list"),
+        ({"checkpoints": "last.pt"}, ValueError, "must be a list of files, got 'last.pt'"),
+        (
+            {"score": lambda features: features[:, 0].numpy()},
+            ValueError,
+            "tensor with one value per sample, got ndarray",
+        ),
+        (
+            {"score": lambda model, batches: torch.cat([y > 0 for _, y in batches])},
+            ValueError,
+            "tensor with one value per sample, got torch.bool",
+        ),
         ({"checkpoints": ["gone.pt"]}, ValueError, "there is no file 'gone.pt'"),
         ({"score": lambda features: features}, ValueError, r"one value per sample, got \[47, 6\]"),
         (
@@ -544,6 +794,45 @@ def test_bad_input(change: dict[str, Any], error: type[Exception], message: str)
         lfp.score_pass(**(given | change), progress=False)
 
 
+def test_weights_that_half_fit_leave_the_model_alone(tmp_path: Path) -> None:
+    path, net = tmp_path / "half.pt", Net()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    torch.save(Net(1).state_dict() | {"head.weight": torch.zeros(2, 2)}, path)
+    with pytest.raises(ValueError, match="must fit the model"):
+        lfp.score_pass(net, DataLoader(data(), 10), scores.el2n, checkpoints=[path], progress=False)
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_state_besides_tensors_is_put_back(tmp_path: Path) -> None:
+    class Extra(Net):
+        extra = 1
+
+        def get_extra_state(self) -> Any:
+            return {"extra": self.extra}
+
+        def set_extra_state(self, state: Any) -> None:
+            type(self).extra = state["extra"]
+
+    path, net = tmp_path / "extra.pt", Extra()
+    torch.save(net.state_dict() | {"_extra_state": {"extra": 5}}, path)
+    lfp.score_pass(net, DataLoader(data(), 10), scores.el2n, checkpoints=[path], progress=False)
+    assert net.extra == 1
+
+
+def test_modules_that_load_a_part(tmp_path: Path) -> None:
+    module, path = users.Model(), tmp_path / "part.ckpt"
+    state = module.state_dict()
+    frozen = {name: value for name, value in state.items() if not name.startswith("net.0")}
+    torch.save({"state_dict": frozen}, path)
+    loader = DataLoader(users.Blobs(23), 5)
+    with pytest.raises(ValueError, match="Missing key"):
+        lfp.score_pass(module, loader, scores.el2n, checkpoints=[path], progress=False)
+    module.strict_loading = False
+    found = lfp.score_pass(module, loader, scores.el2n, checkpoints=[path], progress=False)
+    assert torch.equal(found, lfp.score_pass(module, loader, scores.el2n, progress=False))
+
+
 def test_checkpoints_that_do_not_fit(tmp_path: Path) -> None:
     path = tmp_path / "other.pt"
     loader = DataLoader(data(), 10)
@@ -554,7 +843,7 @@ def test_checkpoints_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must hold weights by name, got list"):
         lfp.score_pass(Net(), loader, scores.el2n, checkpoints=[path], progress=False)
     path.write_bytes(b"no archive")
-    with pytest.raises(ValueError, match="must load with weights_only=True"):
+    with pytest.raises(ValueError, match=r"must load with weights_only=True.*'state_dict' alone"):
         lfp.score_pass(Net(), loader, scores.el2n, checkpoints=[path], progress=False)
 
 

@@ -11,8 +11,10 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from torch import Tensor
 
 from lightning_fairprune._labels import labels_of
-from lightning_fairprune.loader import check_restrictable, sampled_dataset
+from lightning_fairprune.loader import sampled_dataset
+from lightning_fairprune.scoring._file import PassFile
 from lightning_fairprune.scoring._pass import Passed, run
+from lightning_fairprune.scoring._share import Share
 from lightning_fairprune.scoring._wanted import Wanted, kind_of
 
 if TYPE_CHECKING:
@@ -64,6 +66,8 @@ class FitPass:
                 "run outside its steps: use score_on='training', or score_pass() on a checkpoint."
             )
         self._wanted = Wanted.of(module, callback.score, settings.layer, settings.checkpoints)
+        if settings.resume is not None:
+            PassFile(settings.resume, "0").check()
         self._loader = self._find(trainer, source)
         self._check_samples(source)
 
@@ -83,7 +87,10 @@ class FitPass:
         )
 
     def _check_samples(self, source: TrainSource) -> None:
-        check_restrictable(self._loader)
+        try:
+            Share(self._loader)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"`score_on`: {error}") from error
         dataset: Any = sampled_dataset(self._loader)
         if len(dataset) != source.num_samples:
             raise ValueError(
@@ -106,6 +113,11 @@ class FitPass:
         )
         if passed.target is not None:
             _check_same(passed.target, target)
+        if passed.score.isnan().all():
+            raise ValueError(
+                f"`score` is NaN for all {len(passed.score)} samples: look at what the model puts out in "
+                "eval mode when the warm-up is over; a diverged training is the usual cause."
+            )
         return passed
 
 

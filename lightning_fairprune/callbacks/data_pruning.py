@@ -407,25 +407,29 @@ class DataPruning(pl.Callback):
         recorder = self._record.recorder
         grouped = recorder.group
         target = recorder.target if grouped is None else grouped
-        unseen, scores = target < 0, None
+        scores = None
         if self._pass is not None:
             passed = self._pass.run(recorder.target)
             scores, self._passed = passed.score, passed.dynamics
-            if grouped is None and passed.target is not None:
-                target = passed.target
+            if grouped is None:
+                target = self._labels(target) if passed.target is None else passed.target
             target = target.masked_fill(scores.isnan(), -1)
         elif self.score is not None:
             scores = self.score(recorder.dynamics()).detach().cpu()
             target = target.masked_fill(scores.isnan(), -1)
-        elif grouped is None and unseen.any():
-            # The data set may know the labels of the few that drop_last or a limit kept away.
-            labels = labels_of(self.source.dataset)
-            if labels is not None and torch.equal(labels[~unseen], target[~unseen]):
-                target = labels
+        elif grouped is None:
+            target = self._labels(target)
         _checks.unobserved(target, self.decision.budget(len(target)))
         self.decision.learn(target, scores, recorder.num_classes if grouped is None else 0)
         recorder.release()
         self.source.carry_index = False
+
+    def _labels(self, target: Tensor) -> Tensor:
+        """Adds the labels of those that drop_last or a limit kept away, if the data set knows them."""
+        unseen = target < 0
+        labels = labels_of(self.source.dataset) if unseen.any() else None
+        known = labels is not None and torch.equal(labels[~unseen], target[~unseen])
+        return labels if labels is not None and known else target
 
     def _decide(self, trainer: pl.Trainer, epoch: int, *, estimate: bool) -> None:
         if estimate:

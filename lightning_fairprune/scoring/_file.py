@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lightning_fairprune._files import read_tensors, write_tensors
 
-__all__ = ["PassFile", "digest"]
+__all__ = ["PassFile", "digest", "text_of"]
 
 _FORMAT, _VERSION = "lightning_fairprune.score_pass", "1"
 
@@ -23,10 +28,26 @@ def digest(model: nn.Module, *facts: object) -> str:
     for name, value in model.state_dict().items():
         if isinstance(value, Tensor):
             found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-            found.update(
-                value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-            )
+            found.update(_bytes(value))
     return found.hexdigest()
+
+
+def text_of(value: Any) -> str:
+    """Returns a score, or an argument that it was given, as text that is the same in every process."""
+    if isinstance(value, functools.partial):
+        given = [*value.args, *value.keywords.items()]
+        return f"{text_of(value.func)}({', '.join(map(text_of, given))})"
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(text_of, value))})"
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {list(value.shape)} {hashlib.sha256(_bytes(value)).hexdigest()}"
+    name = getattr(value, "__qualname__", None)
+    # The default repr of an object has its address.
+    return str(name) if name else re.sub(" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
+def _bytes(value: Tensor) -> bytes:
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 class PassFile:
@@ -50,8 +71,20 @@ class PassFile:
             return {}, 0
         return tensors, int(metadata["batches"])
 
-    def write(self, fingerprint: str, values: Mapping[str, Tensor], batches: int) -> None:
-        """Notes that the first `batches` batches are done."""
+    def check(self) -> None:
+        """Makes the folder, and raises an OSError unless it can be written to."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(self.path.parent, os.W_OK):
+            raise PermissionError(f"`resume`: {str(self.path.parent)!r} cannot be written to.")
+
+    def write(self, fingerprint: str, values: Mapping[str, Tensor], batches: int) -> None:
+        """Notes that the first `batches` batches are done; a full disk does not stop the pass."""
         facts = {"format": _FORMAT, "version": _VERSION, "fingerprint": fingerprint}
-        write_tensors(self.path, values, facts | {"batches": str(batches)})
+        try:
+            write_tensors(self.path, values, facts | {"batches": str(batches)})
+        except (OSError, SafetensorError) as error:
+            warnings.warn(
+                f"a scoring pass cannot write {str(self.path)!r} and goes on without ({error}): if it "
+                "is stopped, the next one repeats what came after the last file.",
+                stacklevel=2,
+            )

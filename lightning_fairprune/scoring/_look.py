@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from lightning_fairprune import signals
 from lightning_fairprune._quiet import to_device
 from lightning_fairprune.geometry import features_of
-from lightning_fairprune.scoring._file import PassFile, digest
+from lightning_fairprune.scoring._file import PassFile, digest, text_of
 from lightning_fairprune.scoring._share import Share
-from lightning_fairprune.scoring._wanted import Wanted
+from lightning_fairprune.scoring._wanted import Wanted, scores_in
 
 __all__ = ["LogitsFn", "Observer", "look"]
 
 LogitsFn = Callable[[Any, Any], tuple[Tensor, Tensor]]
 _SECONDS_BETWEEN_FILES = 30.0
+_TIMES_A_WRITE = 20.0  # features may be many gigabytes: most of the time is for looking
 _BATCHES_AT_ONCE = 32
 
 
@@ -42,7 +43,7 @@ class Observer:
                     "returns logits: write one, or wrap the score in a function of your own that "
                     "calls what the model has."
                 ) from error
-            return {"score": values.detach()}
+            return {"score": scores_in(values)}
         targets: list[Tensor] = []
         if self.wanted.kind == "features":
             rows = features_of(
@@ -83,12 +84,12 @@ def look(
     done, at_once, fingerprint = 0, max(1, share.batches), ""
     if file is not None:
         wanted = observer.wanted
-        facts = (share.size, share.world, share.batches, wanted.kind, wanted.names, wanted.layer)
-        fingerprint = digest(observer.model, *facts, _text(wanted.score))
+        facts = (share.size, share.world, share.batch_size, wanted.kind, wanted.names, wanted.layer)
+        fingerprint = digest(observer.model, *facts, text_of(wanted.score))
         values, done = file.read(fingerprint)
         at_once = _BATCHES_AT_ONCE
     step(done)
-    stream, written = share.iterate(done), time.monotonic()
+    stream, write_at = share.iterate(done), time.monotonic() + _SECONDS_BETWEEN_FILES
     for _ in range(math.ceil((share.batches - done) / at_once)):
         indices: list[Tensor] = []
 
@@ -101,10 +102,11 @@ def look(
         found = observer(batches())
         _put(values, found, torch.cat(indices) if indices else torch.tensor([]), share.size)
         done += len(indices)
-        last = done >= share.batches
-        if file is not None and (last or time.monotonic() - written > _SECONDS_BETWEEN_FILES):
+        began = time.monotonic()
+        if file is not None and (done >= share.batches or began > write_at):
             file.write(fingerprint, values, done)
-            written = time.monotonic()
+            now = time.monotonic()
+            write_at = now + max(_SECONDS_BETWEEN_FILES, _TIMES_A_WRITE * (now - began))
     return values
 
 
@@ -119,9 +121,5 @@ def _put(
             )
         if name not in values:
             values[name] = rows.new_zeros(size, *rows.shape[1:])
-        values[name].index_copy_(0, indices.to(rows.device), rows.to(values[name].dtype))
-
-
-def _text(score: Callable[..., Any]) -> str:
-    function = getattr(score, "func", score)
-    return str(getattr(function, "__qualname__", type(function).__qualname__))
+        whole = values[name]  # on the host, if they come from a file
+        whole.index_copy_(0, indices.to(whole.device), rows.to(whole))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from lightning_fairprune.dynamics import Dynamics
 from lightning_fairprune.scoring._file import PassFile
 from lightning_fairprune.scoring._look import LogitsFn, Observer, look
 from lightning_fairprune.scoring._share import Share
-from lightning_fairprune.scoring._wanted import Wanted
+from lightning_fairprune.scoring._wanted import Wanted, scores_in, takes_target
 from lightning_fairprune.scoring._weights import weights_of
 
 __all__ = ["Passed", "run", "score_pass"]
@@ -42,7 +41,8 @@ def score_pass(
 
     * ``dynamics``: any function of :mod:`lightning_fairprune.scores`. Each query model is one epoch of the
       :class:`~lightning_fairprune.Dynamics`, so that EL2N is averaged over them.
-    * ``model, batches``: ``gradients.grad_norm``, or your own ``(model, batches) -> [n]``; averaged over query models.
+    * ``model, batches``: ``gradients.grad_norm``, or your own ``(model, batches) -> [n]``, averaged over query models.
+      It may be called several times, with some of the batches each.
     * ``features`` and maybe ``target``: ``geometry.prototype_distance`` and others, or your own; averaged likewise. The
       features are what `layer` is given.
 
@@ -52,15 +52,16 @@ def score_pass(
 
     Args:
         model: the query model, on the device where it is to run.
-        loader: over a map-style data set of N samples; its order and sampler do not matter, its batch size,
-            collate function and workers do.
+        loader: over a map-style data set of N samples; its batch size, collate function and workers are used, its
+            order is not. Samplers that are not torch's, and batch samplers, are refused.
         score: see above; arguments that it has besides must have defaults (`functools.partial` gives some).
         layer: name of the layer whose input are the features; None takes the last linear layer.
         checkpoints: files of query models with the weights of `model`, as the Trainer writes them or
             ``torch.save(model.state_dict(), ...)``; none takes the weights that `model` has.
         logits_fn: ``(model, batch) -> (logits [B, C], target [B])``, for models and batches of another form.
         resume: file that keeps what is done, every half a minute; a pass that was stopped and has the same weights goes on
-            there. Processes and query models get files of their own next to it, which stay.
+            there. Processes and query models get files of their own next to it, which stay. Another data set wants
+            another file.
         progress: whether to show a bar, on the first process.
 
     Returns:
@@ -68,7 +69,7 @@ def score_pass(
 
     Raises:
         ValueError: If there is no such layer or file, weights do not fit, a score fails, or a batch is not as it must be.
-        TypeError: If samples have no index.
+        TypeError: If samples have no index, or a sampler is the user's own.
 
     Example:
         Logits 0 give both classes 1/2, so the error is (1/2, -1/2) for every sample.
@@ -119,6 +120,7 @@ def run(
             file = None
             if resume is not None:
                 file = PassFile(resume, f"{m}.rank{share.rank}of{share.world}")
+                file.check()
             with weights_of(model, source):
                 rows.append(share.gathered(look(share, observer, file, bar.update), model))
     return _combine(wanted, rows)
@@ -130,15 +132,17 @@ def _combine(wanted: Wanted, rows: list[dict[str, Tensor]]) -> Passed:
         assert target is not None
         found = {name: torch.stack([row[name] for row in rows]) for name in wanted.names}
         dynamics = Dynamics(target, found)
-        return Passed(wanted.score(dynamics).detach(), target, dynamics)
+        return Passed(scores_in(wanted.score(dynamics)).cpu(), target, dynamics)
     if wanted.kind == "model":
         each = [row["score"] for row in rows]
     else:
         assert target is not None
-        with_target = "target" in inspect.signature(wanted.score).parameters
-        more = [target] if with_target else []
-        each = [wanted.score(row["features"], *more).detach().cpu() for row in rows]
+        more = {"target": target} if takes_target(wanted.score) else {}
+        each = [scores_in(wanted.score(row["features"], **more)).cpu() for row in rows]
     for value in each:
         if value.shape != each[0].shape or value.ndim != 1:
             raise ValueError(f"`score` must return one value per sample, got {list(value.shape)}.")
-    return Passed(each[0] if len(each) == 1 else torch.stack(each).mean(0), target)
+    if len(each) == 1:
+        return Passed(each[0], target)
+    whole = torch.stack(each)
+    return Passed((whole if whole.is_floating_point() else whole.float()).mean(0), target)

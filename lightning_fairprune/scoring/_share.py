@@ -28,28 +28,32 @@ class Share:
     """The batches of this process: every so many of all batches in the order of the data set."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
+        if not isinstance(loader, DataLoader):
+            raise TypeError(
+                f"a scoring pass needs one torch DataLoader, got {type(loader).__name__}."
+            )
         check_restrictable(loader)
         self._loader = loader
         self._dataset = sampled_dataset(loader)
         self.size = len(self._dataset)  # type: ignore[arg-type]
         assert loader.batch_size is not None
-        self._batch_size = loader.batch_size
+        self.batch_size = loader.batch_size
         together = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if together else 0
         self.world = dist.get_world_size() if together else 1
         # Whole batches of the same samples on any number of processes, so that results have the same bits.
-        self._starts = range(self.rank * self._batch_size, self.size, self.world * self._batch_size)
+        self._starts = range(self.rank * self.batch_size, self.size, self.world * self.batch_size)
         self.batches = len(self._starts)
-        if math.ceil(self.size / self._batch_size) < self.world:
+        if math.ceil(self.size / self.batch_size) < self.world:
             raise ValueError(
-                f"the data set has {self.size} samples, too few for a batch of {self._batch_size} on "
+                f"the data set has {self.size} samples, too few for a batch of {self.batch_size} on "
                 f"each of {self.world} processes: use fewer processes or smaller batches."
             )
 
     def iterate(self, done: int) -> Iterator[IndexedBatch]:
         """Yields the batches after the first `done`."""
         samples = [
-            list(range(start, min(start + self._batch_size, self.size)))
+            list(range(start, min(start + self.batch_size, self.size)))
             for start in self._starts[done:]
         ]
         if not samples:

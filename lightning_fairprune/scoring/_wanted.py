@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from lightning_fairprune._probe import required_signals
 
-__all__ = ["Kind", "Wanted", "kind_of"]
+__all__ = ["Kind", "Wanted", "kind_of", "scores_in", "takes_target"]
 
 Kind = Literal["dynamics", "model", "features"]
 
@@ -32,11 +34,13 @@ class Wanted(NamedTuple):
         model: nn.Module,
         score: Callable[..., Tensor],
         layer: str | None = None,
-        checkpoints: Sequence[str | os.PathLike[str]] = (),
+        checkpoints: Sequence[str | os.PathLike[str]] | None = (),
     ) -> Wanted:
         """Returns what a pass has to do."""
         kind, names = kind_of(score), ()
-        files = tuple(Path(path) for path in checkpoints)
+        if isinstance(checkpoints, str | os.PathLike):
+            raise ValueError(f"`checkpoints` must be a list of files, got {str(checkpoints)!r}.")
+        files = tuple(Path(path) for path in checkpoints or ())
         for path in files:
             if not path.is_file():
                 raise ValueError(f"`checkpoints`: there is no file {str(path)!r}.")
@@ -47,12 +51,28 @@ class Wanted(NamedTuple):
         return cls(score, kind, names, layer or "", files)
 
 
+def scores_in(result: object) -> Tensor:
+    """Returns what a score gave, without gradient, if it is a tensor of numbers."""
+    if not isinstance(result, Tensor) or result.dtype == torch.bool or result.is_complex():
+        found = result.dtype if isinstance(result, Tensor) else type(result).__name__
+        raise ValueError(
+            f"`score` must return a float or integer tensor with one value per sample, got {found}."
+        )
+    return result.detach()
+
+
+def takes_target(score: Callable[..., Any]) -> bool:
+    """Tells whether a score of features also wants the labels, and has not got them already."""
+    given = score.keywords if isinstance(score, functools.partial) else {}
+    return "target" in inspect.signature(score).parameters and "target" not in given
+
+
 def kind_of(score: Callable[..., Any]) -> Kind:
     """Tells from the first argument of a score what it is computed from."""
     names = list(inspect.signature(score).parameters)
     if names[:1] == ["features"]:
         return "features"
-    return "model" if names[:2] == ["model", "batches"] else "dynamics"
+    return "model" if names[:1] == ["model"] else "dynamics"
 
 
 def _layer(model: nn.Module, layer: str | None) -> str:

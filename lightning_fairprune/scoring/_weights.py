@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,21 +21,22 @@ def weights_of(model: nn.Module, source: Path | None) -> Iterator[None]:
     if source is None:
         yield
         return
-    own = {name: value.clone() for name, value in _tensors(model.state_dict()).items()}
+    weights = _read_weights(source)
+    own = {name: _copy(value) for name, value in model.state_dict().items()}
     try:
-        model.load_state_dict(_read_weights(source))
-    except RuntimeError as error:
-        raise ValueError(
-            f"`checkpoints`: the weights in {str(source)!r} must fit the model: {error}"
-        ) from error
-    try:
+        try:  # what fits is loaded even if something else does not
+            model.load_state_dict(weights, strict=getattr(model, "strict_loading", True))
+        except RuntimeError as error:
+            raise ValueError(
+                f"`checkpoints`: the weights in {str(source)!r} must fit the model: {error}"
+            ) from error
         yield
     finally:
         model.load_state_dict(own, strict=False)
 
 
-def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+def _copy(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
 
 
 def _read_weights(path: Path) -> Mapping[str, Any]:
@@ -43,7 +45,7 @@ def _read_weights(path: Path) -> Mapping[str, Any]:
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"`checkpoints`: {str(path)!r} must load with weights_only=True; "
-            f"{str(error).splitlines()[0]}"
+            f"{str(error).splitlines()[0]} If you trust the file, save its 'state_dict' alone."
         ) from error
     weights = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(weights, Mapping):
