@@ -21,7 +21,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from test_resume import RESUMABLE, saved
 from test_swap import launch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
 import lightning_fairprune as lfp
 from lightning_fairprune import geometry, gradients, scores, signals
@@ -716,8 +716,6 @@ def test_written_in_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
     from jsonargparse import ArgumentParser
 
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    parser = ArgumentParser()
-    parser.add_class_arguments(lfp.DataPruning, "prune")
     given = {
         "density": 0.4,
         "warmup_epochs": 2,
@@ -732,6 +730,8 @@ def test_written_in_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ({"dataloader": None, "layer": None, "resume": None}, lfp.ScorePass()),
     ):
+        parser = ArgumentParser()
+        parser.add_class_arguments(lfp.DataPruning, "prune")
         config = parser.parse_object({"prune": {**given, "score_on": way}})
         text = parser.dump(config, skip_none=False)
         callback = parser.instantiate_classes(parser.parse_string(text)).prune
@@ -768,7 +768,12 @@ class Stream(IterableDataset[Any]):
         (
             {"score": lambda model, batches: torch.zeros(3)},
             ValueError,
-            "it must use every batch once",
+            "must use every batch once",
+        ),
+        (
+            {"loader": DataLoader(data(), 10, collate_fn=lambda rows: default_collate(rows[1:]))},
+            ValueError,
+            r"got \[42\] for 47 samples.*collate function .* must neither drop nor repeat",
         ),
         ({"score": lambda dynamics: torch.zeros(3)}, ValueError, "one value per sample"),
         (

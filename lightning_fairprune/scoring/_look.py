@@ -116,8 +116,9 @@ def _put(
     for name, rows in found.items():
         if rows.shape[:1] != indices.shape:
             raise ValueError(
-                f"`score` must give one value per sample, got {list(rows.shape)} for "
-                f"{len(indices)} samples: it must use every batch once, in order."
+                f"a scoring pass needs one value per sample, got {list(rows.shape)} for {len(indices)} "
+                "samples: `score` must use every batch once, in order, and collate function and step "
+                "must neither drop nor repeat samples."
             )
         if name not in values:
             values[name] = rows.new_zeros(size, *rows.shape[1:])

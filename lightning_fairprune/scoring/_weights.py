@@ -44,8 +44,8 @@ def _read_weights(path: Path) -> Mapping[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(
-            f"`checkpoints`: {str(path)!r} must load with weights_only=True; "
-            f"{str(error).splitlines()[0]} If you trust the file, save its 'state_dict' alone."
+            f"`checkpoints`: {str(path)!r} must load with weights_only=True: "
+            f"{str(error).split('. ')[0]}. If you trust the file, save its 'state_dict' alone."
         ) from error
     weights = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(weights, Mapping):
