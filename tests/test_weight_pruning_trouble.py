@@ -71,6 +71,13 @@ def test_masks_of_a_checkpoint_that_is_only_looked_at(tmp_path: Path) -> None:
         assert zeros(model) == sum(int((~mask).sum()) for mask in again.masks.values())
 
 
+def test_a_pruned_model_that_is_trained_on_keeps_its_zeros() -> None:
+    first = WeightPruning(criteria.random, 0.8, start=1, end=3)
+    model = fit(first)
+    fit(WeightPruning(sparsity=0.8, start=0, end=0), model=model)
+    assert all(not model.get_parameter(name)[~mask].any() for name, mask in first.masks.items())
+
+
 # ------------------------------------------------------------------- numbers that come from elsewhere
 
 

@@ -74,8 +74,8 @@ class WeightPruning(pl.Callback):
         include: patterns such as ``"encoder.*.weight"`` of parameters to prune; by default the
             weights of all linear and convolution layers, never biases or normalisation.
         exclude: patterns of parameters to leave alone.
-        keep_classifier: whether the last linear layer stays dense. A class that loses its few weights
-            there cannot be recalled at all.
+        keep_classifier: whether the last linear layer that is trained stays dense. A class that loses
+            its few weights there cannot be recalled at all.
         floor: weights that each layer keeps at least.
         num_batches: batches of the training loader that the criterion sees, on each rank.
         dataloader: a loader for the criterion in place of the training loader.
