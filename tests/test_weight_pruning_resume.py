@@ -217,6 +217,7 @@ def test_a_longer_training_keeps_the_plan(tmp_path: Path) -> None:
         ({"sparsity": 0.5}, "`sparsity`=0.5 where the checkpoint has 0.87"),
         ({"end": 4}, "`end`=4 where the checkpoint has 3"),
         ({"schedule": "geometric"}, "`schedule`='geometric' where the checkpoint has 'cubic'"),
+        ({"rewind": 0}, "`rewind`=0 where the checkpoint has None"),
         (
             {"exclude": ["net.0.*"]},
             "has masks of net.0.weight, net.3.weight, but this fit prunes net.3",

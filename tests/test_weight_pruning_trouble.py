@@ -78,6 +78,14 @@ def test_a_pruned_model_that_is_trained_on_keeps_its_zeros() -> None:
     assert all(not model.get_parameter(name)[~mask].any() for name, mask in first.masks.items())
 
 
+def test_a_rewind_is_neither_dropped_nor_taken_over_silently(tmp_path: Path) -> None:
+    save = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    prune = WeightPruning(sparsity=0.8, start=2, end=3, rewind=1)
+    fit(prune, save, enable_checkpointing=True, max_epochs=4)
+    with pytest.raises(ValueError, match="`rewind`=None where the checkpoint has 1"):
+        fit(WeightPruning(sparsity=0.8, start=2, end=3), resume=tmp_path / "epoch=1.ckpt")
+
+
 # ------------------------------------------------------------------- numbers that come from elsewhere
 
 

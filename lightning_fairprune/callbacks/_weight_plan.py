@@ -58,6 +58,7 @@ class Timing:
         end: no pruning after this many.
         every: epochs or steps between two.
         interval: what is counted.
+        rewind: where weights go back to after each.
     """
 
     sparsity: float
@@ -66,6 +67,7 @@ class Timing:
     end: int | float
     every: int
     interval: Literal["epoch", "step"]
+    rewind: Literal["start"] | int | None
 
     def check(self) -> None:
         """Raises a ValueError for what is wrong whatever the length of training."""

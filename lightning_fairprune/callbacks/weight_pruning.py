@@ -130,7 +130,7 @@ class WeightPruning(pl.Callback):
     ) -> None:
         sparsity, start, end, every = map(checks.plain, (sparsity, start, end, every))
         floor, num_batches, rewind, seed = map(checks.plain, (floor, num_batches, rewind, seed))
-        self._timing = Timing(sparsity, schedule, start, end, every, interval)
+        self._timing = Timing(sparsity, schedule, start, end, every, interval, rewind)
         self._timing.check()
         checks.arguments(floor=floor, num_batches=num_batches, rewind=rewind)
         self.criterion = criterion
