@@ -323,6 +323,18 @@ def test_steps_take_what_the_trainer_gives_them(form: str) -> None:
     assert len(lfp.score_pass(kind(), loader_, scores.el2n, progress=False)) == 23
 
 
+@pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="needs torch 2.6")
+def test_parts_that_are_compiled() -> None:
+    module, loader = users.Model(), DataLoader(users.Blobs(23), 5)
+    # EL2N first: it compiles the part without the hooks that look for features.
+    every = (scores.el2n, geometry.prototype_distance, gradients.grad_norm)
+    plain = [lfp.score_pass(module, loader, score, progress=False) for score in every]
+    module.net = torch.compile(module.net, backend="eager")
+    for score, expected in zip(every, plain, strict=True):
+        found = lfp.score_pass(module, loader, score, progress=False)
+        torch.testing.assert_close(found, expected)
+
+
 def test_also_after_an_error() -> None:
     module = Module()
     module.train()
@@ -780,6 +792,11 @@ class Stream(IterableDataset[Any]):
             {"layer": "tail", "score": geometry.prototype_distance},
             ValueError,
             "`layer` must be one",
+        ),
+        (
+            {"loader": DataLoader(TensorDataset(torch.rand(3, 5), torch.tensor([0, -100, 3])), 2)},
+            ValueError,
+            r"class indices in \[0, 3\), got -100 .*`logits_fn`",
         ),
         (
             {"logits_fn": lambda m, b: (m(b[0])[:, 0], b[1])},

@@ -6,6 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -46,34 +47,49 @@ class Observer:
             return {"score": scores_in(values)}
         targets: list[Tensor] = []
         if self.wanted.kind == "features":
-            rows = features_of(
-                self.model,
-                batches,
-                self.wanted.layer,
-                at="input",
-                forward=lambda _, batch: targets.append(self._read(batch)[1]),
-            )
+            with _uncompiled():
+                rows = features_of(
+                    self.model,
+                    batches,
+                    self.wanted.layer,
+                    at="input",
+                    forward=lambda _, batch: targets.append(self._read(batch)[1]),
+                )
             return {"features": rows.float(), "target": torch.cat(targets).cpu()}
         parts: dict[str, list[Tensor]] = {name: [] for name in self.wanted.names}
         with torch.no_grad():
             for batch in batches:
                 logits, target = self._read(batch)
                 targets.append(target)
-                for name, value in signals.compute(self.wanted.names, logits, target).items():
+                # A label out of range must not crash the device; it is named below.
+                inside = target.clamp(0, logits.shape[1] - 1)
+                for name, value in signals.compute(self.wanted.names, logits, inside).items():
                     parts[name].append(value.float())
-        return {name: torch.cat(part) for name, part in parts.items()} | {
-            "target": torch.cat(targets)
-        }
+        target = torch.cat(targets)
+        outside = target[(target < 0) | (target >= logits.shape[1])]
+        if len(outside):
+            raise ValueError(
+                f"targets must be class indices in [0, {logits.shape[1]}), got {int(outside[0])} for "
+                f"{len(outside)} of {len(target)} samples: take them out, or give `logits_fn`."
+            )
+        return {name: torch.cat(part) for name, part in parts.items()} | {"target": target}
 
     def _read(self, batch: Any) -> tuple[Tensor, Tensor]:
         assert self.logits_fn is not None
         logits, target = self.logits_fn(self.model, batch)
-        if logits.ndim != 2 or target.ndim != 1 or len(logits) != len(target):
+        whole = not target.is_floating_point()
+        if logits.ndim != 2 or target.ndim != 1 or len(logits) != len(target) or not whole:
             raise ValueError(
                 "a scoring pass needs logits [B, C] and one class index per sample [B], got "
-                f"{list(logits.shape)} and {list(target.shape)}: pass `logits_fn`."
+                f"{list(logits.shape)} and {target.dtype} {list(target.shape)}: pass `logits_fn`."
             )
         return logits, target
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """Compiled parts run as they were written, with the hooks that they have now; since torch 2.6."""
+    stance = getattr(torch.compiler, "set_stance", None)
+    return nullcontext() if stance is None else stance("force_eager")
 
 
 def look(
