@@ -617,6 +617,22 @@ def test_samples_that_the_warm_up_has_not_seen(score: Callable[..., Tensor]) -> 
     assert len(callback.selection) == 103
 
 
+@pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`")
+def test_steps_that_show_nothing_are_refused_before_the_first() -> None:
+    class Manual(users.Model):
+        validation_step = pl.LightningModule.validation_step
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            raise AssertionError("trained")
+
+    with pytest.raises(ValueError, match="Manual must have a validation_step"):
+        users.trainer(callbacks=[prune(quota=None)]).fit(Manual(), datamodule=Plain())
+
+
 def test_a_diverged_model_is_named() -> None:
     class Diverged(users.Model):
         def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -763,6 +779,12 @@ class Stream(IterableDataset[Any]):
     ("change", "error", "message"),
     [
         ({"loader": DataLoader(Stream())}, TypeError, "no stable sample index"),
+        (
+            {"score": lambda features, target, k, *, scale: features},
+            ValueError,
+            r"`score` <lambda> also needs k, scale: give it with functools.partial",
+        ),
+        ({"score": lambda model, batches, k: batches}, ValueError, "also needs k: give it"),
         ({"loader": [data()]}, TypeError, "one torch DataLoader, got list"),
         ({"checkpoints": "last.pt"}, ValueError, "must be a list of files, got 'last.pt'"),
         (

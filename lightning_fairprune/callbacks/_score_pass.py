@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from torch import Tensor
 
 from lightning_fairprune._labels import labels_of
+from lightning_fairprune._quiet import logits_of
 from lightning_fairprune.loader import sampled_dataset
 from lightning_fairprune.scoring._file import PassFile
 from lightning_fairprune.scoring._pass import Passed, run
@@ -66,6 +67,8 @@ class FitPass:
                 "run outside its steps: use score_on='training', or score_pass() on a checkpoint."
             )
         self._wanted = Wanted.of(module, callback.score, settings.layer, settings.checkpoints)
+        if self._wanted.kind != "model" and callback.logits_fn is None:
+            logits_of(module)  # raises where no step would show them
         if settings.resume is not None:
             PassFile(settings.resume, "0").check()
         self._loader = self._find(trainer, source)

@@ -46,9 +46,28 @@ class Wanted(NamedTuple):
                 raise ValueError(f"`checkpoints`: there is no file {str(path)!r}.")
         if kind == "dynamics":
             names = required_signals(score, num_epochs=max(1, len(files)))  # type: ignore[assignment]
+        else:
+            _check_arguments(score, 2 if kind == "model" else 1)
         if kind == "features":
             layer = _layer(model, layer)
         return cls(score, kind, names, layer or "", files)
+
+
+def _check_arguments(score: Callable[..., Any], given: int) -> None:
+    """Raises a ValueError where a score lacks arguments that only the end of a pass would ask for."""
+    parameters = list(inspect.signature(score).parameters.values())[given:]
+    missing = [
+        p.name
+        for p in parameters
+        if p.default is p.empty
+        and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        and (given == 2 or p.name != "target")
+    ]
+    if missing:
+        raise ValueError(
+            f"`score` {getattr(score, '__name__', repr(score))} also needs {', '.join(missing)}: give it "
+            "with functools.partial."
+        )
 
 
 def scores_in(result: object) -> Tensor:
