@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 __all__ = ["main"]
@@ -99,7 +100,11 @@ def _lightning(arguments: list[str]) -> None:
     # LightningCLI reads the arguments there and names the program after the first.
     sys.argv = ["fairprune", *arguments]
     try:
-        LightningCLI(seed_everything_default=0)
+        with warnings.catch_warnings():
+            # jsonargparse would write that sentence into config.yaml in place of the value; told of
+            # the failure it goes on to the next type that fits.
+            warnings.filterwarnings("error", message=r"\s*Unable to serialize instance")
+            LightningCLI(seed_everything_default=0)
     finally:
         sys.argv = before
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -195,6 +196,15 @@ def test_saved_config_trains_on_the_same_samples_again(folder: Path) -> None:
     again = fit(saved, "--trainer.default_root_dir", str(folder / "again"))
     assert len(first) == 41
     assert torch.equal(first, again)
+
+
+def test_the_saved_config_says_group_by_as_it_was_given(folder: Path) -> None:
+    path = config(folder, group_by=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as users have it, who do not see warnings as errors
+        fit(path)
+    saved = yaml.safe_load((folder / "out" / "config.yaml").read_text())
+    assert saved["trainer"]["callbacks"][0]["init_args"]["group_by"] == 1
 
 
 def test_a_saved_selection_can_be_named_in_yaml(folder: Path) -> None:

@@ -657,10 +657,24 @@ BATCHES: list[tuple[Any, str]] = [
     ([], "`batches` must hold at least one batch, got none"),
     ([torch.ones(2, 2)], r"`batches` must yield pairs \(inputs, target\), got Tensor"),
     ([(1, 2, 3)], r"`batches` must yield pairs \(inputs, target\), got tuple of 3"),
-    ([("a", 1)], "the first tensor of the inputs must have the samples .* got no tensor"),
-    ([(torch.tensor(1.0), 1)], r"the samples along its first axis, got shape \[\]"),
+    ([("a", 1)], "the first tensor of the inputs must have the samples .* got no such tensor"),
+    ([(torch.tensor(1.0), 1)], "the samples along its first axis, got no such tensor"),
     ([(torch.ones(0, 2), 1)], r"the samples along its first axis, got shape \[0, 2\]"),
 ]
+
+
+def test_a_scalar_besides_the_samples_is_no_size() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.line = line(1, 1)
+
+        def forward(self, step: Tensor, x: Tensor) -> Any:
+            return self.line(x) * step
+
+    batch = {"step": torch.tensor(3), "x": torch.ones(2, 2)}
+    found = criteria.gradient(Scaled(), [(batch, torch.zeros(2))], mean)
+    same(found, {"line.weight": torch.full((1, 2), 3.0)})
 
 
 @pytest.mark.parametrize(("batches", "message"), BATCHES)

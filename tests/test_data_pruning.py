@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -418,3 +420,12 @@ def test_nothing_is_left_on_the_users_objects() -> None:
     fit(model=model, data=data)
     for owner in (model, data):
         assert not {"train_dataloader", "on_before_batch_transfer"} & set(vars(owner))
+
+
+def test_numbers_of_numpy(tmp_path: Path) -> None:
+    numbers = {"density": np.float64(0.4), "seed": np.int64(3), "warmup_epochs": np.int64(2)}
+    callback = lfp.DataPruning(**numbers)
+    trainer = users.trainer(callbacks=[callback])
+    trainer.fit(users.Model(), datamodule=users.Data())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    torch.load(tmp_path / "last.ckpt", weights_only=True)

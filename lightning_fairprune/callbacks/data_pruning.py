@@ -153,7 +153,8 @@ class DataPruning(pl.Callback):
         )
         check_way(score, score_on)
         self.score_on = ScorePass() if score_on == "pass" else score_on
-        self.density = density
+        # Numbers of numpy would end up in checkpoints, which then do not load.
+        self.density = float(density)
         self.warmup_epochs = warmup_epochs
         self.score = score
         self.quota_fn = quota
@@ -165,7 +166,7 @@ class DataPruning(pl.Callback):
         self.recall_dataloader = recall_dataloader
         self.group_by = group_by
         self.logits_fn = logits_fn
-        self.seed = seed
+        self.seed = int(seed)
         self.dry_run = dry_run
         self._undo: list[Callable[[], Any]] = []
         self._forget()

@@ -43,9 +43,10 @@ class Batch:
             raise ValueError(
                 f"`batches` must yield pairs (inputs, target), got {type(raw).__name__}{length}."
             )
-        first = next(leaves(raw[0]), None)
-        if first is None or first.ndim == 0 or len(first) == 0:
-            found = "no tensor" if first is None else f"shape {list(first.shape)}"
+        # Scalars, such as the number of a batch, say nothing of its size.
+        first = next((tensor for tensor in leaves(raw[0]) if tensor.ndim), None)
+        if first is None or len(first) == 0:
+            found = "no such tensor" if first is None else f"shape {list(first.shape)}"
             raise ValueError(
                 f"the first tensor of the inputs must have the samples along its first axis, got {found}."
             )
