@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = ["RUN_FOLDER", "check_format", "read_tensors", "write_tensors", "write_whole"]
+__all__ = [
+    "RUN_FOLDER",
+    "check_format",
+    "read_json",
+    "read_tensors",
+    "write_tensors",
+    "write_whole",
+]
 
 # Where a run keeps what this library notes of it, inside the folder of its logger.
 RUN_FOLDER = "fairprune"
@@ -76,6 +85,20 @@ def read_tensors(
         raise ValueError(
             f"{name!r} cannot be loaded: it is no safetensors file or was cut short ({error})."
         ) from error
+
+
+def read_json(path: Path, kind: str, version: str) -> dict[str, Any]:
+    """Returns the content of a JSON file that says what it is.
+
+    Raises:
+        ValueError: If it is damaged, of another kind or of another version.
+    """
+    try:
+        content = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} cannot be loaded: it is damaged ({error}).") from error
+    check_format(str(path), content, kind, version)
+    return content
 
 
 def check_format(name: str, metadata: Mapping[str, object], kind: str, version: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_fairprune._files import RUN_FOLDER, check_format, write_whole
+from lightning_fairprune._files import RUN_FOLDER, read_json, write_whole
 
 __all__ = ["PruneStep", "SparsityRecord"]
 
@@ -123,11 +123,7 @@ class SparsityRecord:
             ValueError: If the file is damaged, of another kind or version, or contradicts itself.
         """
         file = _find(Path(path))
-        try:
-            content = dict(json.loads(file.read_text(encoding="utf-8")))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{str(file)!r} cannot be loaded: it is damaged ({error}).") from error
-        check_format(str(file), content, _KIND, _VERSION)
+        content = read_json(file, _KIND, _VERSION)
         try:
             steps = tuple(_step(entry) for entry in content["steps"])
             return cls(dict(content["settings"]), steps)

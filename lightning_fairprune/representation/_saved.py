@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from lightning_fairprune._files import RUN_FOLDER, check_format, write_whole
+from lightning_fairprune._files import RUN_FOLDER, read_json, write_whole
 
 __all__ = ["FILE", "Similarity", "load", "save"]
 
@@ -92,11 +92,7 @@ def load(path: str | os.PathLike[str]) -> Similarity:
     file = file if file.is_file() else _file(path)
     if not file.is_file():
         raise FileNotFoundError(f"There is no file {str(file)!r}.")
-    try:
-        content = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{str(file)!r} cannot be loaded: it is damaged ({error}).") from error
-    check_format(str(file), content, _KIND, _VERSION)
+    content = read_json(file, _KIND, _VERSION)
     try:
         values = {k: math.nan if v is None else float(v) for k, v in content["layers"].items()}
         _check(values)
