@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["call", "leaves", "mapped"]
+__all__ = ["call", "first_tensor", "leaves", "mapped"]
 
 
 def leaves(tree: object) -> Iterator[Tensor]:
@@ -47,3 +47,15 @@ def call(model: Callable[..., Any], inputs: Any) -> Any:
     if isinstance(inputs, (tuple, list)):
         return model(*inputs)
     return model(inputs)
+
+
+def first_tensor(batch: Any) -> Tensor:
+    """Returns the input in a batch: the batch itself, or what a tuple or list begins with."""
+    if isinstance(batch, tuple | list) and batch:
+        batch = batch[0]
+    if not isinstance(batch, Tensor):
+        raise TypeError(
+            "a batch must be a tensor, or a tuple or list that begins with one, got "
+            f"{type(batch).__name__}: pass `forward`, which runs the model on a batch."
+        )
+    return batch

@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from lightning_fairprune._trees import first_tensor
+
 __all__ = ["features_of"]
 
 At = Literal["output", "input"]
@@ -82,7 +84,7 @@ def features_of(
                 caught.clear()
                 size = None
                 if forward is None:
-                    inputs = _inputs(batch).to(device)
+                    inputs = first_tensor(batch).to(device)
                     size = len(inputs)
                     model(inputs)
                 else:
@@ -95,17 +97,6 @@ def features_of(
     if not rows:
         raise ValueError("`batches` must hold at least one batch, got none.")
     return torch.cat(rows)
-
-
-def _inputs(batch: Any) -> Tensor:
-    if isinstance(batch, tuple | list) and batch:
-        batch = batch[0]
-    if not isinstance(batch, Tensor):
-        raise TypeError(
-            "a batch must be a tensor, or a tuple or list that begins with one, got "
-            f"{type(batch).__name__}: pass `forward`, which runs the model on a batch."
-        )
-    return batch
 
 
 def _as_rows(caught: list[Any], layer: str, at: At, spatial: Spatial, size: int | None) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_fairprune._trees import first_tensor
 from lightning_fairprune.representation._measures import FROM_PRODUCTS, linear_cka
 from lightning_fairprune.representation._products import Products, rows_of
 
@@ -198,7 +199,7 @@ def _outputs(
             forward(model, batch)
         else:
             device = next((p.device for p in model.parameters()), torch.device("cpu"))
-            model(_inputs(batch).to(device))
+            model(first_tensor(batch).to(device))
     finally:
         for handle in handles:
             handle.remove()
@@ -253,14 +254,3 @@ def _both(
             f"{len(y)} rows."
         )
     return x, y
-
-
-def _inputs(batch: Any) -> Tensor:
-    if isinstance(batch, tuple | list) and batch:
-        batch = batch[0]
-    if not isinstance(batch, Tensor):
-        raise TypeError(
-            "a batch must be a tensor, or a tuple or list that begins with one, got "
-            f"{type(batch).__name__}: pass `forward`, which runs a network on a batch."
-        )
-    return batch
