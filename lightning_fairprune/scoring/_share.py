@@ -80,9 +80,8 @@ class Share:
         for name, value in values.items():
             parts = []
             for start in range(0, len(value), _ROWS_AT_ONCE):
-                part = (
-                    value[start : start + _ROWS_AT_ONCE].to(device).clone()
-                )  # rows of the others are 0
+                # A copy, in which the rows of the others are 0.
+                part = value[start : start + _ROWS_AT_ONCE].to(device, copy=True)
                 dist.all_reduce(part)
                 parts.append(part.cpu())
             whole[name] = torch.cat(parts)
