@@ -15,6 +15,7 @@ from lightning_fairprune.geometry import (
     class_k_center,
     features_of,
     k_center,
+    k_center_distance,
     k_means_distance,
     neighbour_distance,
     prototype_distance,
@@ -23,6 +24,7 @@ from lightning_fairprune.geometry import (
 # What a score needs besides features [N, D] and target [N].
 SCORES = {
     "class_k_center": class_k_center,
+    "k_center_distance": lambda x, target: k_center_distance(x),
     "k_means_distance": lambda x, target: k_means_distance(x, 5),
     "neighbour_distance": lambda x, target: neighbour_distance(x, 4, target=target),
     "prototype_distance": prototype_distance,
@@ -225,6 +227,19 @@ def test_select_keeps_the_first_centres_of_every_class(seed):
         for some in (score, short):
             kept = select(target, torch.tensor(quota), score=some, keep="hard")
             assert kept.indices.tolist() == sorted(expected)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_k_center_as_a_score_keeps_what_it_chooses(seed):
+    x = problem(seed)
+    score, target = k_center_distance(x), torch.zeros(len(x), dtype=torch.int64)
+    order = brute_force(x, len(x))
+    for budget in range(0, len(x) + 1, 3):
+        kept = select(target, budget, score=score, keep="hard").indices.tolist()
+        assert kept == sorted(order[:budget])
+    for turn in range(1, len(x)):
+        distance = torch.cdist(x[order[turn], None].double(), x[order[:turn]].double()).min()
+        torch.testing.assert_close(score[order[turn]], distance, atol=1e-6, rtol=1e-6)
 
 
 def test_class_k_center_is_the_radius_at_which_a_sample_was_chosen():

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from lightning_fairprune.geometry._centroids import k_means_distance, prototype_distance
 from lightning_fairprune.geometry._features import features_of
-from lightning_fairprune.geometry._k_center import class_k_center, k_center
+from lightning_fairprune.geometry._k_center import class_k_center, k_center, k_center_distance
 from lightning_fairprune.geometry._neighbours import neighbour_distance
 
 __all__ = [
     "class_k_center",
     "features_of",
     "k_center",
+    "k_center_distance",
     "k_means_distance",
     "neighbour_distance",
     "prototype_distance",
