@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,12 +20,16 @@ __all__ = [
     "check_format",
     "read_json",
     "read_tensors",
+    "understanding",
     "write_tensors",
     "write_whole",
 ]
 
 # Where a run keeps what this library notes of it, inside the folder of its logger.
 RUN_FOLDER = "fairprune"
+
+_SUM = "checksum"  # among the metadata; files of others, and older ones, have none
+_AGAIN = "copy it again, or write it anew"
 
 
 def write_whole(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
@@ -56,7 +63,8 @@ def write_tensors(
     """
     # Cloned: the format knows no strides and no tensor that shares memory with another.
     whole = {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
-    write_whole(path, lambda temporary: save_file(whole, temporary, dict(metadata)))
+    about = {**metadata, _SUM: _checksum(whole, metadata)}
+    write_whole(path, lambda temporary: save_file(whole, temporary, about))
 
 
 def read_tensors(
@@ -75,16 +83,34 @@ def read_tensors(
     """
     name = os.fspath(path)
     if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no file {name!r}.")
+        raise FileNotFoundError(
+            f"There is no file {name!r}" + (": it is a folder." if Path(path).is_dir() else ".")
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             check_format(name, metadata, kind, version)
-            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(
-            f"{name!r} cannot be loaded: it is no safetensors file or was cut short ({error})."
+            f"{name!r} cannot be loaded: it is no safetensors file or was cut short ({error}); {_AGAIN}."
         ) from error
+    expected = metadata.pop(_SUM, None)
+    if expected is not None and expected != _checksum(tensors, metadata):
+        raise ValueError(
+            f"{name!r} cannot be loaded: it is damaged (its content does not have the checksum that "
+            f"it was written with); {_AGAIN}."
+        )
+    return tensors, metadata
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Returns the CRC-32 of everything in a file: a bit of an index may flip, and it is an index still."""
+    found = zlib.crc32(json.dumps(sorted(metadata.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        found = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), found)
+        found = zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, found)
+    return f"{found:08x}"
 
 
 def read_json(path: Path, kind: str, version: str) -> dict[str, Any]:
@@ -93,20 +119,36 @@ def read_json(path: Path, kind: str, version: str) -> dict[str, Any]:
     Raises:
         ValueError: If it is damaged, of another kind or of another version.
     """
-    try:
+    with understanding(path):
         content = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{str(path)!r} cannot be loaded: it is damaged ({error}).") from error
     check_format(str(path), content, kind, version)
     return content
+
+
+@contextmanager
+def understanding(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Says of which file it is, and that it is damaged, if its content makes no sense inside."""
+    wrong = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+    try:
+        yield
+    except StopIteration as error:
+        raise _damaged(path, "it has fewer entries than it says") from error
+    except wrong as error:
+        # A KeyError is no more than the key.
+        plain = isinstance(error, ValueError) and not isinstance(error, UnicodeError)
+        raise _damaged(path, str(error) if plain else repr(error)) from error
+
+
+def _damaged(path: str | os.PathLike[str], why: str) -> ValueError:
+    return ValueError(f"{os.fspath(path)!r} cannot be loaded: it is damaged ({why}); {_AGAIN}.")
 
 
 def check_format(name: str, metadata: Mapping[str, object], kind: str, version: str) -> None:
     """Raises a ValueError unless a file says that it is of this kind and version."""
     if metadata.get("format") != kind:
         raise ValueError(
-            f"{name!r} cannot be loaded: it must be written by `{kind}.save`, its format is "
-            f"{metadata.get('format')!r}."
+            f"{name!r} cannot be loaded: it must be written by `{kind.rpartition('.')[2]}.save`, its "
+            f"format is {metadata.get('format')!r}; give a file of that kind."
         )
     if str(metadata.get("version")) != version:
         raise ValueError(

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lightning_fairprune._bits import pack_bits, unpack_bits
-from lightning_fairprune._files import write_tensors, write_whole
+from lightning_fairprune._files import read_tensors, understanding, write_tensors, write_whole
 
 __all__ = ["Dynamics"]
 
@@ -168,26 +167,12 @@ class Dynamics:
             The record, equal to the saved one bit for bit.
 
         Raises:
+            FileNotFoundError: If there is no such file.
             ValueError: If the file is damaged, was not written by `save`, or by a release too new for this one.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
-                    raise ValueError("it was not written by `Dynamics.save`.")
-                if metadata.get("version") != _VERSION:
-                    raise ValueError(
-                        f"it has format version {metadata.get('version')}, this release reads "
-                        f"{_VERSION}: upgrade lightning-fairprune."
-                    )
-                return cls._from_tensors({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(
-                f"{os.fspath(path)!r} cannot be loaded: it is no safetensors file or was cut short "
-                f"({error})."
-            ) from error
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{os.fspath(path)!r} cannot be loaded: {error}") from error
+        tensors, _ = read_tensors(path, _FORMAT, _VERSION)
+        with understanding(path):
+            return cls._from_tensors(tensors)
 
     @classmethod
     def _from_tensors(cls, tensors: dict[str, Tensor]) -> Dynamics:

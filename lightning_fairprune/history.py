@@ -14,8 +14,9 @@ from torch import Tensor
 
 from lightning_fairprune._files import (
     RUN_FOLDER,
-    check_format,
+    read_json,
     read_tensors,
+    understanding,
     write_tensors,
     write_whole,
 )
@@ -171,15 +172,13 @@ class RecallHistory:
             ValueError: If the file is damaged, of another kind or version, or contradicts itself.
         """
         path = _find(Path(path))
-        try:
-            if path.suffix == ".json":
-                return cls._from_json(path)
-            tensors, metadata = read_tensors(path, _KIND, _VERSION)
+        if path.suffix == ".json":
+            content = read_json(path, _KIND, _VERSION)
+            with understanding(path):
+                return cls._from_json(content)
+        tensors, metadata = read_tensors(path, _KIND, _VERSION)
+        with understanding(path):
             return cls._from_tensors(tensors, json.loads(metadata["history"]))
-        except (AttributeError, IndexError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"{str(path)!r} cannot be loaded: it is damaged ({error!r})."
-            ) from error
 
     def padded(self, name: str, num_groups: int) -> RecallHistory:
         """Returns the history with groups that evaluations of `name` had not met added to them."""
@@ -234,9 +233,7 @@ class RecallHistory:
         return cls(evaluations, classes, reference, about["seed"], groups)
 
     @classmethod
-    def _from_json(cls, path: Path) -> RecallHistory:
-        content = json.loads(path.read_text())
-        check_format(str(path), content, _KIND, _VERSION)
+    def _from_json(cls, content: dict[str, Any]) -> RecallHistory:
         evaluations = [
             Evaluation(name, last["epoch"], last["step"], last["pruned"], _counts(last))
             for name, last in content["last"].items()

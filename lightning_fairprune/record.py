@@ -12,7 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_fairprune._files import RUN_FOLDER, read_tensors, write_tensors, write_whole
+from lightning_fairprune._files import (
+    RUN_FOLDER,
+    read_tensors,
+    understanding,
+    write_tensors,
+    write_whole,
+)
 from lightning_fairprune.decision import Estimate
 from lightning_fairprune.selection import Selection
 
@@ -114,7 +120,7 @@ class PruningRecord:
         if path.is_dir():
             path = path / name if (path / name).is_file() else path / RUN_FOLDER / name
         tensors, metadata = read_tensors(path, _KIND, _VERSION)
-        try:
+        with understanding(path):
             about = json.loads(metadata["record"])
             chosen = Selection(
                 indices=tensors["indices"],
@@ -131,6 +137,4 @@ class PruningRecord:
                 for i, epoch in enumerate(about["epochs"])
             )
             target = tensors["target"].long()
-            return cls(chosen, target, tensors.get("score"), history, about["settings"])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{str(path)!r} cannot be loaded: it is damaged ({error}).") from error
+            return cls(chosen, target, tensors.get("score"), history, dict(about["settings"]))

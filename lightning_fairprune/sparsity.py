@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_fairprune._files import RUN_FOLDER, read_json, write_whole
+from lightning_fairprune._files import RUN_FOLDER, read_json, understanding, write_whole
 
 __all__ = ["PruneStep", "SparsityRecord"]
 
@@ -124,13 +124,9 @@ class SparsityRecord:
         """
         file = _find(Path(path))
         content = read_json(file, _KIND, _VERSION)
-        try:
+        with understanding(file):
             steps = tuple(_step(entry) for entry in content["steps"])
             return cls(dict(content["settings"]), steps)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{str(file)!r} cannot be loaded: it is damaged ({error!r})."
-            ) from error
 
 
 def _find(path: Path) -> Path:

@@ -308,7 +308,7 @@ def test_a_missing_file(tmp_path):
 
 def test_a_foreign_safetensors_file(tmp_path):
     save_file({"weight": torch.ones(2)}, tmp_path / "x")
-    with pytest.raises(ValueError, match=r"x' cannot be loaded: it was not written by `Dynamics"):
+    with pytest.raises(ValueError, match=r"x' cannot be loaded: it must be written by `Dynamics"):
         Dynamics.load(tmp_path / "x")
 
 

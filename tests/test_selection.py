@@ -389,13 +389,15 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(
 
 def test_files_that_are_no_selection_are_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "kept.safetensors"
-    with pytest.raises(FileNotFoundError, match=r"no selection file at .*kept\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"There is no file .*kept\.safetensors"):
         Selection.load(path)
     example().save(path)
     whole = path.read_bytes()
     for size in (0, 5, 100, len(whole) - 1):
         path.write_bytes(whole[:size])
-        with pytest.raises(ValueError, match=r"kept\.safetensors is not a complete selection"):
+        with pytest.raises(
+            ValueError, match=r"kept\.safetensors' cannot be loaded: it is no safetensors"
+        ):
             Selection.load(path)
     path.write_bytes(whole)
     tensors = load_file(path)
@@ -404,17 +406,17 @@ def test_files_that_are_no_selection_are_refused_by_name(tmp_path: Path) -> None
     save_file(tensors, path, metadata=good)
     assert same(Selection.load(path), example())
     for change, match in [
-        ({"format": "other"}, r"must be a file written by Selection\.save, got format 'other'"),
-        ({"version": "9"}, "has version 9, but this release reads version 1"),
-        ({"selection": "{}"}, "is not a valid selection: 'num_samples'"),
-        ({"selection": "{"}, "is not a valid selection"),
+        ({"format": "other"}, r"must be written by `Selection\.save`, its format is 'other'"),
+        ({"version": "9"}, "has format version 9, this release reads 1"),
+        ({"selection": "{}"}, "it is damaged .*'num_samples'"),
+        ({"selection": "{"}, "it is damaged"),
     ]:
         save_file(tensors, path, metadata=good | change)
         with pytest.raises(ValueError, match=match):
             Selection.load(path)
     del tensors["quota"]
     save_file(tensors, path, metadata=good)
-    with pytest.raises(ValueError, match="is not a valid selection: 'quota'"):
+    with pytest.raises(ValueError, match=r"it is damaged .*'quota'"):
         Selection.load(path)
 
 
@@ -442,7 +444,9 @@ def test_a_selection_that_contradicts_itself_is_refused(
     metadata = {"format": _record.FORMAT, "version": "1", "selection": json.dumps(record)}
     tensors = load_file(tmp_path / "bad.safetensors") | change
     save_file(tensors, tmp_path / "bad.safetensors", metadata=metadata)
-    with pytest.raises(ValueError, match=r"bad\.safetensors is not a valid selection: .*" + match):
+    with pytest.raises(
+        ValueError, match=r"bad\.safetensors' cannot be loaded: it is damaged .*" + match
+    ):
         Selection.load(tmp_path / "bad.safetensors")
 
 

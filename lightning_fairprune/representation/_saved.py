@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from lightning_fairprune._files import RUN_FOLDER, read_json, write_whole
+from lightning_fairprune._files import RUN_FOLDER, read_json, understanding, write_whole
 
 __all__ = ["FILE", "Similarity", "load", "save"]
 
@@ -93,12 +93,10 @@ def load(path: str | os.PathLike[str]) -> Similarity:
     if not file.is_file():
         raise FileNotFoundError(f"There is no file {str(file)!r}.")
     content = read_json(file, _KIND, _VERSION)
-    try:
+    with understanding(file):
         values = {k: math.nan if v is None else float(v) for k, v in content["layers"].items()}
         _check(values)
         return Similarity(values, str(content["measure"]))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{str(file)!r} cannot be loaded: it is damaged ({error}).") from error
 
 
 def _file(path: str | os.PathLike[str]) -> Path:

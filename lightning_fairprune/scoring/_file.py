@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from lightning_fairprune._files import read_tensors, write_tensors
+from lightning_fairprune._files import read_tensors, understanding, write_tensors
 
 __all__ = ["PassFile", "digest", "text_of"]
 
@@ -67,9 +67,10 @@ class PassFile:
         if not self.path.is_file():
             return {}, 0
         tensors, metadata = read_tensors(self.path, _FORMAT, _VERSION)
-        if metadata["fingerprint"] != fingerprint:
-            return {}, 0
-        return tensors, int(metadata["batches"])
+        with understanding(self.path):
+            if metadata["fingerprint"] != fingerprint:
+                return {}, 0
+            return tensors, int(metadata["batches"])
 
     def check(self) -> None:
         """Makes the folder, and raises an OSError unless it can be written to."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_fairprune._files import write_whole
+from lightning_fairprune._files import understanding, write_whole
 
 __all__ = ["read_indices", "write_indices"]
 
@@ -26,7 +26,7 @@ def write_indices(
     table = pa.table({"index": indices.numpy()}).replace_schema_metadata(
         {KEY: json.dumps(settings)}
     )
-    write_whole(path, lambda name: pq.write_table(table, name))
+    write_whole(path, lambda name: pq.write_table(table, name, write_page_checksum=True))
 
 
 def read_indices(path: str | os.PathLike[str]) -> tuple[Tensor, dict[str, Any]]:
@@ -36,11 +36,14 @@ def read_indices(path: str | os.PathLike[str]) -> tuple[Tensor, dict[str, Any]]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no file {name!r}.")
     try:
-        table = pq.read_table(name, partitioning=None)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{name!r} is no Parquet file or was cut short ({error}).") from error
-    if table.num_columns != 1 or not pa.types.is_integer(table.schema.types[0]):
-        found = ", ".join(f"{field.name} ({field.type})" for field in table.schema)
+        table = pq.read_table(name, partitioning=None, page_checksum_verification=True)
+        kinds = {field.name: field.type for field in table.schema}
+    except (pa.ArrowException, OSError, UnicodeError) as error:
+        raise ValueError(
+            f"{name!r} is no Parquet file or was cut short ({error}); copy it again, or write it anew."
+        ) from error
+    if table.num_columns != 1 or not all(map(pa.types.is_integer, kinds.values())):
+        found = ", ".join(f"{column} ({kind})" for column, kind in kinds.items())
         raise ValueError(
             f"{name!r} must have one column of integers, the indices of the kept samples, "
             f"got {found or 'no column'}."
@@ -54,7 +57,13 @@ def read_indices(path: str | os.PathLike[str]) -> tuple[Tensor, dict[str, Any]]:
         raise ValueError(f"{name!r} holds an index that is no int64 ({error}).") from error
     settings = (table.schema.metadata or {}).get(KEY)
     indices = torch.tensor(values, dtype=torch.int64)
-    return indices.sort().values, {} if settings is None else json.loads(settings)
+    with understanding(path):
+        return indices.sort().values, {} if settings is None else _settings(json.loads(settings))
+
+
+def _settings(found: dict[str, Any]) -> dict[str, Any]:
+    whole = ("num_samples", "num_classes", "seed")
+    return {name: int(found[name]) for name in whole} | {"keep": str(found["keep"])}
 
 
 def _pyarrow(method: str) -> tuple[Any, Any]:

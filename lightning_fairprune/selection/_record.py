@@ -6,20 +6,18 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lightning_fairprune._files import write_tensors
+from lightning_fairprune._files import read_tensors, understanding, write_tensors
 from lightning_fairprune.selection._labels import class_sizes, labels
 from lightning_fairprune.selection._parquet import read_indices, write_indices
 
 __all__ = ["Selection"]
 
 FORMAT = "lightning_fairprune.Selection"
-VERSION = 1
+VERSION = "1"
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -112,7 +110,7 @@ class Selection:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the selection to a safetensors file; an interrupted write leaves no file behind."""
         record = {"num_samples": self.num_samples, "keep": self.keep, "seed": self.seed}
-        metadata = {"format": FORMAT, "version": str(VERSION), "selection": json.dumps(record)}
+        metadata = {"format": FORMAT, "version": VERSION, "selection": json.dumps(record)}
         tensors = {"indices": self.indices, "quota": self.quota, "sizes": self.sizes}
         write_tensors(path, tensors, metadata)
 
@@ -121,32 +119,11 @@ class Selection:
         """Read a selection written by `save` and check it.
 
         Raises:
+            FileNotFoundError: there is no such file.
             ValueError: the file is damaged, of another kind or version, or contradicts itself.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no selection file at {path}.")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                names = file.keys()
-                tensors = {name: file.get_tensor(name) for name in names}
-        except SafetensorError as error:
-            raise ValueError(
-                f"{path} is not a complete selection file ({error}); write it again with "
-                "Selection.save."
-            ) from error
-        if metadata.get("format") != FORMAT:
-            raise ValueError(
-                f"{path} must be a file written by Selection.save, got format "
-                f"{metadata.get('format')!r}."
-            )
-        if metadata.get("version") != str(VERSION):
-            raise ValueError(
-                f"{path} has version {metadata.get('version')}, but this release reads version "
-                f"{VERSION}; write the file again."
-            )
-        try:
+        tensors, metadata = read_tensors(path, FORMAT, VERSION)
+        with understanding(path):
             record = json.loads(metadata["selection"])
             return cls(
                 indices=tensors["indices"],
@@ -156,8 +133,6 @@ class Selection:
                 keep=str(record["keep"]),
                 seed=int(record["seed"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is not a valid selection: {error}") from error
 
     def to_parquet(self, path: str | os.PathLike[str]) -> None:
         """Write the kept indices as the column ``index`` of a Parquet file (needs pyarrow)."""

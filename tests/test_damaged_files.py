@@ -1,0 +1,132 @@
+"""Whatever is wrong with a file, its reader says so in one sentence that names the file."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import lightning_fairprune as lfp
+from lightning_fairprune import representation
+from lightning_fairprune.decision import Estimate
+from lightning_fairprune.history import Evaluation
+from lightning_fairprune.sparsity import PruneStep
+
+TARGET = torch.tensor([0, 1, 0, 1, 2, 2])
+
+
+def dynamics(path: Path) -> None:
+    signals = {"loss": torch.rand(2, 6), "correct": torch.rand(2, 6) > 0.5}
+    lfp.Dynamics(TARGET, signals, group=TARGET).save(path)
+
+
+def selection() -> lfp.Selection:
+    return lfp.select(TARGET, torch.tensor([1, 1, 1]))
+
+
+def pruning(path: Path) -> None:
+    estimates = (Estimate(0, torch.rand(3), torch.tensor([1, 1, 1])),)
+    settings = {"density": 0.5}
+    lfp.PruningRecord(selection(), TARGET, torch.rand(6), estimates, settings).save(path.parent)
+
+
+def recalls(path: Path) -> None:
+    counts = lfp.ClassCounts(torch.tensor([9, 3]), torch.tensor([10, 5]))
+    evaluations = [Evaluation(name, 1, 100, False, counts) for name in ("val", "test")]
+    lfp.RecallHistory(tuple(evaluations), ("cat", "dog"), {"val": counts}).save(path.parent)
+
+
+def sparsity(path: Path) -> None:
+    step = PruneStep(2, 100, 0.5, 0.5, {"fc": 0.5, "empty": float("nan")})
+    lfp.SparsityRecord({"criterion": "magnitude"}, (step,)).save(path.parent)
+
+
+Write = Callable[[Path], object]
+FILES: dict[str, tuple[Write, Callable[[Path], Any]]] = {
+    "dynamics.safetensors": (dynamics, lfp.Dynamics.load),
+    "kept.safetensors": (lambda path: selection().save(path), lfp.Selection.load),
+    "kept.parquet": (
+        lambda path: selection().to_parquet(path),
+        lambda path: lfp.Selection.from_parquet(path, TARGET),
+    ),
+    "pruning.safetensors": (pruning, lfp.PruningRecord.load),
+    "recalls.safetensors": (recalls, lfp.RecallHistory.load),
+    "recalls.json": (recalls, lfp.RecallHistory.load),
+    "sparsity.json": (sparsity, lfp.SparsityRecord.load),
+    "similarity.json": (
+        lambda path: representation.save(path, {"conv": 0.9, "fc": float("nan")}),
+        representation.load,
+    ),
+}
+
+
+def sentence(read: Callable[[Path], Any], path: Path) -> str | None:
+    """What a reader says, if it refuses the file; it may raise nothing but a ValueError."""
+    try:
+        read(path)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def same(found: lfp.Selection, expected: lfp.Selection) -> None:
+    if not torch.equal(found.indices, expected.indices):
+        raise AssertionError("an index changed unnoticed")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_length_and_every_byte(name: str, tmp_path: Path) -> None:
+    write, read = FILES[name]
+    path = tmp_path / name
+    write(path)
+    whole, draw = path.read_bytes(), random.Random(0)
+    cut = [whole[:length] for length in draw.sample(range(len(whole)), 60)]
+    flipped = []
+    for place in draw.sample(range(len(whole)), min(len(whole), 300)):
+        byte = whole[place] ^ 1 << draw.randrange(8)
+        flipped.append(whole[:place] + bytes([byte]) + whole[place + 1 :])
+    other = [draw.randbytes(200), b"", b"[" * 5000, b"{}", b"null", b"\xff\xfe"]
+    read(path)
+    refused = 0
+    for content in [*cut, *flipped, *other]:
+        path.write_bytes(content)
+        told = sentence(read, path)
+        assert told is None or str(path) in told
+        refused += told is not None
+    assert refused >= len(cut) - 1 + len(other)  # the newline at the end of JSON may go
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".safetensors")])
+def test_no_bit_of_the_tensors_flips_unnoticed(name: str, tmp_path: Path) -> None:
+    write, read = FILES[name]
+    path = tmp_path / name
+    write(path)
+    whole = path.read_bytes()
+    begin = 8 + int.from_bytes(whole[:8], "little")
+    for place in range(begin, len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match=r"damaged \(its content does not have the checksum"):
+            read(path)
+
+
+def test_no_index_in_a_parquet_file_changes_unnoticed(tmp_path: Path) -> None:
+    path = tmp_path / "kept.parquet"
+    target = torch.arange(1000) % 3
+    kept = lfp.select(target, torch.tensor([100, 100, 100]))
+    kept.to_parquet(path)
+    whole, draw = path.read_bytes(), random.Random(0)
+    for place in draw.sample(range(len(whole)), 400):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        told = sentence(lambda path: same(lfp.Selection.from_parquet(path, target), kept), path)
+        assert told is None or str(path) in told
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_folder_in_its_place(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(FileNotFoundError, match=name.partition(".")[0]):
+        FILES[name][1](tmp_path / name)
