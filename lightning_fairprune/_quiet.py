@@ -14,10 +14,10 @@ import torch
 import torchmetrics
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
+from lightning_fairprune._flavour import is_module, is_overridden
 from lightning_fairprune.capture import LossCapture
 
 __all__ = ["evaluating", "logits_of", "to_device", "undisturbed"]
@@ -50,10 +50,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         # By hand, because after an exception it would leave them as they are.
         stack.callback(random_states.__exit__, None, None, None)
         stack.enter_context(_own_state(model))
-        if isinstance(model, pl.LightningModule):
+        if is_module(model):
             stack.enter_context(_validating(model))
         for part in list(model.modules()):
-            if isinstance(part, pl.LightningModule):
+            if is_module(part):
                 stack.enter_context(_silent(part))
         stack.enter_context(evaluating(model))
         yield
@@ -151,7 +151,7 @@ class _Copies:
 
 def to_device(model: nn.Module, batch: Any) -> Any:
     """Returns a batch of a loader as a step of the model would be given it."""
-    if not isinstance(model, pl.LightningModule):
+    if not is_module(model):
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         return move_data_to_device(batch, device)
     if model._trainer is not None:
@@ -165,7 +165,7 @@ def logits_of(model: nn.Module) -> Callable[[Any, Any], tuple[Tensor, Tensor]]:
     A LightningModule runs the step that it has: the one of validation, which neither augments nor
     optimises, else the one of training. Any other module is called with the first of two.
     """
-    if not isinstance(model, pl.LightningModule):
+    if not is_module(model):
         return _called
     name = next(
         (

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from lightning_fairprune._flavour import is_overridden, lightning_class
 from lightning_fairprune.selection import Selection
 from lightning_fairprune.source import TrainSource
 
@@ -26,43 +26,11 @@ _FORWARDED = (
 )
 
 
-class FairPruneDataModule(pl.LightningDataModule):
-    """Wraps any LightningDataModule so that its training set can be pruned.
+class Wrapper:
+    """What FairPruneDataModule is, whichever of Lightning's two data modules it derives from."""
 
-    Everything but the training loader is the wrapped module's: loaders, hooks, attributes, hyper-
-    parameters and state. The training loader is rebuilt over the kept samples: all of them until
-    :class:`~lightning_fairprune.DataPruning` decides, or those of `selection` from the start.
-
-    Args:
-        datamodule: the user's own.
-        selection: a :class:`~lightning_fairprune.Selection`, or the path of a saved one, to train
-            on from the first epoch: the second of two phases.
-        seed: of the order in which samples are drawn.
-
-    Raises:
-        TypeError: If `datamodule` is not a LightningDataModule.
-
-    Example:
-        >>> import torch
-        >>> from torch.utils.data import TensorDataset
-        >>> data = TensorDataset(torch.zeros(8, 2), torch.arange(8) % 2)
-        >>> users = pl.LightningDataModule.from_datasets(data, batch_size=4)
-        >>> FairPruneDataModule(users).datamodule is users
-        True
-    """
-
-    def __init__(
-        self,
-        datamodule: pl.LightningDataModule,
-        selection: Selection | str | None = None,
-        seed: int = 0,
-    ) -> None:
-        if not isinstance(datamodule, pl.LightningDataModule):
-            raise TypeError(
-                "`datamodule` must be a lightning.pytorch.LightningDataModule, got "
-                f"{type(datamodule).__module__}.{type(datamodule).__qualname__}."
-            )
-        self.datamodule = datamodule
+    def __init__(self, datamodule: Any, selection: Selection | str | None, seed: int) -> None:
+        self.datamodule: pl.LightningDataModule = datamodule
         super().__init__()
         self._log_hyperparams = datamodule._log_hyperparams
         self.prepare_data_per_node = datamodule.prepare_data_per_node
@@ -151,3 +119,52 @@ class FairPruneDataModule(pl.LightningDataModule):
         """Restores both."""
         self.source.load_state_dict(state_dict["source"])
         self.datamodule.load_state_dict(state_dict["datamodule"])
+
+
+class FairPruneDataModule(Wrapper, pl.LightningDataModule):
+    """Wraps any LightningDataModule so that its training set can be pruned.
+
+    Everything but the training loader is the wrapped module's: loaders, hooks, attributes, hyper-
+    parameters and state. The training loader is rebuilt over the kept samples: all of them until
+    :class:`~lightning_fairprune.DataPruning` decides, or those of `selection` from the start.
+
+    A data module of ``pytorch_lightning`` goes into :class:`lightning_fairprune.pl.FairPruneDataModule`.
+
+    Args:
+        datamodule: the user's own.
+        selection: a :class:`~lightning_fairprune.Selection`, or the path of a saved one, to train
+            on from the first epoch: the second of two phases.
+        seed: of the order in which samples are drawn.
+
+    Raises:
+        TypeError: If `datamodule` is not a LightningDataModule.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> data = TensorDataset(torch.zeros(8, 2), torch.arange(8) % 2)
+        >>> users = pl.LightningDataModule.from_datasets(data, batch_size=4)
+        >>> FairPruneDataModule(users).datamodule is users
+        True
+    """
+
+    def __init__(
+        self,
+        datamodule: pl.LightningDataModule,
+        selection: Selection | str | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not isinstance(datamodule, pl.LightningDataModule):
+            raise TypeError(wrong_kind(datamodule, "lightning.pytorch", "lightning_fairprune.pl"))
+        super().__init__(datamodule, selection, seed)
+
+
+def wrong_kind(datamodule: object, package: str, other: str) -> str:
+    """Says which data module is needed, and where one of Lightning's other package goes."""
+    kind = type(datamodule)
+    told = f"`datamodule` must be a {package}.LightningDataModule, got {kind.__module__}.{kind.__qualname__}"
+    foreign = lightning_class(datamodule, "LightningDataModule")
+    if foreign is None:
+        return f"{told}."
+    style = foreign.__module__.removesuffix(".core.datamodule")
+    return f"{told} of {style}: wrap it in {other}.FairPruneDataModule."

@@ -7,11 +7,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_fairprune._bits import pack_bits, unpack_bits
+from lightning_fairprune._flavour import is_overridden
 from lightning_fairprune._labels import fingerprint
 from lightning_fairprune.loader import (
     EpochSampler,

@@ -8,13 +8,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.nn import BatchNorm1d
 
-from lightning_fairprune.datamodule import FairPruneDataModule
+from lightning_fairprune._flavour import is_overridden, is_strategy, shards_weights
+from lightning_fairprune.datamodule import Wrapper
 from lightning_fairprune.source import TrainSource
 
 if TYPE_CHECKING:
@@ -145,9 +144,9 @@ def trainer(callback: DataPruning, trainer: pl.Trainer, module: pl.LightningModu
             f"validation runs every {every} epochs, later than the warm-up of {warmup} ends: set "
             "check_val_every_n_epoch or warmup_epochs so that recalls are there in time."
         )
-    if callback.after == "restart" and not isinstance(
-        trainer.strategy, (SingleDeviceStrategy, DDPStrategy)
-    ):
+    whole = is_strategy(trainer.strategy, "SingleDeviceStrategy", "DDPStrategy")
+    # DeepSpeed's derives from DDP's.
+    if callback.after == "restart" and (shards_weights(trainer.strategy) or not whole):
         raise ValueError(
             "after='restart' works on one device and with DDP, got "
             f"{type(trainer.strategy).__name__}: run two fits instead, the second with "
@@ -157,7 +156,7 @@ def trainer(callback: DataPruning, trainer: pl.Trainer, module: pl.LightningModu
 
 def _data_source(trainer: pl.Trainer, module: pl.LightningModule) -> None:
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    if isinstance(data, FairPruneDataModule):
+    if isinstance(data, Wrapper):
         if data.selection is not None:
             raise ValueError(
                 "FairPruneDataModule(selection=...) and DataPruning both decide which samples to "

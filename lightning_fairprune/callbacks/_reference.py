@@ -10,9 +10,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
+from lightning_fairprune._flavour import shards_weights
 from lightning_fairprune._labels import labels_of
 from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.history import RecallHistory, is_of_groups
@@ -130,8 +130,7 @@ class ReferenceCounts:
             )
 
     def _ask_for_sanity_check(self, trainer: pl.Trainer) -> None:
-        sharded = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
-        if self._weights is not None and isinstance(trainer.strategy, sharded):
+        if self._weights is not None and shards_weights(trainer.strategy):
             raise ValueError(
                 f"`reference={str(self.source)!r}` holds no class counts, and "
                 f"{type(trainer.strategy).__name__} shards the weights, so they cannot be evaluated "

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
+from lightning_fairprune._flavour import shards_weights
 from lightning_fairprune._labels import labels_of
 from lightning_fairprune._quiet import logits_of
 from lightning_fairprune.loader import sampled_dataset
@@ -60,8 +60,7 @@ class FitPass:
         assert callback.score is not None
         self._module, self._settings, self._logits_fn = module, settings, callback.logits_fn
         self._bar = trainer.progress_bar_callback is not None
-        sharded = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
-        if isinstance(trainer.strategy, sharded):
+        if shards_weights(trainer.strategy):
             raise ValueError(
                 f"`score_on`: {type(trainer.strategy).__name__} shards the weights, so a pass cannot "
                 "run outside its steps: use score_on='training', or score_pass() on a checkpoint."

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_fairprune._flavour import lightning_class
 from lightning_fairprune._quiet import to_device
 from lightning_fairprune.loader import IndexedBatch
 
@@ -54,9 +55,10 @@ def _first(trainer: pl.Trainer, loader: Any, count: int, draw: int) -> list[Any]
     random.seed(draw)
     np.random.seed(draw % 2**32)  # noqa: NPY002 - what augmentations use
     with ExitStack() as stack:
-        training = trainer.train_dataloader
-        if loader is None and isinstance(training, Mapping | list | tuple | CombinedLoader):
-            tree = training.iterables if isinstance(training, CombinedLoader) else training
+        training: Any = trainer.train_dataloader
+        combines = lightning_class(training, "CombinedLoader") is not None
+        if loader is None and (combines or isinstance(training, Mapping | list | tuple)):
+            tree = training.iterables if combines else training
             combined = trainer.fit_loop._combined_loader
             mode = "max_size_cycle" if combined is None else combined._mode
             many = CombinedLoader(_mapped(lambda one: _again(stack, one, draw), tree), mode)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_fairprune._flavour import shards_weights
 from lightning_fairprune.callbacks._weight_masks import averages
 from lightning_fairprune.callbacks._weight_plan import Plan, steps_per_epoch
 from lightning_fairprune.callbacks.data_pruning import DataPruning
@@ -37,7 +37,7 @@ def arguments(*, floor: int, num_batches: int, rewind: object) -> None:
 
 def strategy(trainer: pl.Trainer) -> None:
     """Checks that every process has whole weights."""
-    if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
+    if shards_weights(trainer.strategy):
         raise ValueError(
             "WeightPruning ranks whole weights, which no process has with "
             f"{type(trainer.strategy).__name__}: use DDP or one device."

@@ -29,7 +29,7 @@ from lightning_fairprune.callbacks._score_pass import FitPass, ScorePass, check_
 from lightning_fairprune.callbacks._settings import settings_of
 from lightning_fairprune.callbacks._snapshot import Snapshot
 from lightning_fairprune.callbacks._warmup import WarmUp
-from lightning_fairprune.datamodule import FairPruneDataModule
+from lightning_fairprune.datamodule import Wrapper
 from lightning_fairprune.decision import Decision, Estimate
 from lightning_fairprune.dynamics import Dynamics
 from lightning_fairprune.record import PruningRecord
@@ -202,7 +202,7 @@ class DataPruning(pl.Callback):
         _checks.trainer(self, trainer, pl_module)
         self.warmup = _checks.resolve_warmup(self.warmup_epochs, trainer)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(data, FairPruneDataModule):
+        if isinstance(data, Wrapper):
             source = data.source
             source.reset()
         else:
@@ -511,7 +511,7 @@ class DataPruning(pl.Callback):
         if self._source is None or self._source.trainer is None:
             return {}
         trainer = self._source.trainer
-        in_data = isinstance(trainer.datamodule, FairPruneDataModule)  # type: ignore[attr-defined]
+        in_data = isinstance(trainer.datamodule, Wrapper)  # type: ignore[attr-defined]
         record, selection = self._record, self.selection
         if self.pruned:
             record = None  # has served; labels and scores are the decision's now
