@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lightning_fairprune.experiments._records import Experiment, score_name
+from lightning_fairprune.experiments._records import Experiment, Method, score_name
 
 __all__ = ["Cell", "blocked", "cells_of", "ready"]
 
@@ -92,11 +92,21 @@ def cells_of(experiment: Experiment) -> list[Cell]:
 
 def _scores(experiment: Experiment, seed: int, member: int) -> list[Cell]:
     wanted = [
-        Cell("score", seed, score_name(method.score), member=member, at=method.at)
+        cell
         for method in experiment.methods.values()
-        if method.score is not None and method.score_on == "pass"
+        for cell in _passes(method, experiment, seed)
+        if cell.member == member
     ]
     return list(dict.fromkeys(wanted))
+
+
+def _passes(method: Method, experiment: Experiment, seed: int) -> list[Cell]:
+    """Returns the passes that the score of a method is taken from."""
+    if method.score is None or method.score_on != "pass":
+        return []
+    name = score_name(method.score)
+    count = method.models_of_score or experiment.query.models
+    return [Cell("score", seed, name, member=m, at=method.at) for m in range(count)]
 
 
 def needs(cell: Cell, experiment: Experiment) -> list[Cell]:
@@ -107,11 +117,7 @@ def needs(cell: Cell, experiment: Experiment) -> list[Cell]:
         return []
     members = range(experiment.query.models)
     found = [Cell("query", cell.seed, member=m) for m in members]
-    method = experiment.methods[cell.name]
-    if method.score is not None and method.score_on == "pass":
-        name = score_name(method.score)
-        found += [Cell("score", cell.seed, name, member=m, at=method.at) for m in members]
-    return found
+    return found + _passes(experiment.methods[cell.name], experiment, cell.seed)
 
 
 def ready(

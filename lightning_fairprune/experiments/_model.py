@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from lightning_fairprune import quotas
 from lightning_fairprune._files import RUN_FOLDER
 from lightning_fairprune._labels import labels_of
 from lightning_fairprune.callbacks import DataPruning, RecallMonitor
@@ -19,7 +21,7 @@ from lightning_fairprune.decision import Decision
 from lightning_fairprune.experiments._cells import Cell
 from lightning_fairprune.experiments._length import final_length, one_fit_length
 from lightning_fairprune.experiments._query import Known
-from lightning_fairprune.experiments._records import Experiment
+from lightning_fairprune.experiments._records import Experiment, Method
 from lightning_fairprune.experiments._train import (
     RUN,
     Meter,
@@ -103,7 +105,11 @@ def run_final(
 def _choose(cell: Cell, experiment: Experiment, known: Known, seed: int) -> PruningRecord:
     method = experiment.methods[cell.name]
     decision = Decision(cell.density, method.quota, method.keep, seed)
-    decision.learn(known.target, known.score, len(known.recall))
+    if method.quota is quotas.of_subset:
+        decision = Decision(cell.density, _quota_of(method, cell, known, seed), "random", seed)
+    decision.learn(
+        known.target, None if decision.keep == "random" else known.score, len(known.recall)
+    )
     decision.estimate(0, known.recall if decision.needs_recall else None)
     settings = {
         "density": cell.density,
@@ -116,6 +122,18 @@ def _choose(cell: Cell, experiment: Experiment, known: Known, seed: int) -> Prun
     return PruningRecord(
         decision.draw(), known.target, known.score, tuple(decision.history), settings
     )
+
+
+def _quota_of(method: Method, cell: Cell, known: Known, seed: int) -> Callable[..., Tensor]:
+    """Returns the quota function of the subset that a method chooses without quotas."""
+    alone = Decision(cell.density, None, method.keep, seed + 1)  # its chance is its own
+    alone.learn(known.target, known.score)
+    indices = alone.draw().indices
+
+    def of_subset(sizes: Tensor, budget: int) -> Tensor:
+        return quotas.of_subset(known.target, indices, len(sizes))
+
+    return of_subset
 
 
 def run_one_fit(cell: Cell, experiment: Experiment, folder: Path, seed: int) -> dict[str, Any]:

@@ -237,7 +237,7 @@ def known(
         method: whose score.
         experiment: whose query models.
         queries: folders of the query models of one seed.
-        passes: folders of their passes, if the score is taken so.
+        passes: folders of the passes that the score is taken from, if it is taken so.
     """
     facts = [json.loads((folder / "result.json").read_text()) for folder in queries]
     counts = [ClassCounts(torch.tensor(f["tp"]), torch.tensor(f["support"])) for f in facts]
@@ -254,7 +254,8 @@ def known(
         scores = [method.score(_first(d, last)).detach().float().cpu() for d in dynamics]
     for folder in passes:
         tensors, _ = read_tensors(folder / "scores.safetensors", _KIND, _VERSION)
-        scores.append(tensors["score"].float())
+        found = tensors["score"]  # in float64 stays what is told apart in it
+        scores.append(found if found.dtype == torch.float64 else found.float())
         seconds += json.loads((folder / "result.json").read_text())["pass_seconds"]
     score = torch.stack(scores).nanmean(0) if scores else None
     if score is not None:

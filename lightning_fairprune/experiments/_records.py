@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 
+from lightning_fairprune import geometry, quotas
 from lightning_fairprune.callbacks import ClassWeighting, DataPruning
 from lightning_fairprune.callbacks._observe import GroupBy
 
@@ -87,7 +88,8 @@ class Method:
             :mod:`~lightning_fairprune.geometry`, or your own; None with ``keep: random``.
         keep: which samples of a class stay.
         quota: samples per class, ``(sizes, recall, budget)`` or ``(sizes, budget) -> int64 [K]``;
-            None for no quotas.
+            None for no quotas. :func:`~lightning_fairprune.quotas.of_subset` takes as many of each class
+            as `score` and `keep` would without quotas, but at random: StrategyQ of the DRoP paper.
         score_on: ``"training"``: the score reads what the query models' training steps saw;
             ``"pass"``: one pass over the training set in eval mode, without augmentation.
         at: whether the score is taken early in the query model's training or at its end.
@@ -110,6 +112,19 @@ class Method:
                 "a method has a `score` and keep: hard, easy or stratified, or neither, got score: "
                 f"{'null' if self.score is None else score_name(self.score)} and keep: {self.keep}."
             )
+        if self.quota is quotas.of_subset and self.score is None:
+            raise ValueError(
+                "quota: of_subset needs the `score` whose own subset tells how many samples of each class "
+                "are kept, got score: null: give one with keep: hard, or take quotas.proportional."
+            )
+
+    @property
+    def models_of_score(self) -> int | None:
+        """From how many query models the score is taken; None for all, whose mean it is then.
+
+        The order of k-center has no mean, and the paper takes it from one model.
+        """
+        return 1 if self.score in (geometry.k_center_distance, geometry.class_k_center) else None
 
 
 @dataclass(frozen=True, slots=True)
