@@ -24,6 +24,7 @@ class ClassCounts:
         support: samples of class k, int64 [K].
 
     Raises:
+        TypeError: If they are floating.
         ValueError: If the shapes differ or a count is impossible.
 
     Example:
@@ -42,6 +43,11 @@ class ClassCounts:
             raise ValueError(
                 "`tp` and `support` must both be [K], got "
                 f"{list(self.tp.shape)} and {list(self.support.shape)}."
+            )
+        if self.tp.is_floating_point() or self.support.is_floating_point():
+            raise TypeError(
+                "`tp` and `support` must be whole numbers of samples, got "
+                f"{self.tp.dtype} and {self.support.dtype}."
             )
         bad = (self.tp < 0) | (self.tp > self.support)
         if bad.any():
@@ -84,7 +90,7 @@ class ClassCounts:
         A class with few validation samples has a noisy recall; its quota should not follow the
         noise. With a = 0 this is `recall`; a class without support stays NaN.
         """
-        shrunk = (self.tp + pseudo * self.recall.nanmean()) / (self.support + pseudo)
+        shrunk = (self.tp + pseudo * self.recall.nanmean()) / (self.support.double() + pseudo)
         return torch.where(self.support > 0, shrunk, torch.nan)
 
     @property
@@ -234,6 +240,8 @@ class Tally:
             )
         if total[-2]:
             raise ValueError(
-                f"{int(total[-2])} validation samples have a label outside [0, {num_classes})."
+                f"{int(total[-2])} validation samples have a {'group' if grouped else 'label'} outside "
+                f"[0, {num_classes}): number them from 0"
+                f"{'' if grouped else ', as the logits are'}."
             )
         return ClassCounts(total[:num_classes], total[num_classes : 2 * num_classes])
