@@ -227,8 +227,8 @@ class EpochRecorder:
     ) -> dict[str, Any]:
         """Returns CPU tensors and primitives only; inside an epoch also what it has seen so far.
 
-        `reduce_sum` adds up the ranks, so that every rank may load the sums: values and counts
-        grow together and their ratio stays right.
+        `reduce_sum` adds up the ranks, whose means every rank may load: they weigh the same, so the
+        mean over the ranks stays theirs.
         """
         self._work_through()
         running = {name: reduce_sum(buffer) for name, buffer in self._reducible().items()}
@@ -244,12 +244,15 @@ class EpochRecorder:
                 for name, rows in self._rows.items()
             },
             "observed": [pack_bits(row) for row in self._observed],
-            "running": (
-                {name: value.cpu() for name, value in running.items()}
-                if running and running["seen"].any()
-                else None
-            ),
+            "running": self._means(running) if running and running["seen"].any() else None,
         }
+
+    def _means(self, total: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        # As narrow as the buffers, a third of the sums: what they are put back into.
+        seen = total["seen"]
+        means = {name: value / seen.clamp(min=1) for name, value in total.items() if name != "seen"}
+        means["seen"] = seen > 0
+        return {name: value.to(self._now[name].dtype).cpu() for name, value in means.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores `state_dict`; the recorder must have the same signals and samples."""
@@ -278,9 +281,7 @@ class EpochRecorder:
             self._resume_running(state["running"])
 
     def _resume_running(self, running: Mapping[str, Tensor]) -> None:
-        # The sums of all ranks are put back as means with a count of one, on every rank alike.
+        # Every rank goes on with the means of all of them, which count as one observation.
         # Samples that are still to come overwrite nothing: an epoch visits a sample once.
-        seen = running["seen"]
         for name, buffer in self._now.items():
-            value = running[name] / seen.clamp(min=1) if name != "seen" else (seen > 0)
-            buffer.copy_(value.to(buffer.dtype))
+            buffer.copy_(running[name])

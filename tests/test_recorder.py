@@ -287,6 +287,17 @@ def test_state_is_small_and_plain() -> None:
     assert state["rows"]["p_true"][0].dtype == torch.float16
 
 
+@pytest.mark.parametrize(("names", "most"), [((), 5), (("el2n",), 7), (ALL, 20)])
+def test_state_inside_an_epoch_is_as_narrow_as_the_buffers(
+    names: tuple[str, ...], most: int
+) -> None:
+    recorder = EpochRecorder(N, names)
+    recorder.update(*Stream().epoch(8)[0][:3])
+    running = recorder.state_dict()["running"]
+    assert sum(value.element_size() for value in running.values()) == most
+    assert sum(value.nbytes for value in running.values()) == recorder.device_bytes
+
+
 def test_many_classes_fit_the_stored_labels() -> None:
     classes = 2**15 + 2
     recorder, resumed = EpochRecorder(2), EpochRecorder(2)
