@@ -23,7 +23,7 @@ from lightning_fairprune import cli, experiments
 from lightning_fairprune.experiments import _config as config
 from lightning_fairprune.experiments import _lock, _pool, _worker
 from lightning_fairprune.experiments._cells import Cell, cells_of
-from lightning_fairprune.experiments._claims import markdown as claims_markdown
+from lightning_fairprune.experiments._claim import markdown as claims_markdown
 from lightning_fairprune.experiments._query import known
 from lightning_fairprune.experiments._results import Row, by_setting, markdown, rows_of, spread
 from lightning_fairprune.experiments._store import Store

@@ -208,6 +208,7 @@ def test_time_left_is_by_kind_of_cell() -> None:
     [
         ({"densities": (0.5, 1.0)}, r"`densities` must be in \(0, 1\), got 1.0"),
         ({"densities": ()}, "`densities` must be different numbers"),
+        ({"query": Query()}, "`query.epochs` must be at least 1 where there are `methods`, got 0"),
         ({"seeds": (1, 1)}, r"`seeds` must be different numbers.*\(1, 1\)"),
         ({"one_fit": {"random": OneFit()}}, "different names, got 'random' twice"),
         ({"methods": {"a/b": Method()}}, "the name 'a/b' is also that of a folder"),
@@ -237,7 +238,7 @@ def test_two_scores_of_one_name_are_refused() -> None:
 @pytest.mark.parametrize(
     ("record", "arguments", "message"),
     [
-        (Query, {"epochs": 0}, "`query.epochs` must be at least 1, got 0"),
+        (Query, {"epochs": -1}, "`query.epochs` must be at least 0, got -1"),
         (Query, {"epochs": 3, "models": 0}, "`query.models` must be at least 1"),
         (Query, {"epochs": 3, "early": 0.0}, r"`query.early` must be in \(0, 1\]"),
         (Query, {"epochs": 3, "shrinkage": -1.0}, "`query.shrinkage` must be 0 or more"),
@@ -281,8 +282,10 @@ def test_shipped_configs_are_valid(name: str) -> None:
     content = yaml.safe_load((config.CONFIGS / name).read_text())
     assert content["name"] == Path(name).stem
     built = config.build(plain(content))  # needs no data: nothing is read before a cell begins
-    assert {"random", "random+drop"} <= built.methods.keys()
+    assert {"random", "random+drop"} <= built.methods.keys() or built.weights
+    assert bool(built.methods) == bool(built.densities)
     assert built.densities == tuple(sorted(built.densities, reverse=True))
+    assert built.sparsities == tuple(sorted(built.sparsities))
 
 
 def test_the_config_of_the_documentation_is_valid() -> None:

@@ -11,19 +11,22 @@ tested. `fairprune experiment CONFIG` runs it; as a library:
 """
 
 from lightning_fairprune.experiments._cells import Cell, cells_of
-from lightning_fairprune.experiments._claims import Claim, claims_of
+from lightning_fairprune.experiments._claim import Claim
+from lightning_fairprune.experiments._claims import claims_of
 from lightning_fairprune.experiments._command import main, read_config, run
 from lightning_fairprune.experiments._config import build
 from lightning_fairprune.experiments._length import epoch_correction
-from lightning_fairprune.experiments._records import (
+from lightning_fairprune.experiments._parts import (
     Baseline,
-    Experiment,
     Final,
+    Finetune,
     Hardware,
     Method,
     OneFit,
     Query,
+    WeightMethod,
 )
+from lightning_fairprune.experiments._records import Experiment
 
 __all__ = [
     "Baseline",
@@ -31,10 +34,12 @@ __all__ = [
     "Claim",
     "Experiment",
     "Final",
+    "Finetune",
     "Hardware",
     "Method",
     "OneFit",
     "Query",
+    "WeightMethod",
     "build",
     "cells_of",
     "claims_of",

@@ -6,11 +6,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lightning_fairprune.experiments._records import Experiment, Method, score_name
+from lightning_fairprune.experiments._parts import Method, score_name
+from lightning_fairprune.experiments._records import Experiment
 
 __all__ = ["Cell", "blocked", "cells_of", "ready"]
 
-Kind = Literal["query", "score", "baseline", "final", "one_fit"]
+Kind = Literal["query", "score", "baseline", "final", "one_fit", "weights"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,16 +22,19 @@ class Cell:
         kind: ``"query"`` trains a query model, ``"score"`` passes it over the training set; the others
             train a model of the table.
         seed: of the row.
-        name: of the method, one-fit, baseline or score.
+        name: of the method, one-fit, weight method, baseline or score.
         density: fraction of the samples that is kept; 1 for all.
         member: which of the query models of this seed.
         at: when a score is taken.
+        sparsity: fraction of the weights that is removed; 0 for none.
 
     Example:
         >>> Cell("final", 1, "random+drop", 0.3).key
         'final-random+drop-density0.3-seed1'
         >>> Cell("query", 0).key
         'query-seed0-model0'
+        >>> Cell("weights", 2, "magnitude", sparsity=0.9).key
+        'weights-magnitude-sparsity0.9-seed2'
     """
 
     kind: Kind
@@ -39,6 +43,7 @@ class Cell:
     density: float = 1.0
     member: int = 0
     at: str = ""
+    sparsity: float = 0.0
 
     @property
     def key(self) -> str:
@@ -46,6 +51,8 @@ class Cell:
         parts = [self.kind, self.name, self.at]
         if self.density < 1:
             parts.append(f"density{self.density:g}")
+        if self.sparsity:
+            parts.append(f"sparsity{self.sparsity:g}")
         parts.append(f"seed{self.seed}")
         if self.kind in ("query", "score"):
             parts.append(f"model{self.member}")
@@ -63,6 +70,8 @@ class Cell:
         parts = [what.get(self.kind, self.name)]
         if self.density < 1:
             parts.append(f"density {self.density:g}")
+        if self.sparsity:
+            parts.append(f"sparsity {self.sparsity:g}")
         parts.append(f"seed {self.seed}")
         if self.member:
             parts.append(f"model {self.member}")
@@ -87,6 +96,8 @@ def cells_of(experiment: Experiment) -> list[Cell]:
         for density in experiment.densities:
             found += [Cell("final", seed, name, density) for name in experiment.methods]
             found += [Cell("one_fit", seed, name, density) for name in experiment.one_fit]
+        for sparsity in experiment.sparsities:
+            found += [Cell("weights", seed, n, sparsity=sparsity) for n in experiment.weights]
     return found
 
 
@@ -113,6 +124,8 @@ def needs(cell: Cell, experiment: Experiment) -> list[Cell]:
     """Returns the cells that must be finished before this one."""
     if cell.kind == "score":
         return [Cell("query", cell.seed, member=cell.member)]
+    if cell.kind == "weights":
+        return [Cell("baseline", cell.seed, experiment.dense)]
     if cell.kind != "final":
         return []
     members = range(experiment.query.models)

@@ -1,73 +1,30 @@
-"""The claims of the DRoP paper, each with our numbers and a verdict."""
+"""The claims of the papers, each with our numbers and a verdict; here those of the DRoP paper."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
-from lightning_fairprune import quotas
-from lightning_fairprune.experiments._records import Experiment, Method
+from lightning_fairprune import geometry, quotas
+from lightning_fairprune.experiments._claim import Claim, Number, compared
+from lightning_fairprune.experiments._parts import Method
+from lightning_fairprune.experiments._records import Experiment
 from lightning_fairprune.experiments._results import Row, by_setting
+from lightning_fairprune.experiments._weight_claims import distortion_claims
 
-__all__ = ["Claim", "Number", "claims_of", "markdown"]
+__all__ = ["claims_of"]
 
+PAPER = "DRoP: Vysogorets, Ahuja and Kempe, ICLR 2025"
 # The paper calls the loss of average accuracy tolerable and does not say what would be too much.
 TOLERABLE = 0.05
 
 Groups = Mapping[tuple[str, float], Sequence[Row]]
 
 
-@dataclass(frozen=True, slots=True)
-class Number:
-    """One comparison at one density.
-
-    Args:
-        what: the two sides, in words.
-        density: of the comparison.
-        ours: mean over the seeds of the side that the claim is about.
-        other: of the side that it is compared with.
-        seeds: in how many of the seeds that both have the claim holds.
-        of: how many seeds both have.
-        holds: whether it holds for the means.
-    """
-
-    what: str
-    density: float
-    ours: float
-    other: float
-    seeds: int
-    of: int
-    holds: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """One claim.
-
-    Args:
-        text: what the paper says.
-        numbers: ours; none if the grid lacks the methods.
-    """
-
-    text: str
-    numbers: tuple[Number, ...]
-
-    @property
-    def verdict(self) -> Literal["holds", "holds in part", "does not hold", "not tested"]:
-        """Of all comparisons: means over seeds decide."""
-        if not self.numbers:
-            return "not tested"
-        if all(number.holds for number in self.numbers):
-            return "holds"
-        return "holds in part" if any(n.holds for n in self.numbers) else "does not hold"
-
-
 def claims_of(experiment: Experiment, rows: Sequence[Row]) -> list[Claim]:
     """Compares the methods that the claims are about, known by their settings and not by their names.
 
     Args:
-        experiment: whose methods.
+        experiment: whose methods. Claims on pruning data need `densities`, those on weights `weights`.
         rows: of the models that are finished.
 
     Example:
@@ -75,6 +32,11 @@ def claims_of(experiment: Experiment, rows: Sequence[Row]) -> list[Claim]:
         >>> [claim.verdict for claim in claims_of(build(read_config("digits")), [])][:2]
         ['not tested', 'not tested']
     """
+    found = _drop_claims(experiment, rows) if experiment.densities else []
+    return found + (distortion_claims(experiment, rows) if experiment.weights else [])
+
+
+def _drop_claims(experiment: Experiment, rows: Sequence[Row]) -> list[Claim]:
     groups, methods = by_setting(rows), experiment.methods
     random = _first(methods, Method())
     random_drop = _first(methods, Method(quota=quotas.drop))
@@ -84,23 +46,28 @@ def claims_of(experiment: Experiment, rows: Sequence[Row]) -> list[Claim]:
     others = [name for name in methods if name != random_drop]
     return [
         Claim(
+            PAPER,
             "Pruning by a score lowers the worst-class recall below that of random pruning.",
             _each(groups, [(s, random, "worst", 0.0) for s in strategies], below=True),
         ),
         Claim(
+            PAPER,
             "Random pruning under DRoP quotas has the best worst-class recall of all methods at every density.",
             _each(groups, [(random_drop, other, "worst", 0.0) for other in others]),
         ),
         Claim(
+            PAPER,
             "It improves on the worst-class recall of the full data.",
             _each(groups, [(random_drop, full, "worst", 0.0)]),
         ),
         Claim(
+            PAPER,
             "Its average recall falls by a tolerable amount (here: at most "
             f"{TOLERABLE:g} below random pruning).",
             _each(groups, [(random_drop, random, "average", TOLERABLE)]),
         ),
         Claim(
+            PAPER,
             "DRoP quotas raise the worst-class recall of the other strategies too.",
             _each(groups, [(drop, alone, "worst", 0.0) for alone, drop in pairs]),
         ),
@@ -113,7 +80,10 @@ def _first(methods: Mapping[str, Method], wanted: Method) -> str | None:
 
 def _under_drop(methods: Mapping[str, Method], name: str) -> str | None:
     alone = methods[name]
-    return _first(methods, Method(alone.score, alone.keep, quotas.drop, alone.score_on, alone.at))
+    score = alone.score
+    if score is geometry.k_center_distance:  # under quotas it begins anew in every class
+        score = geometry.class_k_center
+    return _first(methods, Method(score, alone.keep, quotas.drop, alone.score_on, alone.at))
 
 
 def _each(
@@ -133,56 +103,11 @@ def _each(
 def _compared(
     groups: Groups, ours: str, other: str, measure: str, slack: float, below: bool
 ) -> Iterator[Number]:
+    what = f"{measure} of {ours} {'below' if below else 'against'} {other}"
     for (name, density), rows in groups.items():
         against = groups.get((other, density)) or groups.get((other, 1.0))
-        if name != ours or not against:
-            continue
-        left = {row.seed: float(getattr(row, measure)) for row in rows}
-        right = {row.seed: float(getattr(row, measure)) for row in against}
-        common = left.keys() & right.keys()
-        if not common:
-            continue
-        sign = -1.0 if below else 1.0
-        mean_left = sum(left[s] for s in common) / len(common)
-        mean_right = sum(right[s] for s in common) / len(common)
-        yield Number(
-            f"{measure} of {ours} {'below' if below else 'against'} {other}",
-            density,
-            mean_left,
-            mean_right,
-            sum(sign * (left[s] - right[s]) + slack > 0 for s in common),
-            len(common),
-            sign * (mean_left - mean_right) + slack > 0,
-        )
-
-
-def markdown(claims: Sequence[Claim], name: str) -> str:
-    """Returns the claims as text: a table of verdicts, then the numbers of each."""
-    lines = [
-        f"# Claims of the DRoP paper, tested by {name}",
-        "",
-        "Vysogorets, Ahuja and Kempe, ICLR 2025. A claim holds if the means over the seeds say so in every",
-        "comparison, in part if they do in some; in how many of the seeds it does stands beside.",
-        "",
-        "| claim | verdict | comparisons that hold |",
-        "|---|---|--:|",
-    ]
-    for claim in claims:
-        held = sum(number.holds for number in claim.numbers)
-        lines.append(f"| {claim.text} | {claim.verdict} | {held} of {len(claim.numbers)} |")
-    for claim in claims:
-        if claim.numbers:
-            lines += ["", f"## {claim.text}", ""]
-            lines += [
-                "| comparison | density | ours | other | seeds | |",
-                "|---|--:|--:|--:|--:|---|",
-            ]
-            lines += [_line(number) for number in claim.numbers]
-    return "\n".join(lines) + "\n"
-
-
-def _line(number: Number) -> str:
-    return (
-        f"| {number.what} | {number.density:g} | {number.ours:.3f} | {number.other:.3f} | "
-        f"{number.seeds} of {number.of} | {'holds' if number.holds else 'does not hold'} |"
-    )
+        if name == ours and against:
+            left, right = (
+                {row.seed: float(getattr(row, measure)) for row in side} for side in (rows, against)
+            )
+            yield from compared(what, f"density {density:g}", left, right, below=below, slack=slack)

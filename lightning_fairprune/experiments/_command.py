@@ -21,6 +21,7 @@ from lightning_fairprune.experiments._records import Experiment
 from lightning_fairprune.experiments._results import rows_of, write_tables
 from lightning_fairprune.experiments._store import Status, Store
 from lightning_fairprune.experiments._summary import summarise
+from lightning_fairprune.experiments._weights import check_dense
 
 __all__ = ["main", "run"]
 
@@ -95,6 +96,7 @@ def run(
     experiment = _config.build(settings)
     cells, store = cells_of(experiment), Store(out)
     store.check(cells, settings)
+    check_dense(store, cells, experiment)
     threads = threads or max(1, (os.cpu_count() or 1) // jobs)
 
     def write() -> list[Path]:

@@ -16,7 +16,8 @@ from jsonargparse import ArgumentParser
 
 import lightning_fairprune.callbacks  # noqa: F401  # imported classes go by their short names
 from lightning_fairprune.experiments._cells import Cell
-from lightning_fairprune.experiments._records import Baseline, Experiment, Method, OneFit
+from lightning_fairprune.experiments._parts import Baseline, Method, OneFit, WeightMethod
+from lightning_fairprune.experiments._records import Experiment
 
 __all__ = ["CONFIGS", "build", "differences", "find", "parser", "plain", "settings_of"]
 
@@ -25,7 +26,12 @@ CONFIGS = Path(__file__).parent / "configs"
 # default is another.
 _RENAMED = tuple(map(int, version("jsonargparse").split(".")[:2])) >= (4, 49)
 _WHOLE: dict[str, Any] = {"skip_unset" if _RENAMED else "skip_none": False}
-_RECORDS: dict[str, Any] = {"methods": Method, "one_fit": OneFit, "baselines": Baseline}
+_RECORDS: dict[str, Any] = {
+    "methods": Method,
+    "one_fit": OneFit,
+    "baselines": Baseline,
+    "weights": WeightMethod,
+}
 OWN = ("config", "out", "jobs", "threads", "dry_run")
 # Where data lie and how they are loaded is no setting: another machine has them elsewhere.
 _PLACES = ("root", "cache", "num_workers", "download")
@@ -51,7 +57,9 @@ def plain(parsed: Any) -> dict[str, Any]:
     # Older versions of jsonargparse leave defaults out of records that are values of a dictionary.
     for name, record in _RECORDS.items():
         defaults = {field.name: field.default for field in fields(record)}
-        plainly = {k: v for k, v in defaults.items() if v is None or isinstance(v, (str, float))}
+        plainly = {
+            k: v for k, v in defaults.items() if v is None or isinstance(v, (str, float, int))
+        }
         found[name] = {key: plainly | value for key, value in found[name].items()}
     return {key: value for key, value in found.items() if key not in OWN}
 
@@ -137,6 +145,10 @@ def settings_of(cell: Cell, settings: Mapping[str, Any]) -> dict[str, Any]:
     else:
         part = "baselines" if cell.kind == "baseline" else cell.kind
         wanted[part] = {cell.name: settings[part][cell.name]}
+    if cell.kind == "weights":
+        dense = next(iter(settings["baselines"]))
+        wanted["baselines"] = {dense: settings["baselines"][dense]}
+        wanted["finetune"] = settings["finetune"]
     if cell.in_table:
         wanted["final"] = settings["final"]
     return {key: value for key, value in _flat(wanted) if not _is_place(key)}

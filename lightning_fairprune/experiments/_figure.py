@@ -1,18 +1,22 @@
-"""Average and worst recall against density."""
+"""Recalls against density, and against sparsity with the intensification ratio."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_fairprune.experiments._results import Row, by_setting
+from lightning_fairprune.experiments._results import Row, by_setting, by_sparsity, ratio
 
-__all__ = ["curves"]
+__all__ = ["curves", "sparsity_curves"]
 
 # Colours of Okabe and Ito, which colour-blind readers can tell apart; then markers tell on.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999999")
 MARKERS = "osD^vPX"
+DARK = "#222222"
 WIDTH = 0.45  # that the methods take beside each other at one density
+TITLES = {"average": "average recall", "worst": "recall of the worst class"}
+
+Groups = Mapping[tuple[str, float], Sequence[Row]]
 
 
 def curves(rows: Sequence[Row]) -> Any:
@@ -24,32 +28,62 @@ def curves(rows: Sequence[Row]) -> Any:
     Returns:
         The figure, with average recall on the left and that of the worst class on the right.
     """
+    groups = by_setting(rows)
+    across = {name: group for (name, density), group in groups.items() if density == 1}
+    densities = sorted({density for _, density in groups if density < 1}, reverse=True)
+    ticks = {density: f"{density:g}" for density in densities}
+    return _draw(groups, across, ticks, TITLES, "density")
+
+
+def sparsity_curves(rows: Sequence[Row]) -> Any:
+    """Returns a matplotlib figure: intensification ratio and recalls of each method against sparsity.
+
+    Args:
+        rows: of a whole experiment; of the models that were not pruned only those of the first method count.
+    """
+    groups = by_sparsity(rows)
+    dense = [row for row in rows if not row.sparsity]
+    across = {dense[0].method: [row for row in dense if row.method == dense[0].method]}
+    sparsities = sorted({sparsity for _, sparsity in groups})
+    ticks = {sparsity: f"{sparsity:g}\n({ratio(sparsity):.3g})" for sparsity in sparsities}
+    titles = {"alpha": "intensification ratio alpha"} | TITLES
+    return _draw(groups, across, ticks, titles, "sparsity (ratio)")
+
+
+def _draw(
+    groups: Groups,
+    across: Mapping[str, Sequence[Row]],
+    ticks: Mapping[float, str],
+    titles: Mapping[str, str],
+    label: str,
+) -> Any:
+    """Draws a panel for each measure; groups that have no place are lines across."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    groups = by_setting(rows)
-    chart = Figure(figsize=(10.5, 4.4), layout="constrained")
+    chart = Figure(figsize=(1.9 + 4.3 * len(titles), 4.4), layout="constrained")
     FigureCanvasAgg(chart)
-    axes = chart.subplots(1, 2)
-    densities = sorted({row.density for row in rows if row.density < 1}, reverse=True)
-    names = list(dict.fromkeys(row.method for row in rows))
-    across = [
-        name for name in names if (name, 1.0) in groups
-    ]  # all data: one density, a line across
-    lines = [name for name in names if name not in across]
-    titles = {"average": "average recall", "worst": "recall of the worst class"}
+    axes = chart.subplots(1, len(titles))
+    levels = list(ticks)
+    lines = list(dict.fromkeys(name for name, level in groups if level in ticks))
     for axis, (measure, title) in zip(axes, titles.items(), strict=True):
-        for i, name in enumerate(across):
-            mean, low, high = _range(groups[name, 1.0], measure)
-            axis.axhline(mean, color="#222222", linestyle=("-", "--", ":")[i % 3], label=name)
-            axis.axhspan(low, high, color="#222222", alpha=0.06, linewidth=0)
+        for i, (name, group) in enumerate(across.items()):
+            if measure == "alpha":
+                axis.axhline(1, color=DARK, label=name)
+                continue
+            mean, low, high = _range(_values(group, measure))
+            axis.axhline(mean, color=DARK, linestyle=("-", "--", ":")[i % 3], label=name)
+            axis.axhspan(low, high, color=DARK, alpha=0.06, linewidth=0)
         for i, name in enumerate(lines):
-            known = [d for d in densities if (name, d) in groups]
-            values = [_range(groups[name, d], measure) for d in known]
-            means, lows, highs = (list(side) for side in zip(*values, strict=True))
+            known = {x: _values(groups.get((name, x), ()), measure) for x in levels}
+            known = {x: values for x, values in known.items() if values}
+            if not known:
+                continue
+            ranges = [_range(values) for values in known.values()]
+            means, lows, highs = (list(side) for side in zip(*ranges, strict=True))
             # Beside each other, so that their ranges can be told apart.
             shift = WIDTH * ((i + 0.5) / len(lines) - 0.5)
-            places = [densities.index(d) + shift for d in known]
+            places = [levels.index(x) + shift for x in known]
             colour = COLOURS[i % len(COLOURS)]
             axis.vlines(places, lows, highs, color=colour, linewidth=2, alpha=0.45)
             axis.plot(
@@ -57,17 +91,21 @@ def curves(rows: Sequence[Row]) -> Any:
             )
             axis.plot(places, means, color=colour, linewidth=0.8, alpha=0.5)
         axis.set_title(title, fontsize=11)
-        axis.set_xticks(range(len(densities)), [f"{d:g}" for d in densities])
-        axis.set_xlim(-0.5, len(densities) - 0.5)
-        axis.set_xlabel("density")
+        axis.set_xticks(range(len(levels)), list(ticks.values()))
+        axis.set_xlim(-0.5, len(levels) - 0.5)
+        axis.set_xlabel(label)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", color="#E6E6E6", linewidth=0.8)
         axis.set_axisbelow(True)
-    handles, labels = axes[0].get_legend_handles_labels()
+    handles, labels = axes[-1].get_legend_handles_labels()
     chart.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
     return chart
 
 
-def _range(group: Sequence[Row], measure: str) -> tuple[float, float, float]:
-    values = [float(getattr(row, measure)) for row in group]
+def _values(group: Sequence[Row], measure: str) -> list[float]:
+    found = (getattr(row, measure) for row in group)
+    return [float(value) for value in found if value is not None]
+
+
+def _range(values: Sequence[float]) -> tuple[float, float, float]:
     return sum(values) / len(values), min(values), max(values)

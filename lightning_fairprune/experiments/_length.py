@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lightning_fairprune.experiments._records import Final
+from lightning_fairprune.experiments._parts import Final
 
 __all__ = ["Length", "epoch_correction", "final_length", "one_fit_length"]
 

@@ -20,12 +20,15 @@ from lightning_fairprune.datamodule import FairPruneDataModule
 from lightning_fairprune.decision import Decision
 from lightning_fairprune.experiments._cells import Cell
 from lightning_fairprune.experiments._length import final_length, one_fit_length
+from lightning_fairprune.experiments._parts import Method
 from lightning_fairprune.experiments._query import Known
-from lightning_fairprune.experiments._records import Experiment, Method
+from lightning_fairprune.experiments._records import Experiment
 from lightning_fairprune.experiments._train import (
+    END,
     RUN,
     Meter,
     Training,
+    keep_weights,
     loaded,
     monitor,
     recalls,
@@ -35,7 +38,7 @@ from lightning_fairprune.loader import sampled_dataset
 from lightning_fairprune.record import PruningRecord
 from lightning_fairprune.selection import Selection
 
-__all__ = ["run_baseline", "run_final", "run_one_fit"]
+__all__ = ["run_baseline", "run_final", "run_one_fit", "tested"]
 
 
 def run_baseline(cell: Cell, experiment: Experiment, folder: Path, seed: int) -> dict[str, Any]:
@@ -54,7 +57,9 @@ def run_baseline(cell: Cell, experiment: Experiment, folder: Path, seed: int) ->
         experiment, folder, callbacks, max_epochs=length.epochs, max_steps=length.steps, **options
     )
     fit.fit(model, datamodule=data)
-    found = _tested(experiment, fit, model, data, counted, meter)
+    if experiment.weights and cell.name == experiment.dense:
+        keep_weights(model, folder / END)
+    found = tested(experiment, fit, model, data, counted, meter)
     labels = labels_of(sampled_dataset(data.train_dataloader()))
     if labels is not None and experiment.group_by is None:
         found["kept"] = torch.bincount(labels, minlength=len(found["classes"])).tolist()
@@ -95,7 +100,7 @@ def run_final(
     )
     fit.fit(model, datamodule=data)
     record.save(folder / RUN / RUN_FOLDER)
-    return _tested(experiment, fit, model, data, counted, meter) | {
+    return tested(experiment, fit, model, data, counted, meter) | {
         "kept": _kept(selection),
         "select_seconds": round(seconds, 3),
         "query_seconds": round(known.query_seconds, 3),
@@ -165,7 +170,7 @@ def run_one_fit(cell: Cell, experiment: Experiment, folder: Path, seed: int) -> 
     )
     fit.fit(model, datamodule=data)
     assert prune.selection is not None
-    return _tested(experiment, fit, model, data, counted, meter) | {"kept": _kept(prune.selection)}
+    return tested(experiment, fit, model, data, counted, meter) | {"kept": _kept(prune.selection)}
 
 
 def _final_length(experiment: Experiment, training: Training, kept: int, density: float) -> Any:
@@ -184,7 +189,7 @@ def _kept(selection: Selection) -> list[int]:
     return found
 
 
-def _tested(
+def tested(
     experiment: Experiment,
     fit: pl.Trainer,
     model: pl.LightningModule,
@@ -192,6 +197,7 @@ def _tested(
     counted: RecallMonitor,
     meter: Meter,
 ) -> dict[str, Any]:
+    """Tests a model that has been trained, and returns what `result.json` says of any."""
     fit.test(model, datamodule=data, verbose=False)
     counts = recalls(counted, experiment, "test")
     recall: Tensor = counts.recall

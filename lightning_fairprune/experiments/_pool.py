@@ -250,6 +250,8 @@ class _View:
         found = ""
         if "worst" in result:
             found = f"average {result['average']:.3f}, worst {result['worst']:.3f}, "
+        if result.get("alpha") is not None:
+            found += f"alpha {result['alpha']:.3f}, "
         return f"{cell.label}: {found}{result['seconds']:.0f} s"
 
     def _line(self, text: str, left: str) -> None:

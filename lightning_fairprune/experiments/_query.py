@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,23 @@ import torch
 from torch import Tensor
 
 from lightning_fairprune import signals
-from lightning_fairprune._files import read_tensors, write_tensors, write_whole
+from lightning_fairprune._files import read_tensors, write_tensors
 from lightning_fairprune.callbacks._warmup import WarmUp
 from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.datamodule import FairPruneDataModule
 from lightning_fairprune.dynamics import Dynamics
 from lightning_fairprune.experiments._cells import Cell
-from lightning_fairprune.experiments._records import Experiment, Method
-from lightning_fairprune.experiments._train import Meter, loaded, monitor, recalls, trainer
+from lightning_fairprune.experiments._parts import Method, score_name
+from lightning_fairprune.experiments._records import Experiment
+from lightning_fairprune.experiments._train import (
+    END,
+    Meter,
+    keep_weights,
+    loaded,
+    monitor,
+    recalls,
+    trainer,
+)
 from lightning_fairprune.scoring import score_pass
 
 __all__ = ["Known", "known", "run_query", "run_score"]
@@ -43,7 +51,7 @@ def run_query(cell: Cell, experiment: Experiment, folder: Path, seed: int) -> di
     loaded(users)
     data = FairPruneDataModule(users, seed=seed)
     counted, meter, observer = monitor(experiment, users), Meter(), _Observer(experiment, data)
-    keeper = _Weights({query.early_epoch: folder / "early.pt", query.epochs: folder / "end.pt"})
+    keeper = _Weights({query.early_epoch: folder / "early.pt", query.epochs: folder / END})
     callbacks = [meter, observer, counted, keeper]
     fit = trainer(experiment, folder, callbacks, max_epochs=query.epochs)
     fit.fit(model, datamodule=data)
@@ -126,8 +134,7 @@ class _Weights(pl.Callback):
         """Writes them."""
         path = self.paths.get(trainer.current_epoch + 1)
         if path is not None:
-            state = {name: value.cpu() for name, value in pl_module.state_dict().items()}
-            write_whole(path, partial(torch.save, state))
+            keep_weights(pl_module, path)
 
 
 # ------------------------------------------------------------------------------------------- passes
@@ -154,7 +161,7 @@ def run_score(cell: Cell, experiment: Experiment, folder: Path, query: Path) -> 
     )
     data, model = experiment.data(), experiment.model()
     loaded(data)
-    weights = query / ("early.pt" if method.at == "early" and _has_early(experiment) else "end.pt")
+    weights = query / ("early.pt" if method.at == "early" and _has_early(experiment) else END)
     scoring = _Scoring(method, data, weights)
     # Inside a validation, because there model and batches are where and as training has them.
     validation = trainer(
@@ -171,8 +178,6 @@ def run_score(cell: Cell, experiment: Experiment, folder: Path, query: Path) -> 
 
 
 def _name(method: Method) -> str:
-    from lightning_fairprune.experiments._records import score_name
-
     assert method.score is not None
     return score_name(method.score)
 

@@ -4,20 +4,39 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lightning_fairprune import statistics
 from lightning_fairprune._files import write_whole
 from lightning_fairprune.experiments._cells import Cell
 from lightning_fairprune.experiments._store import Store
 
-__all__ = ["Row", "by_setting", "markdown", "rows_of", "spread", "write_parquet", "write_tables"]
+__all__ = [
+    "Row",
+    "by_setting",
+    "by_sparsity",
+    "markdown",
+    "ratio",
+    "rows_of",
+    "spread",
+    "write_parquet",
+    "write_tables",
+]
 
 MEASURES = ("average", "worst", "gap", "std")
-NUMBERS = (*MEASURES, "samples_seen", "steps", "seconds", "select_seconds", "query_seconds")
+NUMBERS = (
+    *MEASURES,
+    *("samples_seen", "steps", "seconds", "select_seconds", "query_seconds", "sparsity", "alpha"),
+)
+HEAD = (
+    *("method", "seeds", *MEASURES),
+    *("fewest kept of a class", "samples seen", "s", "s to select"),
+)
+WEIGHTS_HEAD = ("method", "seeds", "alpha", *MEASURES, "s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +45,7 @@ class Row:
 
     Args:
         method: its name in the config.
-        kind: ``"baseline"``, ``"final"`` or ``"one_fit"``.
+        kind: ``"baseline"``, ``"final"``, ``"one_fit"`` or ``"weights"``.
         density: fraction of the samples that it was trained on, 1 for all.
         seed: of the model.
         average: mean recall of the test's classes.
@@ -41,6 +60,9 @@ class Row:
         classes: names of the K classes or groups.
         recall: of each, None without a test sample.
         kept: training samples of each; None if nobody knows the labels of all the data.
+        sparsity: fraction of the weights that was removed.
+        alpha: intensification ratio against the dense model of the same seed; None for models whose
+            weights were not pruned, or if it is undefined.
     """
 
     method: str
@@ -59,14 +81,18 @@ class Row:
     classes: tuple[str, ...]
     recall: tuple[float | None, ...]
     kept: tuple[int, ...] | None
+    sparsity: float = 0.0
+    alpha: float | None = None
 
 
 def rows_of(store: Store, cells: Sequence[Cell]) -> list[Row]:
-    """Returns the models that are finished: baselines first, then by density, method and seed."""
+    """Returns the models that are finished: baselines first, then by density, sparsity, method and seed."""
     found = [result for cell in cells if cell.in_table and (result := store.result(cell))]
     rows = [_row(result) for result in found]
     names = list(dict.fromkeys(row.method for row in rows))
-    return sorted(rows, key=lambda row: (-row.density, names.index(row.method), row.seed))
+    return sorted(
+        rows, key=lambda row: (-row.density, row.sparsity, names.index(row.method), row.seed)
+    )
 
 
 def _row(result: Mapping[str, Any]) -> Row:
@@ -82,15 +108,36 @@ def _row(result: Mapping[str, Any]) -> Row:
         classes=tuple(result["classes"]),
         recall=tuple(result["recall"]),
         kept=None if kept is None else tuple(kept),
+        sparsity=result.get("sparsity", 0.0),
+        alpha=result.get("alpha"),
     )
 
 
 def by_setting(rows: Sequence[Row]) -> dict[tuple[str, float], list[Row]]:
-    """Returns the rows of each method and density: its seeds."""
+    """Returns the rows of each method and density: its seeds. Models whose weights were pruned are left out."""
+    return _grouped((row.density, row) for row in rows if not row.sparsity)
+
+
+def by_sparsity(rows: Sequence[Row]) -> dict[tuple[str, float], list[Row]]:
+    """Returns the rows of each method and sparsity, of models whose weights were pruned."""
+    return _grouped((row.sparsity, row) for row in rows if row.sparsity)
+
+
+def _grouped(rows: Iterable[tuple[float, Row]]) -> dict[tuple[str, float], list[Row]]:
     groups: dict[tuple[str, float], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row.method, row.density), []).append(row)
+    for level, row in rows:
+        groups.setdefault((row.method, level), []).append(row)
     return groups
+
+
+def ratio(sparsity: float) -> float:
+    """Returns weights before by weights after, as the papers count.
+
+    Example:
+        >>> round(ratio(0.9), 3)
+        10.0
+    """
+    return 1 / (1 - sparsity)
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:
@@ -107,24 +154,53 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Returns one table for each density, all data first: mean [lowest, highest] over the seeds."""
+    """Returns one table for each density and sparsity, all data first: mean [lowest, highest] over the seeds."""
     groups, parts = by_setting(rows), []
-    head = (
-        "method",
-        "seeds",
-        *MEASURES,
-        "fewest kept of a class",
-        "samples seen",
-        "s",
-        "s to select",
-    )
-    for density in dict.fromkeys(row.density for row in rows):
+    for density in dict.fromkeys(d for _, d in groups):
         title = "all data" if density == 1 else f"density {density:g}"
-        lines = [head, ("---", *["--:"] * (len(head) - 1))]
-        lines += [_line(name, group) for (name, d), group in groups.items() if d == density]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        parts.append(f"## {title}\n\n{table}\n")
+        parts.append(
+            _table(title, HEAD, [_line(n, g) for (n, d), g in groups.items() if d == density])
+        )
+    sparse = by_sparsity(rows)
+    for sparsity in sorted({s for _, s in sparse}):
+        title = f"sparsity {sparsity:g} (ratio {ratio(sparsity):.3g})"
+        lines = [_weights_line(n, g) for (n, s), g in sparse.items() if s == sparsity]
+        parts.append(_table(title, WEIGHTS_HEAD, lines))
+    if sparse:
+        parts.append(
+            "alpha is the intensification ratio against the dense model of the same seed: mean ± half of "
+            "the 95 % t interval over the\nseeds; > and < mean that the 99 % interval lies on that side of 1.\n"
+        )
     return "\n".join(parts)
+
+
+def _table(title: str, head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    every = [head, ("---", *["--:"] * (len(head) - 1)), *lines]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in every)
+    return f"## {title}\n\n{table}\n"
+
+
+def _weights_line(name: str, group: Sequence[Row]) -> tuple[str, ...]:
+    return (
+        name,
+        str(len(group)),
+        _alpha([row.alpha for row in group if row.alpha is not None]),
+        *(spread([getattr(row, measure) for row in group]) for measure in MEASURES),
+        f"{sum(row.seconds for row in group) / len(group):.1f}",
+    )
+
+
+def _alpha(values: Sequence[float]) -> str:
+    """Returns mean and interval as text; without scipy the mean alone."""
+    if not values:
+        return ""
+    try:
+        narrow, wide = statistics.summarise(values, 0.95), statistics.summarise(values)
+    except ImportError:
+        return spread(values)
+    if wide.num_models < 2:
+        return spread(values)
+    return f"{narrow.mean:.3f} ± {narrow.high - narrow.mean:.3f} {wide.label}"
 
 
 def _line(name: str, group: Sequence[Row]) -> tuple[str, ...]:

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from lightning_fairprune._files import write_whole
 from lightning_fairprune.experiments._cells import Cell
-from lightning_fairprune.experiments._claims import claims_of, markdown
-from lightning_fairprune.experiments._figure import curves
+from lightning_fairprune.experiments._claim import markdown
+from lightning_fairprune.experiments._claims import claims_of
+from lightning_fairprune.experiments._figure import curves, sparsity_curves
 from lightning_fairprune.experiments._records import Experiment
 from lightning_fairprune.experiments._results import Row, rows_of, write_parquet
 from lightning_fairprune.experiments._store import Store
@@ -45,7 +46,7 @@ def summarise(
     files.append(claims)
     try:
         with console.status("Drawing"):
-            files += [_figure(rows, store.out), *_reports(store, cells)]
+            files += [*_figures(rows, store.out), *_reports(store, cells)]
     except ImportError:
         notes.append(
             'No figure and no report pages without matplotlib and scipy: pip install "lightning-fairprune[report]".'
@@ -56,26 +57,33 @@ def summarise(
     return files
 
 
-def _figure(rows: Sequence[Row], folder: Path) -> Path:
-    path = folder / "densities.png"
-    write_whole(path, partial(curves(rows).savefig, format="png", dpi=150))
-    return path
+def _figures(rows: Sequence[Row], folder: Path) -> list[Path]:
+    drawn = {}
+    if any(row.density < 1 for row in rows):
+        drawn["densities.png"] = curves(rows)
+    if any(row.sparsity for row in rows):
+        drawn["sparsities.png"] = sparsity_curves(rows)
+    for name, figure in drawn.items():
+        write_whole(folder / name, partial(figure.savefig, format="png", dpi=150))
+    return [folder / name for name in drawn]
 
 
 def _reports(store: Store, cells: Sequence[Cell]) -> list[Path]:
-    """Writes a page for each density, against the models on all the data."""
+    """Writes the page of each density and sparsity, against the models on all the data."""
     from lightning_fairprune.report import report  # no worker needs it
 
     finished = [cell for cell in cells if cell.in_table and store.result(cell)]
     full = [cell for cell in finished if cell.kind == "baseline"]
     first = [cell for cell in full if cell.name == full[0].name]
-    pages = []
-    for density in sorted({cell.density for cell in finished if cell.density < 1}, reverse=True):
-        others = [cell for cell in full if cell not in first]
-        shown = [*others, *(cell for cell in finished if cell.density == density)]
-        runs = [f"{cell.name}={store.folder(cell) / RUN}" for cell in shown]
-        reference = [str(store.folder(cell) / RUN) for cell in first]
-        out = store.out / "report" / f"density{density:g}"
-        report(runs, reference or None, out, data="test")
-        pages.append(out / "index.html")
-    return pages
+    others = [cell for cell in full if cell not in first]
+    shown: dict[str, list[Cell]] = {}
+    for cell in sorted(finished, key=lambda cell: (-cell.density, cell.sparsity)):
+        if cell.density < 1:
+            shown.setdefault(f"density{cell.density:g}", list(others)).append(cell)
+        if cell.sparsity:
+            shown.setdefault(f"sparsity{cell.sparsity:g}", []).append(cell)
+    reference = [str(store.folder(cell) / RUN) for cell in first]
+    for name, methods in shown.items():
+        runs = [f"{cell.name}={store.folder(cell) / RUN}" for cell in methods]
+        report(runs, reference or None, store.out / "report" / name, data="test")
+    return [store.out / "report" / name / "index.html" for name in shown]

@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch.utils.data import DataLoader
 
+from lightning_fairprune._files import write_whole
 from lightning_fairprune.callbacks import RecallMonitor
 from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.experiments._records import Experiment
 from lightning_fairprune.history import GROUPS
 from lightning_fairprune.loader import check_restrictable, sampled_dataset
 
-__all__ = ["RUN", "Meter", "Training", "loaded", "monitor", "recalls", "trainer"]
+__all__ = [
+    "END",
+    "RUN",
+    "Meter",
+    "Training",
+    "keep_weights",
+    "loaded",
+    "monitor",
+    "recalls",
+    "trainer",
+]
 
-# The folder of the logger inside that of a cell.
-RUN = "run"
+# The folder of the logger inside that of a cell, and the weights at the end of a training.
+RUN, END = "run", "end.pt"
 
 
 class Training(NamedTuple):
@@ -56,6 +69,12 @@ def monitor(experiment: Experiment, data: Any) -> RecallMonitor:
 def recalls(counted: RecallMonitor, experiment: Experiment, stage: str) -> ClassCounts:
     """Returns the last counts of a stage, of groups where the experiment is about groups."""
     return counted.counts[stage + GROUPS if experiment.group_by is not None else stage]
+
+
+def keep_weights(module: pl.LightningModule, path: Path) -> None:
+    """Writes the weights of a module, whole or not at all."""
+    state = {name: value.cpu() for name, value in module.state_dict().items()}
+    write_whole(path, partial(torch.save, state))
 
 
 def trainer(

@@ -19,6 +19,7 @@ from lightning_fairprune.experiments._config import build, settings_of
 from lightning_fairprune.experiments._model import run_baseline, run_final, run_one_fit
 from lightning_fairprune.experiments._query import known, run_query, run_score
 from lightning_fairprune.experiments._store import Store
+from lightning_fairprune.experiments._weights import run_weights
 
 __all__ = ["main", "run_cell", "seed_of", "work"]
 
@@ -61,6 +62,7 @@ def attempt(cell: Cell, settings: Mapping[str, Any], store: Store) -> None:
         "kind": cell.kind,
         "method": cell.name,
         "density": cell.density,
+        "sparsity": cell.sparsity,
         "seed": cell.seed,
         "seconds": round(time.perf_counter() - start, 3),
     }
@@ -85,6 +87,8 @@ def run_cell(cell: Cell, settings: Mapping[str, Any], store: Store) -> dict[str,
         return run_baseline(cell, experiment, folder, seed)
     if cell.kind == "one_fit":
         return run_one_fit(cell, experiment, folder, seed)
+    if cell.kind == "weights":
+        return run_weights(cell, experiment, folder, seed, store.folder(before[0]))
     told = known(experiment.methods[cell.name], experiment, queries, passes)
     return run_final(cell, experiment, folder, seed, told)
 

@@ -1,0 +1,265 @@
+"""The parts of an experiment as frozen records: query models, lengths, methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lightning_fairprune import geometry, quotas
+from lightning_fairprune.callbacks import ClassWeighting, DataPruning, WeightPruning
+
+__all__ = [
+    "Baseline",
+    "Final",
+    "Finetune",
+    "Hardware",
+    "Method",
+    "OneFit",
+    "Query",
+    "WeightMethod",
+    "score_name",
+]
+
+Keep = Literal["random", "hard", "easy", "stratified"]
+
+
+@dataclass(frozen=True)  # no slots, as of Hardware
+class Query:
+    """The models that tell which classes are hard and which samples.
+
+    Args:
+        epochs: of each query model, over all the data; at least 1 where there are `methods`.
+        models: how many of them are trained for each seed; recalls and scores are averaged over them.
+        early: when the scores of methods with ``at: early`` are taken, a fraction of `epochs` in (0, 1].
+        shrinkage: pseudo-samples at the mean recall that are added to every class; 0 as published.
+
+    Example:
+        >>> Query(epochs=160).early_epoch
+        16
+    """
+
+    epochs: int = 0
+    models: int = 1
+    early: float = 0.1
+    shrinkage: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 0), ("models", 1)):
+            value = getattr(self, name)
+            if value < least:
+                raise ValueError(f"`query.{name}` must be at least {least}, got {value}.")
+        if not 0 < self.early <= 1:
+            raise ValueError(f"`query.early` must be in (0, 1], got {self.early}.")
+        if not self.shrinkage >= 0:
+            raise ValueError(f"`query.shrinkage` must be 0 or more samples, got {self.shrinkage}.")
+
+    @property
+    def early_epoch(self) -> int:
+        """Epochs that are done when early scores are taken, at least 1."""
+        return max(1, round(self.early * self.epochs))
+
+
+@dataclass(frozen=True, slots=True)
+class Final:
+    """How long the models are trained that are compared.
+
+    Args:
+        epochs: of a model on all the data.
+        length: of a model on part of it. ``"equal_samples"``: until it has seen as many samples;
+            ``"epoch_correction"``: for ``int((0.5 + 0.5 d) epochs / d)`` epochs at density d, as the
+            published code of DRoP has it, which is between half as many samples and as many.
+
+    Example:
+        >>> Final(epochs=160).length
+        'equal_samples'
+    """
+
+    epochs: int
+    length: Literal["equal_samples", "epoch_correction"] = "equal_samples"
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"`final.epochs` must be at least 1, got {self.epochs}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A way to choose the samples for a final model, from what the query models saw.
+
+    Args:
+        score: how hard each sample is, higher = harder: a function of
+            :mod:`lightning_fairprune.scores`, :mod:`~lightning_fairprune.gradients` or
+            :mod:`~lightning_fairprune.geometry`, or your own; None with ``keep: random``.
+        keep: which samples of a class stay.
+        quota: samples per class, ``(sizes, recall, budget)`` or ``(sizes, budget) -> int64 [K]``;
+            None for no quotas. :func:`~lightning_fairprune.quotas.of_subset` takes as many of each class
+            as `score` and `keep` would without quotas, but at random: StrategyQ of the DRoP paper.
+        score_on: ``"training"``: the score reads what the query models' training steps saw;
+            ``"pass"``: one pass over the training set in eval mode, without augmentation.
+        at: whether the score is taken early in the query model's training or at its end.
+
+    Example:
+        >>> from lightning_fairprune import quotas
+        >>> Method(quota=quotas.drop).keep
+        'random'
+    """
+
+    score: Callable[..., Any] | None = None
+    keep: Keep = "random"
+    quota: Callable[..., Any] | None = None
+    score_on: Literal["training", "pass"] = "training"
+    at: Literal["early", "end"] = "end"
+
+    def __post_init__(self) -> None:
+        if (self.score is None) != (self.keep == "random"):
+            raise ValueError(
+                "a method has a `score` and keep: hard, easy or stratified, or neither, got score: "
+                f"{'null' if self.score is None else score_name(self.score)} and keep: {self.keep}."
+            )
+        if self.quota is quotas.of_subset and self.score is None:
+            raise ValueError(
+                "quota: of_subset needs the `score` whose own subset tells how many samples of each class "
+                "are kept, got score: null: give one with keep: hard, or take quotas.proportional."
+            )
+
+    @property
+    def models_of_score(self) -> int | None:
+        """From how many query models the score is taken; None for all, whose mean it is then.
+
+        The order of k-center has no mean, and the paper takes it from one model.
+        """
+        return 1 if self.score in (geometry.k_center_distance, geometry.class_k_center) else None
+
+
+@dataclass(frozen=True, slots=True)
+class OneFit:
+    """Pruning inside the one fit of the final model, without a query model.
+
+    Args:
+        warmup: fraction of the samples seen that go to the warm-up on all the data, rounded down to
+            whole epochs, at least one.
+        prune: :class:`~lightning_fairprune.DataPruning` with any of its arguments but density,
+            warmup_epochs and seed.
+
+    Example:
+        >>> OneFit(warmup=0.25).prune(0.3, 2).warmup_epochs
+        2
+    """
+
+    warmup: float = 0.375
+    prune: Callable[[float, int], DataPruning] = DataPruning
+
+    def __post_init__(self) -> None:
+        if not 0 < self.warmup < 1:
+            raise ValueError(f"`warmup` of one_fit must be in (0, 1), got {self.warmup}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """A model that is trained on all the data.
+
+    Args:
+        weighting: :class:`~lightning_fairprune.ClassWeighting`; None for plain training.
+
+    Example:
+        >>> type(Baseline(weighting=ClassWeighting).weighting()).__name__
+        'ClassWeighting'
+    """
+
+    weighting: Callable[[], ClassWeighting] | None = None
+
+
+@dataclass(frozen=True)  # no slots, as of Hardware
+class Finetune:
+    """How a dense model is trained on while and after its weights are pruned.
+
+    Args:
+        epochs: over all the data, at least 1 where there are `weights`.
+        lr_factor: what all learning rates of the model's own optimisers and schedules are multiplied
+            by; the schedule begins anew and spans `epochs`.
+
+    Example:
+        >>> Finetune(epochs=20).lr_factor
+        1.0
+    """
+
+    epochs: int = 0
+    lr_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0:
+            raise ValueError(f"`finetune.epochs` must be 0 or more, got {self.epochs}.")
+        if not self.lr_factor > 0:
+            raise ValueError(f"`finetune.lr_factor` must be above 0, got {self.lr_factor}.")
+
+
+@dataclass(frozen=True, slots=True)
+class WeightMethod:
+    """A way to prune the weights of the dense model, the first of the baselines.
+
+    Args:
+        prune: :class:`~lightning_fairprune.WeightPruning` with any of its arguments but sparsity,
+            start, end and seed.
+        start: first pruning, as WeightPruning has it, counted within the fine-tuning; 0 prunes before
+            its first step.
+        end: last pruning; with both 0 all is pruned at once.
+
+    Raises:
+        ValueError: If `prune` sets what the experiment does, or an argument is out of range.
+
+    Example:
+        >>> WeightMethod().at(0.9, seed=3).sparsity
+        0.9
+    """
+
+    prune: Callable[[], WeightPruning] = WeightPruning
+    start: int | float = 0
+    end: int | float = 0
+
+    def __post_init__(self) -> None:
+        given, default = self.prune(), WeightPruning()
+        for name in ("sparsity", "start", "end", "seed"):
+            value = getattr(given, name)
+            if value != getattr(default, name):
+                raise ValueError(
+                    f"`prune` of weights must leave {name} to the experiment, got {value}: sparsity "
+                    "and seed come from `sparsities` and `seeds`, start and end stand beside `prune`."
+                )
+        self.at(0.5, seed=0)
+
+    def at(self, sparsity: float, seed: int) -> WeightPruning:
+        """Returns a callback for one model."""
+        # Told with dots, jsonargparse would take its arguments for those of the call.
+        prune: Callable[..., WeightPruning] = self.prune
+        return prune(sparsity=sparsity, start=self.start, end=self.end, seed=seed)
+
+
+@dataclass(frozen=True)  # no slots: jsonargparse takes defaults apart by their __dict__
+class Hardware:
+    """What each training runs on; options of the Trainer.
+
+    Args:
+        accelerator: such as ``"cpu"`` or ``"gpu"``.
+        devices: one device: 1, or a list with its number. ``--jobs`` is for several.
+        precision: such as ``"32-true"`` or ``"bf16-mixed"``.
+
+    Example:
+        >>> Hardware(precision="bf16-mixed").devices
+        1
+    """
+
+    accelerator: str = "auto"
+    devices: int | list[int] = 1
+    precision: str | int = "32-true"
+
+
+def score_name(score: Callable[..., Any]) -> str:
+    """Returns what to call a score: the name of the function, or of the class.
+
+    Example:
+        >>> from lightning_fairprune import scores
+        >>> score_name(scores.el2n)
+        'el2n'
+    """
+    return getattr(score, "__name__", type(score).__name__)
