@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from torch import Tensor
 __all__ = [
     "RUN_FOLDER",
     "check_format",
+    "read_checkpoint",
     "read_json",
     "read_tensors",
     "understanding",
@@ -42,6 +44,13 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[Path], object]) -
         write: Called with the temporary path.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{str(path)!r} is a folder: give the name of a file in it.")
+    if not path.parent.is_dir():
+        what = "is no folder" if path.parent.exists() else "is not there"
+        raise NotADirectoryError(
+            f"{str(path)!r} cannot be written: {str(path.parent)!r} {what}; make the folder first."
+        )
     # No file of `tempfile`: it stays readable by its owner alone, also under its final name.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -134,13 +143,34 @@ def understanding(path: str | os.PathLike[str]) -> Iterator[None]:
     except StopIteration as error:
         raise _damaged(path, "it has fewer entries than it says") from error
     except wrong as error:
-        # A KeyError is no more than the key.
-        plain = isinstance(error, ValueError) and not isinstance(error, UnicodeError)
-        raise _damaged(path, str(error) if plain else repr(error)) from error
+        # A KeyError is no more than the key; a UnicodeError shows all of the file.
+        raise _damaged(
+            path, str(error) if isinstance(error, ValueError) else repr(error)
+        ) from error
 
 
 def _damaged(path: str | os.PathLike[str], why: str) -> ValueError:
+    why = why.rstrip(".")[:400]
     return ValueError(f"{os.fspath(path)!r} cannot be loaded: it is damaged ({why}); {_AGAIN}.")
+
+
+def read_checkpoint(path: Path) -> Any:
+    """Returns what `torch.save` wrote, on the CPU; nothing but tensors and primitives is built.
+
+    Raises:
+        ValueError: If there is anything else in it, or it is damaged; a part of a sentence.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about what comes before a damaged place
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # what a damaged pickle raises may be anything
+            # Not all of the sentence: torch goes on to say how to run whatever is in the file.
+            why = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
+            raise ValueError(
+                f"{str(path)!r} must load with weights_only=True, as tensors and primitives do, but "
+                f"it is damaged or holds something else ({why.rstrip('.')[:200]})"
+            ) from error
 
 
 def check_format(name: str, metadata: Mapping[str, object], kind: str, version: str) -> None:

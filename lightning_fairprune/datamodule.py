@@ -42,6 +42,11 @@ class Wrapper:
             Selection.load(selection) if isinstance(selection, (str, os.PathLike)) else selection
         )
         if self.selection is not None:
+            if not len(self.selection):
+                raise ValueError(
+                    "`selection` must keep at least one sample to train on, it keeps none of "
+                    f"{self.selection.num_samples}: look at the quotas that it was made with."
+                )
             self.source.kept = self.selection.indices
             self.source.on_load = self._check_selection
         for name in _FORWARDED:

@@ -303,7 +303,7 @@ def sampled_dataset(loader: DataLoader[Any]) -> Dataset[Any]:
 
 
 def check_restrictable(loader: object) -> None:
-    """Raises a TypeError unless `loader` can be rebuilt over a part of its samples."""
+    """Raises a TypeError unless `loader` can be rebuilt over a part of its samples, and has some."""
     if not isinstance(loader, DataLoader):
         raise TypeError(
             "`train_dataloader()` must return one torch DataLoader to prune data, got "
@@ -313,6 +313,11 @@ def check_restrictable(loader: object) -> None:
         raise TypeError(
             f"an iterable dataset ({type(loader.dataset).__name__}) has no stable sample index to "
             "prune by: use a map-style dataset with __getitem__ and __len__."
+        )
+    if hasattr(loader.dataset, "__len__") and not len(loader.dataset):
+        raise ValueError(
+            "the training set must have at least one sample to prune data, it is empty: look at where "
+            f"{type(loader.dataset).__name__} reads them."
         )
     if loader.batch_size is None or not _is_plain(loader.batch_sampler):
         found = loader.sampler if loader.batch_sampler is None else loader.batch_sampler

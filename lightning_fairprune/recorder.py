@@ -198,7 +198,8 @@ class EpochRecorder:
             bounds = f"in [0, {limit})" if limit else "0 or more"
             raise ValueError(
                 f"every {name} must be {bounds}, got {int(label[first])} for sample {first} "
-                f"({int(bad.sum())} samples in epoch {epoch})."
+                f"({int(bad.sum())} samples in epoch {epoch}): number them from 0, and leave samples "
+                "to be ignored out of the training set."
             )
         changed = observed & (known != _UNSEEN) & (known != label)
         if changed.any():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Callable
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.nn import BatchNorm1d
@@ -36,9 +39,20 @@ def arguments(
     recall_window: int,
     shrinkage: float,
     floor: int,
+    recall_dataloader: int,
+    seed: int,
 ) -> None:
     """Checks the arguments of DataPruning on their own."""
-    if isinstance(density, bool) or not 0 < density <= 1:
+    function("score", score, "scores.el2n")
+    function("quota", quota, "quotas.drop")
+    number("density", density)
+    number("warmup_epochs", warmup_epochs)
+    number("shrinkage", shrinkage)
+    number("recall_window", recall_window, whole=True)
+    number("floor", floor, whole=True)
+    number("recall_dataloader", recall_dataloader, whole=True)
+    number("seed", seed, whole=True)
+    if not 0 < density <= 1:
         raise ValueError(f"`density` must be in (0, 1], got {density}.")
     if isinstance(warmup_epochs, float) and not 0 < warmup_epochs < 1:
         raise ValueError(
@@ -62,6 +76,8 @@ def arguments(
         )
     _quota_arguments(quota)
     for name, every in (("resample_every", resample_every), ("update_every", update_every)):
+        if every is not None:
+            number(name, every, whole=True)
         if every is not None and every < 1:
             raise ValueError(f"`{name}` must be None or at least 1 epoch, got {every}.")
     if recall_window < 1:
@@ -70,6 +86,26 @@ def arguments(
         raise ValueError(f"`shrinkage` must be 0 or more samples, got {shrinkage}.")
     if floor < 0:
         raise ValueError(f"`floor` must be 0 or more samples, got {floor}.")
+    if recall_dataloader < 0:
+        raise ValueError(f"`recall_dataloader` must be 0 or more, got {recall_dataloader}.")
+
+
+def number(name: str, value: object, *, whole: bool = False) -> None:
+    """Raises a TypeError unless a value is a number, of Python, numpy or torch."""
+    value = value.item() if getattr(value, "shape", None) == () else value  # type: ignore[attr-defined]
+    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+        kind = "a whole number" if whole else "a number"
+        raise TypeError(f"`{name}` must be {kind}, got {_short(value)}.")
+
+
+def function(name: str, value: object, example: str) -> None:
+    """Raises a TypeError unless a value is None or can be called."""
+    if value is not None and not callable(value):
+        raise TypeError(f"`{name}` must be a function, such as {example}, got {_short(value)}.")
+
+
+def _short(value: object) -> str:
+    return repr(value) if isinstance(value, str | int | float) else type(value).__name__
 
 
 def _quota_arguments(quota: Callable[..., object] | None) -> None:
@@ -86,6 +122,56 @@ def _quota_arguments(quota: Callable[..., object] | None) -> None:
         raise ValueError(
             f"`quota` must take (sizes, recall, budget) or (sizes, budget), but {_name(quota)} also "
             f"needs {', '.join(map(repr, unknown))}: give it with functools.partial."
+        )
+
+
+def quota(callback: DataPruning) -> None:
+    """Tries the quota function on four made-up classes, rather than after the warm-up.
+
+    It may need the classes of the data, so that nothing but the type of what it returns is held
+    against it.
+    """
+    if callback.quota_fn is None:
+        return
+    sizes, options = torch.full((4,), 100), {"floor": callback.floor} if callback.floor else {}
+    recall = torch.linspace(0.5, 0.8, 4, dtype=torch.float64)
+    given = (sizes, recall) if callback.decision.needs_recall else (sizes,)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            found = copy.deepcopy(callback.quota_fn)(*given, budget=200, **options)
+    except Exception:  # of the user's code
+        return
+    if not isinstance(found, Tensor) or found.dtype != torch.int64 or found.ndim != 1:
+        raise ValueError(
+            f"`quota` must return int64 [{len(sizes)}], got "
+            f"{getattr(found, 'dtype', type(found).__name__)} {list(getattr(found, 'shape', []))} from "
+            f"{_name(callback.quota_fn)} for made-up classes: quotas.apportion makes whole numbers of shares."
+        )
+
+
+def validation(callback: DataPruning, trainer: pl.Trainer) -> None:
+    """Checks that recalls will come, as soon as the Trainer has the validation loaders."""
+    if not callback.decision.needs_recall or trainer.val_dataloaders is None:
+        return
+    batches, wanted = list(trainer.num_val_batches), callback.recall_dataloader
+    if wanted >= len(batches) or batches[wanted] == 0:
+        found = f"there are {len(batches)} loaders" if wanted >= len(batches) else "it is empty"
+        raise ValueError(
+            f"`quota` {_name(callback.quota_fn)} needs the recall of each class, from the validation "
+            f"loader {wanted} (`recall_dataloader`), but {found}: give it samples, name another, or "
+            "use quotas.proportional or quotas.balanced."
+        )
+
+
+def scored(score: object, scores: Tensor, target: Tensor, budget: int) -> None:
+    """Raises if samples were seen, but have no score, and too few remain."""
+    seen = target >= 0
+    nan = seen & scores.isnan()
+    if int(seen.sum()) - int(nan.sum()) < budget <= int(seen.sum()):
+        raise ValueError(
+            f"`score` {_name(score)} must be a number for the samples that were seen, but it is NaN for "
+            f"{int(nan.sum())} of {int(seen.sum())}, first for sample {int(nan.nonzero()[0])}, which "
+            f"leaves less than the {budget} to keep: look at what it divides by, or warm up longer."
         )
 
 
@@ -131,6 +217,7 @@ def trainer(callback: DataPruning, trainer: pl.Trainer, module: pl.LightningModu
             "samples, so there is nothing to prune: leave it out or leave out DataPruning."
         )
     _data_source(trainer, module)
+    quota(callback)
     if callback.decision.needs_recall and not trainer.enable_validation:
         raise ValueError(
             f"`quota` {_name(callback.quota_fn)} needs the recall of each class, but there is no "

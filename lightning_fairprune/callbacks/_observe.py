@@ -72,19 +72,34 @@ class StepObserver:
         if self._own is not None:
             (logits, target), self._own = self._own, None
         elif _has_logits(outputs):
-            logits, target = outputs["logits"].detach(), outputs["target"].detach()
+            logits, target = outputs["logits"], outputs["target"]
         else:
             try:
                 return self._capture.pick(batch_size)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
+        if not isinstance(logits, Tensor) or not isinstance(target, Tensor):
+            raise ValueError(
+                f"{where}: logits and targets must be tensors, got {type(logits).__name__} and "
+                f"{type(target).__name__}: return those that the loss is given, or pass `logits_fn`."
+            )
         if logits.ndim != 2 or target.ndim != 1 or target.is_floating_point():
             raise ValueError(
                 f"{where}: logits must be [B, C] and targets one class index per sample, got "
                 f"{list(logits.shape)} and {target.dtype} {list(target.shape)}; soft and "
-                "multi-label targets have no class to balance."
+                "multi-label targets have no class to balance: give class indices, or pass `logits_fn`."
             )
-        return logits, target
+        if not logits.is_floating_point():
+            raise ValueError(
+                f"{where}: logits must be floating, got {logits.dtype}: return what the softmax is given."
+            )
+        expected = len(target) if batch_size is None else batch_size
+        if not len(logits) == len(target) == expected:
+            raise ValueError(
+                f"{where}: logits and targets must be of the {expected} samples of the batch, got "
+                f"{len(logits)} and {len(target)}: return those of every sample, in order."
+            )
+        return logits.detach(), target.detach()
 
 
 class TrainingObserver(StepObserver):
@@ -155,10 +170,15 @@ def groups_of(batch: Any, group_by: GroupBy | None) -> Tensor | None:
         return None
     if callable(group_by):
         group = group_by(batch)
-    elif isinstance(group_by, int) or isinstance(batch, Mapping):
-        group = batch[group_by]
     else:
-        group = getattr(batch, group_by)
+        named = isinstance(group_by, str) and not isinstance(batch, Mapping)
+        try:
+            group = getattr(batch, str(group_by)) if named else batch[group_by]
+        except (AttributeError, LookupError, TypeError) as error:
+            raise ValueError(
+                f"`group_by` must be a key or position in the batch, or a function of it, but a "
+                f"{type(batch).__name__} has no {group_by!r}: put the group ids there."
+            ) from error
     if not isinstance(group, Tensor) or group.ndim != 1 or group.is_floating_point():
         raise ValueError(
             "`group_by` must give one integer group id per sample, got "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,12 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from lightning_fairprune._files import read_checkpoint
 from lightning_fairprune._flavour import shards_weights
 from lightning_fairprune._labels import labels_of
 from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.history import RecallHistory, is_of_groups
+from lightning_fairprune.scoring._weights import misfit
 
 Reference = str | os.PathLike[str] | RecallHistory | None
 FIT_START, BEFORE_PRUNING = "fit_start", "before_pruning"
@@ -97,13 +98,17 @@ class ReferenceCounts:
         if not path.is_file():
             raise FileNotFoundError(f"`reference`: there is no file {str(path)!r}.")
         try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            weights = checkpoint["state_dict"]
-        except (KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            checkpoint = read_checkpoint(path)
+        except ValueError as error:
             raise ValueError(
-                f"`reference`: {str(path)!r} must be a checkpoint of the Trainer that loads with "
-                f"weights_only=True; {str(error).splitlines()[0]}"
+                f"`reference`: {error}. Give a checkpoint of the Trainer, or the folder of a run."
             ) from error
+        weights = checkpoint.get("state_dict") if isinstance(checkpoint, Mapping) else None
+        if not isinstance(weights, Mapping):
+            raise ValueError(
+                f"`reference`: {str(path)!r} must be a checkpoint of the Trainer, but it holds no "
+                "'state_dict': give one, or the folder of a run."
+            )
         state = checkpoint.get("callbacks", {}).get("RecallMonitor")
         history = RecallHistory.from_state_dict(state) if state else RecallHistory()
         # Counts of an earlier step are not those of these weights.
@@ -148,7 +153,8 @@ class ReferenceCounts:
                 module.load_state_dict(self._weights)
             except RuntimeError as error:
                 raise ValueError(
-                    f"`reference`: the weights in {str(self.source)!r} must fit the model: {error}"
+                    f"`reference`: the weights in {str(self.source)!r} must fit the model: "
+                    f"{misfit(module, self._weights, error)}."
                 ) from error
 
     def after_sanity_check(self, module: pl.LightningModule) -> None:

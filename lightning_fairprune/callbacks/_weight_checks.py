@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_fairprune._flavour import shards_weights
+from lightning_fairprune.callbacks._checks import function, number
 from lightning_fairprune.callbacks._weight_masks import averages
 from lightning_fairprune.callbacks._weight_plan import Plan, steps_per_epoch
 from lightning_fairprune.callbacks.data_pruning import DataPruning
@@ -24,11 +25,17 @@ def plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def arguments(*, floor: int, num_batches: int, rewind: object) -> None:
+def arguments(
+    criterion: object, scope: object, *, floor: int, num_batches: int, rewind: object
+) -> None:
     """Checks the arguments of WeightPruning that are not about time."""
-    if isinstance(floor, bool) or floor < 0:
+    function("criterion", criterion, "criteria.magnitude")
+    function("scope", scope, "masks.globally")
+    number("floor", floor, whole=True)
+    number("num_batches", num_batches, whole=True)
+    if floor < 0:
         raise ValueError(f"`floor` must be 0 or more weights a layer, got {floor}.")
-    if isinstance(num_batches, bool) or num_batches < 1:
+    if num_batches < 1:
         raise ValueError(f"`num_batches` must be at least 1, got {num_batches}.")
     epochs = isinstance(rewind, int) and not isinstance(rewind, bool) and rewind >= 0
     if rewind not in (None, "start") and not epochs:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 
+from lightning_fairprune.callbacks._checks import function, number
 from lightning_fairprune.callbacks._settings import name_of
 from lightning_fairprune.callbacks.data_pruning import DataPruning
 
@@ -70,8 +71,12 @@ class Timing:
     rewind: Literal["start"] | int | None
 
     def check(self) -> None:
-        """Raises a ValueError for what is wrong whatever the length of training."""
-        if isinstance(self.sparsity, bool) or not 0 < self.sparsity < 1:
+        """Raises a TypeError or ValueError for what is wrong whatever the length of training."""
+        function("schedule", self.schedule, "masks.schedules.cubic")
+        for name, value in (("sparsity", self.sparsity), ("start", self.start), ("end", self.end)):
+            number(name, value)
+        number("every", self.every, whole=True)
+        if not 0 < self.sparsity < 1:
             raise ValueError(
                 f"`sparsity` must be in (0, 1), a fraction of weights to remove, got {self.sparsity}."
             )
@@ -81,11 +86,11 @@ class Timing:
                     f"`{name}` must be a whole number of {self.interval}s or a fraction of training in "
                     f"[0, 1), got {value}."
                 )
-            if isinstance(value, bool) or value < 0:
+            if value < 0:
                 raise ValueError(f"`{name}` must be 0 or more {self.interval}s, got {value}.")
         if type(self.start) is type(self.end) and self.end < self.start:
             raise ValueError(f"`end` must not be before `start`, got {self.end} and {self.start}.")
-        if isinstance(self.every, bool) or self.every < 1:
+        if self.every < 1:
             raise ValueError(f"`every` must be at least 1 {self.interval}, got {self.every}.")
         if self.interval not in INTERVALS:
             raise ValueError(

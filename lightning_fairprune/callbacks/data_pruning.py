@@ -150,6 +150,8 @@ class DataPruning(pl.Callback):
             recall_window=recall_window,
             shrinkage=shrinkage,
             floor=floor,
+            recall_dataloader=recall_dataloader,
+            seed=seed,
         )
         check_way(score, score_on)
         self.score_on = ScorePass() if score_on == "pass" else score_on
@@ -252,6 +254,7 @@ class DataPruning(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Makes room for what will be observed, and decides now what a checkpoint left undecided."""
+        _checks.validation(self, trainer)
         _checks.stepping(self, trainer)
         if not self.pruned:
             in_training = self.score_on == "training"
@@ -412,11 +415,14 @@ class DataPruning(pl.Callback):
         if self._pass is not None:
             passed = self._pass.run(recorder.target)
             scores, self._passed = passed.score, passed.dynamics
+            seen = recorder.target if passed.target is None else passed.target
+            _checks.scored(self.score, scores, seen, self.decision.budget(len(target)))
             if grouped is None:
                 target = self._labels(target) if passed.target is None else passed.target
             target = target.masked_fill(scores.isnan(), -1)
         elif self.score is not None:
             scores = self.score(recorder.dynamics()).detach().cpu()
+            _checks.scored(self.score, scores, target, self.decision.budget(len(target)))
             target = target.masked_fill(scores.isnan(), -1)
         elif grouped is None:
             target = self._labels(target)
@@ -535,6 +541,12 @@ class DataPruning(pl.Callback):
             self.source.load_state_dict(state["source"])
         self._recalls.load_state_dict(state["recalls"])
         self.decision.load_state_dict(state["decision"])
+        had = state["decision"]["scores"] is not None
+        if state["selection"] is not None and had != (self.score is not None):
+            raise ValueError(
+                f"the checkpoint was written {'with' if had else 'without'} a score, DataPruning has "
+                f"{'none' if had else 'one'} now: resume with the same score."
+            )
         self._epochs_done = state["epochs_done"]
         if state["snapshot"] is not None:
             self._snapshot = Snapshot.from_state_dict(state["snapshot"])

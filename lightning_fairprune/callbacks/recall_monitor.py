@@ -329,7 +329,8 @@ class RecallMonitor(pl.Callback):
     def _check_classes(self, counts: ClassCounts) -> None:
         if self.num_classes not in (None, counts.num_classes):
             raise ValueError(
-                f"`num_classes` is {self.num_classes}, but the logits are for {counts.num_classes}."
+                f"`num_classes` is {self.num_classes}, but the logits are for {counts.num_classes}: leave it "
+                "out, or look at the last layer."
             )
         if self.class_names is not None and len(self.class_names) != counts.num_classes:
             raise ValueError(

@@ -132,7 +132,7 @@ class WeightPruning(pl.Callback):
         floor, num_batches, rewind, seed = map(checks.plain, (floor, num_batches, rewind, seed))
         self._timing = Timing(sparsity, schedule, start, end, every, interval, rewind)
         self._timing.check()
-        checks.arguments(floor=floor, num_batches=num_batches, rewind=rewind)
+        checks.arguments(criterion, scope, floor=floor, num_batches=num_batches, rewind=rewind)
         self.criterion = criterion
         self.sparsity = sparsity
         self.schedule = schedule

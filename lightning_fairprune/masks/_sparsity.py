@@ -70,6 +70,7 @@ def apply(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         masks: Bool masks, True = kept.
 
     Raises:
+        TypeError: If a mask is not bool.
         ValueError: If the model has no parameter of a name, or its shape is another.
 
     Example:
@@ -84,6 +85,8 @@ def apply(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         if found is None or found.shape != mask.shape:
             shape = "no parameter" if found is None else str(list(found.shape))
             raise ValueError(f"`masks` has `{name}` {list(mask.shape)}, the model has {shape}.")
+        if mask.dtype != torch.bool:
+            raise TypeError(f"`masks` must be bool, True = kept, got {mask.dtype} of `{name}`.")
     with torch.no_grad():
         for name, mask in masks.items():
             parameters[name].masked_fill_(~mask.to(parameters[name].device), 0)

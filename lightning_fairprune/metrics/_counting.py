@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TypedDict
 
 import torch
@@ -36,6 +37,7 @@ class Counting:
         num_attributes: Number of attributes A; groups are counted then, K = C A.
 
     Raises:
+        TypeError: If a number is not whole.
         ValueError: If an argument is out of range.
     """
 
@@ -45,6 +47,10 @@ class Counting:
     num_attributes: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("num_classes", "top_k", "num_attributes"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+                raise TypeError(f"`{name}` must be a whole number, got {value!r}.")
         if self.num_classes < 1:
             raise ValueError(f"`num_classes` must be at least 1, got {self.num_classes}.")
         if not 1 <= self.top_k <= self.num_classes:
@@ -127,6 +133,9 @@ class Counting:
         return ClassCounts(tp, wrong + tp)
 
     def _check(self, preds: Tensor, target: Tensor, attribute: Tensor | None) -> None:
+        for name, value in (("preds", preds), ("target", target)):
+            if not isinstance(value, Tensor):
+                raise TypeError(f"`{name}` must be a tensor, got {type(value).__name__}.")
         if target.is_floating_point() or target.is_complex():
             raise TypeError(f"`target` must hold class ids, got {target.dtype}.")
         if target.ndim == 0:
