@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from lightning_fairprune import recalls
 from lightning_fairprune.counts import ClassCounts
-from lightning_fairprune.history import is_of_groups
+from lightning_fairprune.history import RecallHistory, is_of_groups
 
 # Every value that is logged through the module costs a reduction of its own; more classes than
 # this go to the loggers directly and cannot be monitored.
@@ -60,6 +60,22 @@ def log(trainer: pl.Trainer, module: pl.LightningModule, found: Values) -> None:
         _send(trainer, found.single)
     # All ranks hold the same values; saying so spares a warning of the Trainer's.
     module.log_dict(monitored, sync_dist=trainer.world_size > 1, add_dataloader_idx=False)
+
+
+def log_part(
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    found: Mapping[str, ClassCounts],
+    history: RecallHistory,
+) -> None:
+    """Logs what is left of a validation that a checkpoint has cut in two, so that nothing misses it."""
+    rank_zero_warn(
+        f"the checkpoint was taken inside the validation of epoch {trainer.current_epoch}, and the Trainer "
+        "has run only a part of it: its recalls are logged, for callbacks that monitor them, but neither "
+        "compared nor kept. Checkpoints at the end of an epoch resume exactly."
+    )
+    for prefix, counts in found.items():
+        log(trainer, module, values(prefix, counts, None, history.names_of(prefix)))
 
 
 @rank_zero_only

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_fairprune.callbacks._observe import LogitsFn, StepObserver, capture_of
 from lightning_fairprune.callbacks._recalls import RecallWindow
+from lightning_fairprune.callbacks._whole_validation import WholeValidation
 from lightning_fairprune.weighting import cdb_w
 
 __all__ = ["ClassWeighting"]
@@ -95,6 +96,7 @@ class ClassWeighting(pl.Callback):
         self._validations = 0
         self._epochs_done = 0
         self._resumed = False
+        self._validated = WholeValidation()
         self._weight: Tensor | None = None
         self._where: tuple[torch.device, torch.dtype] | None = None  # of the logits
         self._criterion: Loss | None = None
@@ -135,14 +137,19 @@ class ClassWeighting(pl.Callback):
         """Goes on with the weights of a checkpoint."""
         if self._weight is not None:
             self._weight = self._weight.to(pl_module.device)
+        if self._resumed:
+            self._validated.resumed(trainer.current_epoch)
         if self._resumed and trainer.current_epoch > self._epochs_done:
-            rank_zero_warn(
-                "the checkpoint was taken on the last batch of epoch "
-                f"{trainer.current_epoch - 1}, before its end, so its validation may be missing: "
-                "class weights stay those of the validation before it. Checkpoints at the end of an "
-                "epoch resume exactly."
-            )
+            self._check_validated(trainer, trainer.current_epoch - 1)
         self._epochs_done = trainer.current_epoch
+
+    def _check_validated(self, trainer: pl.Trainer, epoch: int) -> None:
+        if self._validated.lacks(trainer, epoch):
+            rank_zero_warn(
+                f"the checkpoint was taken on the last batch of epoch {epoch}, before the end of its "
+                "validation, so its recalls are missing: class weights stay those of the validation "
+                "before it. Checkpoints at the end of an epoch resume exactly."
+            )
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -190,6 +197,7 @@ class ClassWeighting(pl.Callback):
         """Raises if weights that a step should have read were not."""
         self._take_back()  # a step that its module skipped has no end
         self._epochs_done = trainer.current_epoch + 1
+        self._check_validated(trainer, trainer.current_epoch)
         if self.loss is None and self._offered and not self._was_read:
             raise ValueError(
                 "ClassWeighting(loss=None) sets no weights itself, and no training step has read "
@@ -206,6 +214,7 @@ class ClassWeighting(pl.Callback):
         """Begins a new count."""
         self._take_back()
         self._recalls.begin()
+        self._validated.begin()
 
     def on_validation_batch_start(
         self,
@@ -232,11 +241,14 @@ class ClassWeighting(pl.Callback):
         if self._observer is not None and self._counting(dataloader_idx):
             logits, target = self._observer.read(outputs, None, "validation_step")
             self._recalls.update(logits, target, None)
+            self._validated.count(dataloader_idx)
             self._where = logits.device, logits.dtype
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Sets the weights of the steps until the next validation, unless it was the sanity check."""
         if trainer.sanity_checking or self._observer is None:
+            return
+        if not self._validated.ends(trainer, self.recall_dataloader):
             return
         self._recalls.finish(trainer, pl_module)
         self._validations += 1
@@ -267,6 +279,7 @@ class ClassWeighting(pl.Callback):
             "recalls": self._recalls.state_dict(),
             "validations": self._validations,
             "epochs_done": self._epochs_done,
+            "validated": self._validated.step,
             "weight": None if self._weight is None else self._weight.cpu().clone(),
         }
 
@@ -275,6 +288,7 @@ class ClassWeighting(pl.Callback):
         self._recalls.load_state_dict(state_dict["recalls"])
         self._validations = state_dict["validations"]
         self._epochs_done = state_dict["epochs_done"]
+        self._validated.step = state_dict.get("validated", -1)  # older ones do not know
         self._weight = state_dict["weight"]
         self._resumed = True
 

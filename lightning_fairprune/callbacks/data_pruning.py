@@ -29,6 +29,7 @@ from lightning_fairprune.callbacks._score_pass import FitPass, ScorePass, check_
 from lightning_fairprune.callbacks._settings import settings_of
 from lightning_fairprune.callbacks._snapshot import Snapshot
 from lightning_fairprune.callbacks._warmup import WarmUp
+from lightning_fairprune.callbacks._whole_validation import WholeValidation
 from lightning_fairprune.datamodule import Wrapper
 from lightning_fairprune.decision import Decision, Estimate
 from lightning_fairprune.dynamics import Dynamics
@@ -150,8 +151,6 @@ class DataPruning(pl.Callback):
             recall_window=recall_window,
             shrinkage=shrinkage,
             floor=floor,
-            recall_dataloader=recall_dataloader,
-            seed=seed,
         )
         check_way(score, score_on)
         self.score_on = ScorePass() if score_on == "pass" else score_on
@@ -186,6 +185,7 @@ class DataPruning(pl.Callback):
         self._restart_due = False
         self._restored: Mapping[str, Any] | None = None
         self._epochs_done = 0
+        self._validated = WholeValidation()
         self.decision = Decision(
             self.density, self.quota_fn, self.keep, self.seed, floor=self.floor
         )
@@ -254,7 +254,6 @@ class DataPruning(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Makes room for what will be observed, and decides now what a checkpoint left undecided."""
-        _checks.validation(self, trainer)
         _checks.stepping(self, trainer)
         if not self.pruned:
             in_training = self.score_on == "training"
@@ -271,23 +270,19 @@ class DataPruning(pl.Callback):
                 self._record.load_state_dict(self._restored["record"])
             if self.after == "restart" and self._snapshot is None:
                 self._snapshot = Snapshot.take(trainer, pl_module)
+        if self._restored is not None:
+            self._validated.resumed(trainer.current_epoch)
         self._catch_up(trainer)
 
     def _catch_up(self, trainer: pl.Trainer) -> None:
         """Does what the end of an epoch would have done that a checkpoint cut off.
 
         A checkpoint of an epoch's very last batch is resumed with the next epoch: the Trainer runs
-        neither the validation nor the end of the old one.
+        neither the validation nor the end of the old one. Nor does it repeat an end that failed.
         """
         epoch = trainer.current_epoch - 1
         if epoch < self._epochs_done:
             return
-        if self._counting(self.recall_dataloader):
-            rank_zero_warn(
-                f"the checkpoint was taken on the last batch of epoch {epoch}, before its "
-                "validation, so its recalls are missing: quotas use the recalls before it. "
-                "Checkpoints at the end of an epoch resume exactly."
-            )
         self._finish_epoch(trainer, epoch)
         if self.pruned:
             self.source.request_reload(at_once=True)
@@ -338,6 +333,7 @@ class DataPruning(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begins a new count."""
         self._recalls.begin()
+        self._validated.begin()
 
     def on_validation_batch_start(
         self,
@@ -365,12 +361,14 @@ class DataPruning(pl.Callback):
             logits, target = self._validation.read(outputs, None, "validation_step")
             group = groups_of(batch, self.group_by)
             self._recalls.update(logits, target, group)
+            self._validated.count(dataloader_idx)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Adds the count to the window, unless it was the sanity check."""
         if trainer.sanity_checking or self._validation is None:
             return
-        if self._counting(self.recall_dataloader):
+        counting = self._counting(self.recall_dataloader)
+        if counting and self._validated.ends(trainer, self.recall_dataloader):
             self._recalls.finish(trainer, pl_module)
 
     # ------------------------------------------------------------------------------ the decision
@@ -380,27 +378,47 @@ class DataPruning(pl.Callback):
         self._finish_epoch(trainer, trainer.current_epoch)
 
     def _finish_epoch(self, trainer: pl.Trainer, epoch: int) -> None:
-        done = self._epochs_done = epoch + 1
-        if not self.pruned:
-            assert self._record is not None
-            self._record.finish_epoch(epoch)
-            if done < self.warmup or self._recalls_are_late():
-                return
-            self._prepare()
-            self._decide(trainer, epoch, estimate=True)
+        if self._counting(self.recall_dataloader) and self._validated.lacks(trainer, epoch):
+            rank_zero_warn(
+                f"the checkpoint was taken on the last batch of epoch {epoch}, before the end of its "
+                "validation, so its recalls are missing: quotas use the recalls before it. "
+                "Checkpoints at the end of an epoch resume exactly."
+            )
+        before, is_first = self.decision.state_dict(), not self.pruned
+        try:
+            decided = self._warm_up_is_over(epoch) if is_first else self._is_due(epoch)
+            if any(decided):
+                self._decide(trainer, epoch, estimate=decided[0])
+        except BaseException:
+            # A checkpoint on exceptions holds all of the decision or nothing; resuming it decides anew.
+            self.decision.load_state_dict(before)
+            raise
+        self._epochs_done = epoch + 1
+        if is_first and self.selection is not None:
             self._restart_due = self._snapshot is not None
-            return
-        since = done - self.warmup
-        estimate = self.update_every is not None and since % self.update_every == 0
-        draw = self.resample_every is not None and since % self.resample_every == 0
-        if estimate or draw:
-            self._decide(trainer, epoch, estimate=estimate)
+            self._report(epoch, self.selection)
+            self._save(trainer)
 
-    def _recalls_are_late(self) -> bool:
+    def _warm_up_is_over(self, epoch: int) -> tuple[bool, bool]:
+        """Closes an epoch of the warm-up; returns whether to estimate quotas and draw under them."""
+        assert self._record is not None
+        self._record.finish_epoch(epoch)
+        over = epoch + 1 >= self.warmup and not self._recalls_are_late(epoch + 1)
+        if over:
+            self._prepare()
+        return over, over
+
+    def _is_due(self, epoch: int) -> tuple[bool, bool]:
+        """Returns whether a later epoch estimates quotas anew, and whether it draws."""
+        since = epoch + 1 - self.warmup
+        estimate = self.update_every is not None and since % self.update_every == 0
+        return estimate, self.resample_every is not None and since % self.resample_every == 0
+
+    def _recalls_are_late(self, done: int) -> bool:
         late = self.decision.needs_recall and not len(self._recalls)
         if late:
             rank_zero_warn(
-                f"no validation has finished in {self._epochs_done} epochs, so there are no recalls "
+                f"no validation has finished in {done} epochs, so there are no recalls "
                 "to set quotas by: the warm-up goes on for one more epoch."
             )
         return late
@@ -415,14 +433,11 @@ class DataPruning(pl.Callback):
         if self._pass is not None:
             passed = self._pass.run(recorder.target)
             scores, self._passed = passed.score, passed.dynamics
-            seen = recorder.target if passed.target is None else passed.target
-            _checks.scored(self.score, scores, seen, self.decision.budget(len(target)))
             if grouped is None:
                 target = self._labels(target) if passed.target is None else passed.target
             target = target.masked_fill(scores.isnan(), -1)
         elif self.score is not None:
             scores = self.score(recorder.dynamics()).detach().cpu()
-            _checks.scored(self.score, scores, target, self.decision.budget(len(target)))
             target = target.masked_fill(scores.isnan(), -1)
         elif grouped is None:
             target = self._labels(target)
@@ -442,13 +457,11 @@ class DataPruning(pl.Callback):
         if estimate:
             recall = self._recalls.recall() if self.decision.needs_recall else None
             self.decision.estimate(epoch, recall)
-        before, self.selection = self.selection, self.decision.draw()
-        check_same_on_all_ranks(trainer, self.selection.indices)
-        if before is None or not torch.equal(before.indices, self.selection.indices):
-            self.source.keep(self.selection.indices)
-        if before is None:
-            self._report(epoch, self.selection)
-            self._save(trainer)
+        before, drawn = self.selection, self.decision.draw()
+        check_same_on_all_ranks(trainer, drawn.indices)
+        self.selection = drawn
+        if before is None or not torch.equal(before.indices, drawn.indices):
+            self.source.keep(drawn.indices)
 
     def _report(self, epoch: int, selection: Selection) -> None:
         kept = selection.quota
@@ -528,6 +541,7 @@ class DataPruning(pl.Callback):
             "decision": self.decision.state_dict(),
             "selection": None if selection is None else _without_indices(selection),
             "epochs_done": self._epochs_done,
+            "validated": self._validated.step,
             "snapshot": None if self._snapshot is None else self._snapshot.state_dict(),
             "restart_due": self._restart_due,
         }
@@ -541,13 +555,8 @@ class DataPruning(pl.Callback):
             self.source.load_state_dict(state["source"])
         self._recalls.load_state_dict(state["recalls"])
         self.decision.load_state_dict(state["decision"])
-        had = state["decision"]["scores"] is not None
-        if state["selection"] is not None and had != (self.score is not None):
-            raise ValueError(
-                f"the checkpoint was written {'with' if had else 'without'} a score, DataPruning has "
-                f"{'none' if had else 'one'} now: resume with the same score."
-            )
         self._epochs_done = state["epochs_done"]
+        self._validated.step = state.get("validated", -1)  # older ones do not know
         if state["snapshot"] is not None:
             self._snapshot = Snapshot.from_state_dict(state["snapshot"])
         self._restart_due = state["restart_due"]

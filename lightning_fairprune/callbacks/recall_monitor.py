@@ -23,16 +23,14 @@ from lightning_fairprune.callbacks._observe import (
     max_over_ranks,
     sum_over_ranks,
 )
-from lightning_fairprune.callbacks._reference import (
-    Reference,
-    ReferenceCounts,
-)
+from lightning_fairprune.callbacks._reference import Reference, ReferenceCounts
 from lightning_fairprune.callbacks._run_folder import (
     can_draw,
     run_folder,
     send_figure,
     takes_figures,
 )
+from lightning_fairprune.callbacks._whole_validation import WholeValidation
 from lightning_fairprune.counts import ClassCounts, Tally
 from lightning_fairprune.history import GROUPS, Evaluation, RecallHistory, is_of_groups
 
@@ -128,9 +126,7 @@ class RecallMonitor(pl.Callback):
         self.group_by = group_by
         self.group_names = None if group_names is None else tuple(group_names)
         self.dataloader_names = None if dataloader_names is None else tuple(dataloader_names)
-        self.every_n_epochs = every_n_epochs
-        self.figures = figures
-        self.dirpath = dirpath
+        self.every_n_epochs, self.figures, self.dirpath = every_n_epochs, figures, dirpath
         self.logits_fn = logits_fn
         self._observer: StepObserver | None = None
         self._tallies: dict[tuple[int, bool], Tally] = {}
@@ -140,6 +136,7 @@ class RecallMonitor(pl.Callback):
     def _forget(self) -> None:
         self.history = RecallHistory(class_names=self.class_names, group_names=self.group_names)
         self._reference = ReferenceCounts(self.reference, self.class_names)
+        self._validated = WholeValidation()
 
     @property
     def counts(self) -> dict[str, ClassCounts]:
@@ -203,6 +200,7 @@ class RecallMonitor(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begins a new count."""
         self._tallies = {}
+        self._validated.begin()
         due = (trainer.current_epoch + 1) % self.every_n_epochs == 0
         # The last count before pruning must not be missed: nobody knows it for the last.
         wanted = due or (self._reference.comes_before_pruning and not _monitoring.pruned(trainer))
@@ -232,6 +230,7 @@ class RecallMonitor(pl.Callback):
     ) -> None:
         """Counts which predictions were right."""
         assert self._observer is not None
+        self._validated.count(dataloader_idx)
         if self._counting:
             step = "test_step" if trainer.testing else "validation_step"
             logits, target = self._observer.read(outputs, None, step)
@@ -263,6 +262,9 @@ class RecallMonitor(pl.Callback):
         if trainer.sanity_checking:
             if self._reference.comes_from_sanity_check:
                 self._reference.counts = found
+            return
+        if not self._validated.ends(trainer):  # of a resumed fit
+            _monitoring.log_part(trainer, module, found, self.history)
             return
         pruned = _monitoring.pruned(trainer)
         if self._reference.comes_before_pruning and not pruned:
@@ -395,3 +397,4 @@ class RecallMonitor(pl.Callback):
         history = RecallHistory.from_state_dict(state_dict)
         self.history = replace(history, class_names=self.class_names, group_names=self.group_names)
         self._reference.restore(history.reference)
+        self._validated.resumed(0)

@@ -23,7 +23,10 @@ TESTS = Path(__file__).resolve().parents[1]
 MOST_SECONDS = 60
 MOST_ATTEMPTS = 4
 # What may be said when something differs. All of it says what, and what to do.
-TOLD = ("the checkpoint was taken on the last batch of epoch",)
+TOLD = (
+    "the checkpoint was taken on the last batch of epoch",
+    "the checkpoint was taken inside the validation of epoch",
+)
 
 MODES: dict[str, dict[str, int]] = {
     "1 process": {"ranks": 1, "workers": 0},
@@ -157,16 +160,21 @@ def difference(where: Any, before: Any, after: Any) -> str:
     return f"{where[0]} {where[2]} of rank {where[1]}: {', '.join(names)}"
 
 
-def compared(expected: dict[Any, Any], found: dict[Any, Any]) -> list[str]:
-    """What differs, or was never done."""
+def compared(expected: dict[Any, Any], found: dict[Any, Any]) -> tuple[list[str], str]:
+    """What differs or was never done, and what need not trouble anyone.
+
+    Lightning does not repeat the end of an epoch in which a callback raised. A callback that notes it there,
+    as the one of these trainings does, has no note of that epoch.
+    """
     wrong = [
         difference(where, value, found[where])
         for where, value in expected.items()
         if where in found and found[where] != value
     ]
-    return wrong + [
-        f"{' '.join(map(str, where))} is missing" for where in expected if where not in found
-    ]
+    missing = [where for where in expected if where not in found]
+    if missing and not wrong and {what for what, _, _ in missing} == {"epoch"}:
+        return [], "the end of the epoch is not repeated"
+    return wrong + [f"{' '.join(map(str, where))} is missing" for where in missing], ""
 
 
 def logged(folder: Path) -> dict[int, dict[str, list[tuple[int, float]]]]:
@@ -278,9 +286,10 @@ class Faults:
             if attempt == MOST_ATTEMPTS:
                 return outcome("FAILED", f"cannot be resumed: {errors[0]}")
         found, wrong = facts(folder, ranks)
-        wrong += compared(expected, found)
-        wrong_log, remark = compared_logs(log, folder)
-        wrong += wrong_log
+        remarks = []
+        for more, remark in (compared(expected, found), compared_logs(log, folder)):
+            wrong += more
+            remarks += [remark] if remark else []
         lines = [line for _, line in diary(folder, ranks)]
         said = [line["facts"]["text"] for line in lines if line["what"] == "said"]
         torn = [
@@ -296,7 +305,7 @@ class Faults:
         if errors:
             return outcome("FAILED" if wrong else "detected", wrong[0] if wrong else errors[0])
         if not wrong:
-            return outcome("identical", remark)
+            return outcome("identical", ", ".join(remarks))
         if told:
             return outcome("detected", told[0])
         kinds = Counter(line.split()[0] for line in wrong)

@@ -33,6 +33,7 @@ IDENTICAL = [
     Cell("swap", "term", "2 workers"),
     Cell("step 2.2", "kill", prune="restart"),
     Cell("epoch 2", "logger", policy="epoch"),
+    Cell("decision 0", "error", policy="exception"),
     # In pruned epochs.
     Cell("step 2.2", "kill", "2 ranks", ranks=(1,)),
     Cell("step 2.2", "term", "2 ranks", ranks=(0, 1)),
@@ -52,6 +53,10 @@ def test_resumes_to_the_last_bit(cell: Cell, faults: Faults) -> None:
 
 
 DETECTED = {
+    Cell(
+        "validation 1.1", "term", policy="exception"
+    ): "the checkpoint was taken on the last batch",
+    Cell("validation 1.1", "error", policy="exception"): "the checkpoint was taken inside the val",
     Cell("validation 1.1", "kill"): "the checkpoint was taken on the last batch of epoch 1",
     Cell("half checkpoint 1", "kill", policy="epoch"): "",
 }
