@@ -190,9 +190,10 @@ class TrainSource:
         self._epoch, self._batches_seen = state["epoch"], state["batches_seen"]
         self._fingerprint = state["fingerprint"]
         if self._loader is not None:
-            # Strategies that restore late (FSDP, DeepSpeed) have built the loader by now.
+            # Strategies that restore late (FSDP, DeepSpeed) have built the loader by now, and counted it
+            # for epoch 0, which may be the one to go on in.
             self._check_same_data()
-            self.request_reload()
+            self.request_reload(at_once=True)
 
     def _position(self) -> tuple[int, int]:
         """Returns the epoch that comes next or is under way, and its batches that are done."""
