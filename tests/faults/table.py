@@ -41,7 +41,32 @@ STEPS = {
     "last step": "step 3.4",
 }
 NAMES = {point: name for name, point in STEPS.items()}
-WAYS = ("kill", "term", "error", "worker", "worker killed", "logger", "disk")
+# way -> policies of checkpoints, for each mode. Only what happens in a process is repeated in the others.
+WAYS: dict[str, dict[str, tuple[str, ...]]] = {
+    "1 process": {
+        "kill": ("step", "epoch", "validation"),
+        "term": ("step", "epoch", "exception"),
+        "error": ("step", "exception"),
+        "worker": ("step",),
+        "logger": ("step", "exception"),
+        "disk": ("step", "epoch"),
+    },
+    "2 workers": {
+        "kill": ("step", "epoch"),
+        "term": ("step",),
+        "error": ("step",),
+        "worker": ("step", "epoch"),
+        "worker killed": ("step",),
+    },
+    "2 ranks": {
+        "kill": ("step", "epoch"),
+        "term": ("step",),
+        "error": ("step",),
+        "worker": ("epoch",),
+        "logger": ("step",),
+        "disk": ("step",),
+    },
+}
 FILES = (
     "pruning.safetensors",
     "pruning.json",
@@ -50,7 +75,6 @@ FILES = (
     "dynamics.safetensors",
     "selection.safetensors",
 )
-POLICIES = ("step", "epoch", "validation", "exception")
 
 
 def cells() -> Iterator[Cell]:
@@ -58,46 +82,48 @@ def cells() -> Iterator[Cell]:
     for mode, settings in MODES.items():
         last = settings["ranks"] - 1
         for point in STEPS.values():
-            for way in WAYS:
-                if way == "worker killed" and not settings["workers"]:
-                    continue
+            for way, policies in WAYS[mode].items():
                 if way in ("worker", "worker killed") and point == STEPS["last step"]:
                     continue  # all samples have been read by then
                 # Rank 0 alone logs and writes; a scheduler asks all ranks to end.
-                ranks = (0,) if way in ("logger", "disk") or not last else (last,)
-                ranks = (0, last) if way == "term" and last else ranks
-                for policy in POLICIES:
-                    if policy == "exception" and (way == "kill" or last):
-                        continue  # what is not told of its end saves nothing, a rank cannot save alone
-                    if policy == "validation" and way not in ("kill", "term"):
-                        continue
-                    yield Cell(point, way, mode, policy, ranks=ranks)
-                if way == "kill" and last:
-                    yield Cell(point, way, mode, "epoch", ranks=(0,))
-        for prune in ("restart", "random"):
-            # Without a score nothing is left to be added up after the first epoch.
-            for point in ["reduction 0", *list(STEPS.values())[4:13]]:
-                if point == "reduction 1":
-                    continue
-                for way in ("kill", "error"):
-                    for policy in ("step", "epoch") if way == "kill" or last else ("exception",):
-                        yield Cell(point, way, mode, policy, prune, (last,))
-        for way in ("kill", "term", "error", "worker"):
-            for policy in ("step", "epoch"):
-                for point in ("pass", "decision 0", "swap"):
-                    ranks = tuple(range(last + 1)) if way == "term" else (last,)
-                    if not (way == "worker" and point != "pass"):
-                        yield Cell(point, way, mode, policy, "pass", ranks)
-        for file in FILES:
-            for when, ways in (("half", ("kill", "disk")), ("before rename", ("kill", "error"))):
-                for way in ways:
-                    if not (way == "disk" and file.endswith(".json")):
-                        yield Cell(f"{when} {file}", way, mode, "epoch")
+                ranks = (0,) if way in ("logger", "disk") else (last,)
+                for policy in policies:
+                    yield Cell(
+                        point,
+                        way,
+                        mode,
+                        policy,
+                        ranks=tuple(range(last + 1)) if way == "term" else ranks,
+                    )
+            if last:
+                yield Cell(point, "kill", mode, "epoch", ranks=(0,))
+    yield from others("1 process", ("step", "epoch"))
+    yield from others("2 ranks", ("epoch",))
+    for file in FILES:
+        for when, ways in (("half", ("kill", "disk")), ("before rename", ("kill", "error"))):
+            for way in ways:
+                if not (way == "disk" and file.endswith(".json")):
+                    yield Cell(f"{when} {file}", way, policy="epoch")
+    for epoch in (0, 1, 2):
+        for policy in ("step", "epoch"):
+            yield Cell(f"half checkpoint {epoch}", "kill", policy=policy)
+
+
+def others(mode: str, policies: tuple[str, ...]) -> Iterator[Cell]:
+    """Other kinds of pruning, around the decision."""
+    last = MODES[mode]["ranks"] - 1
+    for prune in ("restart", "random"):
+        # Without a score nothing is left to be added up after the first epoch.
+        for point in ["reduction 0", *list(STEPS.values())[4:13]]:
+            if point != "reduction 1":
+                for policy in policies:
+                    yield Cell(point, "kill", mode, policy, prune, (last,))
+                if not last:
+                    yield Cell(point, "error", mode, "exception", prune)
+    for point in ("pass", "decision 0", "swap", "before rename pass.0", "step 2.2"):
         for way in ("kill", "error"):
-            yield Cell("before rename pass.0", way, mode, "epoch", "pass")
-        for epoch in (0, 1, 2):
-            yield Cell(f"half checkpoint {epoch}", "kill", mode, "epoch")
-            yield Cell(f"half checkpoint {epoch}", "kill", mode, "step")
+            for policy in policies:
+                yield Cell(point, way, mode, policy, "pass", (last,))
 
 
 def words(cell: Cell) -> str:

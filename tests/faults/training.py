@@ -42,7 +42,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "step": {"every_n_train_steps": 1, "save_on_train_epoch_end": False},
     "epoch": {"save_on_train_epoch_end": True},
     "validation": {"save_on_train_epoch_end": False},
-    "exception": {"save_on_train_epoch_end": True, "save_on_exception": True},
+    "exception": {"save_on_train_epoch_end": True},
 }
 
 
@@ -169,6 +169,16 @@ class Notes(pl.Callback):
         return facts
 
 
+class LastWords(pl.Callback):
+    """ModelCheckpoint(save_on_exception=True), which older versions of Lightning do not know."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_exception(self, trainer: Any, *_: Any) -> None:
+        trainer.save_checkpoint(self.path)
+
+
 def files(folder: Path) -> dict[str, str]:
     """What each file that a run leaves says: whole, or why it cannot be read."""
     readers = {
@@ -236,6 +246,9 @@ def fit(task: dict[str, Any], rank: int, ranks: int) -> None:
         )
         track = lfp.RecallMonitor(figures=False)
         more: dict[str, Any] = {}
+        callbacks = [pruner, track, notes, keep]
+        if task["policy"] == "exception":
+            callbacks.append(LastWords(folder / "checkpoints" / "last-words.ckpt"))
         batch = 10
         if ranks > 1:
             limit = timedelta(seconds=GROUP_SECONDS)
@@ -249,7 +262,7 @@ def fit(task: dict[str, Any], rank: int, ranks: int) -> None:
             data = lfp.FairPruneDataModule(data)
         model = Model(breaker)
         trainer = users.trainer(
-            callbacks=[pruner, track, notes, keep],
+            callbacks=callbacks,
             logger=diary,
             enable_checkpointing=True,
             log_every_n_steps=1,

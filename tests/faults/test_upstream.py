@@ -1,0 +1,160 @@
+"""Known troubles of Lightning with resuming and reloading, by the number of the issue: DataPruning is not hit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import users
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+import lightning_fairprune as lfp
+
+# Two warm-up epochs of 11 batches over 103 samples, two of 5 batches over 41; 3 batches of validation.
+N, KEPT = 103, 41
+pytestmark = [
+    # The resumed fits save nothing, so they have no ModelCheckpoint.
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used"),
+]
+
+
+class Estimating(users.Model):
+    """Asks for the number of steps, which builds the training loader before a checkpoint is loaded."""
+
+    def configure_optimizers(self) -> Any:
+        assert self.trainer.estimated_stepping_batches in (44, 20)  # the first epoch, four times
+        return super().configure_optimizers()
+
+
+class Scheduled(users.Model):
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)]
+
+
+class Breaking(users.Model):
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        if (self.trainer.current_epoch, batch_idx) == (1, 1):
+            raise RuntimeError("broken in validation")
+        super().validation_step(batch, batch_idx)
+
+
+class LastWords(pl.Callback):
+    """ModelCheckpoint(save_on_exception=True), which older versions of Lightning do not know."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_exception(self, trainer: Any, *_: Any) -> None:
+        trainer.save_checkpoint(self.path)
+
+
+class Validations(pl.Callback):
+    """Counts their batches."""
+
+    def __init__(self) -> None:
+        self.batches: Counter[int] = Counter()
+
+    def on_validation_batch_end(self, trainer: Any, *args: Any) -> None:
+        self.batches[trainer.current_epoch] += 1
+
+
+def fit(
+    *callbacks: Any, model: Any = users.Model, workers: int = 0, resume: Path | None = None
+) -> tuple[users.Probe, pl.Trainer]:
+    pl.seed_everything(1, verbose=False)
+    probe, prune = users.Probe(), lfp.DataPruning(0.4, 2)
+    saves = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    trainer = users.trainer(callbacks=[prune, probe, *callbacks], enable_checkpointing=saves)
+    trainer.fit(model(), datamodule=users.Data(workers=workers), ckpt_path=resume)
+    return probe, trainer
+
+
+def saving(folder: Path, **when: Any) -> ModelCheckpoint:
+    return ModelCheckpoint(folder, filename="{step}", save_top_k=-1, **when)
+
+
+@pytest.fixture(scope="module")
+def every_step(tmp_path_factory: pytest.TempPathFactory) -> tuple[users.Probe, Path]:
+    """An uninterrupted fit, and its checkpoints after every step."""
+    folder = tmp_path_factory.mktemp("steps")
+    keep = saving(folder, every_n_train_steps=1, save_on_train_epoch_end=False)
+    return fit(keep)[0], folder
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_21938_workers_do_not_begin_with_the_order_of_epoch_0(epoch: int, tmp_path: Path) -> None:
+    """Lightning tells a sampler its epoch when the workers have drawn from it already."""
+    whole, _ = fit(saving(tmp_path, save_on_train_epoch_end=True), workers=2)
+    last_step = {1: 11, 3: 27}[epoch]
+    resumed, _ = fit(workers=2, resume=tmp_path / f"step={last_step}.ckpt")
+    assert resumed.samples[epoch] == whole.samples[epoch]
+    assert resumed.samples[epoch] != whole.samples[epoch - 1]
+
+
+@pytest.mark.parametrize("step", [5, 24])
+def test_20550_estimated_stepping_batches_does_not_lose_the_position(
+    step: int, every_step: tuple[users.Probe, Path]
+) -> None:
+    """Lightning gives the loader's state to the loader that it throws away."""
+    whole, folder = every_step
+    resumed, _ = fit(model=Estimating, resume=folder / f"step={step}.ckpt")
+    epoch, done = (0, 5) if step == 5 else (2, 2)
+    assert resumed.samples[epoch] == whole.samples[epoch][10 * done :]
+    assert resumed.samples[epoch + 1] == whole.samples[epoch + 1]
+
+
+def test_21773_epochs_of_different_size_end_where_they_should() -> None:
+    """Lightning keeps the number of batches of the first epoch."""
+    validations = Validations()
+    probe, trainer = fit(validations, model=Scheduled)
+    assert probe.batches == {0: 11, 1: 11, 2: 5, 3: 5}
+    assert probe.planned == probe.batches  # what the bar shows, and when an epoch is over
+    assert validations.batches == dict.fromkeys(range(4), 3)
+    assert trainer.global_step == 32
+    # Stepped at the end of each epoch.
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 / 2**4)
+
+
+@pytest.mark.parametrize("step", [4, 25])
+def test_19764_a_resumed_epoch_sees_each_sample_once(
+    step: int, every_step: tuple[users.Probe, Path]
+) -> None:
+    """Lightning begins the epoch's samples anew, and warns of it; here warnings are errors."""
+    whole, folder = every_step
+    resumed, _ = fit(resume=folder / f"step={step}.ckpt")
+    epoch, done = (0, 4) if step == 4 else (2, 3)
+    seen = whole.samples[epoch][: 10 * done] + resumed.samples[epoch]
+    assert sorted(seen) == sorted(set(seen)) == sorted(whole.samples[epoch])
+    assert len(seen) == (N if epoch == 0 else KEPT)
+
+
+def test_20288_validation_after_resuming_inside_an_epoch_is_whole(
+    every_step: tuple[users.Probe, Path],
+) -> None:
+    """Lightning 2.3 and 2.4 ran one batch of it."""
+    validations, track = Validations(), lfp.RecallMonitor()
+    fit(validations, track, resume=every_step[1] / "step=15.ckpt")
+    assert validations.batches == {1: 3, 2: 3, 3: 3}
+    assert [int(e.counts.support.sum()) for e in track.history.evaluations] == [60, 60, 60]
+
+
+def test_20288_part_of_a_validation_sets_no_quotas(tmp_path: Path) -> None:
+    """Lightning runs the rest of a validation in which training broke, over other samples than the rest."""
+    last = tmp_path / "last.ckpt"
+    with pytest.raises(RuntimeError, match="broken in validation"):
+        fit(LastWords(last), lfp.RecallMonitor(), model=Breaking)
+    validations, track = Validations(), lfp.RecallMonitor()
+    with pytest.warns(UserWarning, match="validation") as told:
+        fit(validations, track, resume=last)
+    assert validations.batches[1] < 3
+    words = [str(warning.message) for warning in told]
+    assert any("inside the validation of epoch 1" in text for text in words)  # from RecallMonitor
+    assert any("last batch of epoch 1, before the end of its" in text for text in words)
+    # One of the epoch before the checkpoint, none of half an epoch.
+    assert [e.epoch for e in track.history.evaluations] == [1, 3, 4]
+    assert {int(e.counts.support.sum()) for e in track.history.evaluations} == {60}
