@@ -12,6 +12,8 @@ from lightning_fairprune import recalls
 
 __all__ = ["ClassCounts", "Tally", "count"]
 
+_MOST_BATCHES, _MOST_LOGITS = 16, 1 << 22  # that wait to be looked at
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClassCounts:
@@ -179,13 +181,16 @@ def count(pred: Tensor, target: Tensor, num_classes: int) -> tuple[Tensor, Tenso
 class Tally:
     """Collects the predictions of one evaluation and counts them once at its end.
 
-    A step costs an argmax and a comparison; nothing is copied to the host before `compute`.
+    Batches are put by and looked at together: on a small batch the dozen tensor functions that it takes
+    cost their fixed price, not their arithmetic. Nothing is copied to the host before `compute`.
     """
 
     def __init__(self) -> None:
         self.num_classes = 0
         self._labels: list[Tensor] = []
         self._outcomes: list[Tensor] = []
+        self._waiting: list[tuple[Tensor, Tensor]] = []
+        self._waiting_logits = 0
 
     def __len__(self) -> int:
         return sum(len(labels) for labels in self._labels)
@@ -198,11 +203,25 @@ class Tally:
             target: int64 [B].
             group: what to count by instead of the class, int64 [B].
         """
+        if self._waiting and logits.shape[1:] != self._waiting[0][0].shape[1:]:
+            self._look()
+        self.num_classes = max(self.num_classes, logits.shape[1])
+        # Copies: a compiled step may use the same memory again for the next batch.
+        target = target.clone()
+        self._waiting.append((logits.clone(), target))
+        self._labels.append(target if group is None else group)
+        self._waiting_logits += logits.numel()
+        if len(self._waiting) >= _MOST_BATCHES or self._waiting_logits >= _MOST_LOGITS:
+            self._look()
+
+    def _look(self) -> None:
+        if not self._waiting:
+            return
+        logits, target = (torch.cat(column) for column in zip(*self._waiting, strict=True))
+        self._waiting, self._waiting_logits = [], 0
         right = logits.argmax(dim=1) == target
         finite = logits.isfinite().all(dim=1)
-        self.num_classes = max(self.num_classes, logits.shape[1])
         self._outcomes.append(right.to(torch.int8) + 2 * (~finite).to(torch.int8))
-        self._labels.append(target if group is None else group)
 
     def compute(
         self,
@@ -223,6 +242,7 @@ class Tally:
         Raises:
             ValueError: If a logit was not finite or a label not in [0, K).
         """
+        self._look()
         nothing = torch.zeros(0, dtype=torch.int64, device=device)
         labels = torch.cat([nothing, *self._labels])
         outcomes = torch.cat([nothing.to(torch.int8), *self._outcomes])

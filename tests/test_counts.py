@@ -118,6 +118,23 @@ def tally_of(logits: Tensor, target: Tensor, *, batch: int, group: Tensor | None
     return tally
 
 
+def test_tally_takes_steps_that_use_their_memory_again() -> None:
+    logits, target = torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)
+    tally = Tally()
+    for k in range(3):  # batches wait to be looked at; by then these hold the last one
+        logits.zero_()[:, k] = 1
+        target.fill_(k)
+        tally.update(logits, target)
+    assert tally.compute().tp.tolist() == [2, 2, 2]
+
+
+def test_tally_takes_batches_with_other_numbers_of_classes() -> None:
+    tally = Tally()
+    for classes in (3, 5, 3):
+        tally.update(torch.eye(classes), torch.arange(classes))
+    assert tally.compute().tp.tolist() == [3, 3, 3, 1, 1]
+
+
 @pytest.mark.parametrize("batch", [1, 7, 200])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tally_is_a_slow_loop_however_batches_split(batch: int, dtype: torch.dtype) -> None:
