@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
+import stat
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -37,7 +39,8 @@ _AGAIN = "copy it again, or write it anew"
 def write_whole(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
     """Lets `write` fill a file next to `path` and renames it, so that readers never see half of one.
 
-    Its permissions are those of any new file; if `write` fails, what was at `path` is still there.
+    Its permissions are those of any new file, until then its owner's alone; if `write` fails, what was at
+    `path` is still there.
 
     Args:
         path: File to make or to replace.
@@ -51,10 +54,18 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[Path], object]) -
         raise NotADirectoryError(
             f"{str(path)!r} cannot be written: {str(path.parent)!r} {what}; make the folder first."
         )
-    # No file of `tempfile`: it stays readable by its owner alone, also under its final name.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A name that nobody can guess, in a folder that others may write to, and a new file, no link of theirs.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
+    opened = os.open(temporary, flags, 0o666)
+    mode = stat.S_IMODE(
+        os.fstat(opened).st_mode
+    )  # what the umask leaves, which cannot be asked for
+    os.close(opened)
     try:
+        os.chmod(temporary, 0o600)
         write(temporary)
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

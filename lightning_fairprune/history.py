@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,6 +35,24 @@ GROUPS = "/groups"
 def is_of_groups(name: str) -> bool:
     """Whether an evaluation of this name counted groups in place of classes."""
     return name.endswith(GROUPS)
+
+
+def printable(name: str) -> str:
+    r"""Returns a name in which characters that steer terminals, or the direction of text, are shown.
+
+    Example:
+        >>> print(printable("cat\u202egod\x1b[2J"))
+        cat\u202egod\x1b[2J
+    """
+    return "".join(map(_shown, name))
+
+
+def _shown(character: str) -> str:
+    steers = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    # Scripts and emoji need the two joiners.
+    if not steers or character in "\u200c\u200d":
+        return character
+    return character.encode("unicode_escape").decode()
 
 
 class Evaluation(NamedTuple):

@@ -201,7 +201,7 @@ def test_labels_out_of_range_are_refused(label: int) -> None:
 def test_negative_group_is_refused() -> None:
     logits, target = predictions(6)
     tally = tally_of(logits, target, batch=50, group=torch.arange(200) % 3 - 1)
-    with pytest.raises(ValueError, match=r"67 validation samples have a label outside \[0, 2\)"):
+    with pytest.raises(ValueError, match=r"67 validation samples have a group outside \[0, 2\)"):
         tally.compute(grouped=True)
 
 

@@ -565,7 +565,7 @@ NAN = float("nan")
         ({"id": ["a", "b", "b", "c"]}, "'id' must tell rows apart, but 'b' occurs 2 times"),
         ({"id": [0, 1, None, 3]}, r"1 rows have no id \(column 'id' is NULL\)"),
         ({"id": [0.5, 1.5, 2.5, 3.5]}, "must hold integers or strings for the id, got DOUBLE"),
-        ({"id": [], "label": [], "score": []}, "'id' must hold|the tables have no rows"),
+        ({"id": [], "label": [], "score": []}, "'id' must hold|the tables must have rows"),
         ({"score": None}, "no column 'score' for the score, only id, label"),
         ({"label": None}, "no column 'label' for the label, only id, score"),
     ],
@@ -580,7 +580,7 @@ def test_tables_that_cannot_be_used(tmp_path: Path, change: dict[str, Any], matc
 
 def test_table_of_no_rows(tmp_path: Path) -> None:
     path = write(tmp_path / "t.parquet", id=torch.tensor([0])[:0], label=torch.tensor([0])[:0])
-    with pytest.raises(ValueError, match="the tables have no rows"):
+    with pytest.raises(ValueError, match="the tables must have rows"):
         select_table(path, 0.5, quota="proportional")
 
 

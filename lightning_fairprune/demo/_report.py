@@ -14,6 +14,7 @@ from rich import box
 from rich.table import Table
 from torch import Tensor
 
+from lightning_fairprune._files import write_whole
 from lightning_fairprune.demo._digits import NUM_CLASSES, load
 from lightning_fairprune.demo._runs import Record
 
@@ -188,9 +189,4 @@ def _csv(records: Sequence[Record]) -> str:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, lambda temporary: temporary.write_bytes(content))

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from lightning_fairprune.counts import ClassCounts
-from lightning_fairprune.history import is_of_groups
+from lightning_fairprune.history import is_of_groups, printable
 from lightning_fairprune.record import PruningRecord
 from lightning_fairprune.report._read import Run
 
@@ -23,6 +23,11 @@ def common_data(runs: Sequence[Run], asked: str | None) -> str:
         raise ValueError(f"all runs must have an evaluation of {asked!r}: {has}.")
     if not common:
         raise ValueError(f"the runs must share an evaluation: {has}.")
+    odd = [name for name in common if printable(name) != name]
+    if odd:
+        raise ValueError(
+            f"evaluations must have names that can be printed, got {odd[0]!r}: rename the loader."
+        )
     data = asked or next((name for name in ("test", "val") if name in common), common[0])
     for run in runs:
         if not bool(run.history.last(data).counts.support.any()):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_fairprune import recalls
-from lightning_fairprune.history import GROUPS, is_of_groups
+from lightning_fairprune.history import GROUPS, is_of_groups, printable
 from lightning_fairprune.report import _check
 from lightning_fairprune.report._read import Run
 from lightning_fairprune.report._settings import configuration, differences, grouped
@@ -177,12 +177,14 @@ def compare(
         notes.append("Runs of the reference are not shown among the settings.")
     base = _given(reference, data) if reference else _saved(compared, data)
     groups = []
-    for label, members in grouped(compared).items():
+    for given, members in grouped(compared).items():
+        label = printable(given)
         groups.append(_group(label, members, base, data, level))
         notes += _check.oddities(label, members, data, num_classes)
         differing = differences([configuration(run) for run in members])
         if differing:
             notes.append(f"The runs of {label} differ in {', '.join(differing)}.")
+    names = None if names is None else tuple(map(printable, names))
     return Comparison(
         data, _curves(compared, data), names, tuple(groups), base, level, tuple(notes)
     )

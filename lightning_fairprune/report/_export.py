@@ -23,6 +23,9 @@ from lightning_fairprune.report._words import (
 )
 
 MOST_CLASSES = 10  # of a setting in the Markdown file
+# A class may be called so, and a spreadsheet would compute it: names are marked as text then.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_NUMBER = re.compile(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?")
 
 
 def summary_csv(comparison: Comparison) -> str:
@@ -166,4 +169,6 @@ def _csv(head: Sequence[str], body: Iterable[Sequence[object]]) -> str:
 def _cell(value: object) -> object:
     if isinstance(value, float):
         return "" if value != value else f"{value:.6g}"
+    if isinstance(value, str) and value.startswith(_FORMULA) and not _NUMBER.fullmatch(value):
+        return f"'{value}"
     return "" if value is None else value

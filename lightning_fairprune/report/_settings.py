@@ -19,6 +19,7 @@ FIRST = ("quota", "density", "score", "keep", "criterion", "sparsity", "schedule
 ALWAYS = {PRUNING: ("quota", "density"), WEIGHTS: ("criterion", "sparsity")}
 # Where a run lies and which number it has is no setting.
 _PLACES = {"default_root_dir", "save_dir", "dirpath", "log_dir", "ckpt_path"}
+_MOST_VALUES = 100_000
 _SEED = re.compile(r"(^|_)seed($|_)", re.IGNORECASE)
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _MODULE = re.compile(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])")
@@ -216,6 +217,20 @@ _Loader.add_multi_constructor("", _as_text)
 
 def _parsed(text: str) -> object:
     try:
-        return yaml.load(text, _Loader)
+        found = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError):
         return text  # it can still be equal to another or not
+    return found if _is_small(found) else text
+
+
+def _is_small(content: object) -> bool:
+    """Whether a file says less than it could: aliases of aliases make billions of few lines."""
+    waiting, seen = [content], 0
+    while waiting and seen <= _MOST_VALUES:
+        part = waiting.pop()
+        seen += 1
+        if isinstance(part, Mapping):
+            waiting += part.values()
+        elif isinstance(part, (list, tuple)):
+            waiting += part
+    return seen <= _MOST_VALUES

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lightning_fairprune.history import printable
 from lightning_fairprune.selection import Keep
 from lightning_fairprune.table._record import TableSelection
 from lightning_fairprune.table._select import RULES, select_table
@@ -104,7 +105,7 @@ def classes(chosen: TableSelection) -> Table:
             continue
         name, size, recall, kept = row
         table.add_row(
-            Text(name),
+            Text(printable(name)),
             str(size),
             "" if recall is None else f"{recall:.3f}",
             "" if kept is None else str(kept),

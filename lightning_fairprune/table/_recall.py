@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -107,7 +108,11 @@ def _from_csv(path: Path, classes: Sequence[Cell], columns: Sequence[str]) -> di
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
     whole = [isinstance(part, int) for part in classes[0]]
     found: dict[Cell, float] = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    try:
+        lines = io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be text in UTF-8 ({error}): save it as such.") from error
+    with lines as file:
         reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
         lacking = [name for name in (*columns, "recall") if name not in (reader.fieldnames or ())]
         if lacking:

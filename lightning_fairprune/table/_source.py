@@ -57,7 +57,9 @@ def plain_errors(memory: str) -> Iterator[None]:
             f"`memory` of {memory} is not enough for this table ({_first(error)}); give it more."
         ) from error
     except duckdb.Error as error:
-        raise ValueError(f"the tables cannot be read: {_first(error)}.") from error
+        raise ValueError(
+            f"the tables cannot be read: {_first(error)}; copy them again, or write them anew."
+        ) from error
 
 
 def open_tables(
@@ -76,9 +78,13 @@ def open_tables(
     files: list[str] = []
     for name in (os.fspath(table) for table in tables):
         found = connection.execute("SELECT file FROM glob(?) ORDER BY file", [name]).fetchall()
-        if not found:
+        if not found and not os.path.isfile(name):
             raise FileNotFoundError(f"There is no file {name!r}.")
-        files += [file for (file,) in found]
+        files += [file for (file,) in found] or [name]
+    # Whoever reads them takes these characters for patterns once more.
+    odd = [file for file in files if any(character in file for character in "*?[")]
+    if odd:
+        raise ValueError(f"files must have names without *, ? and [, got {odd[0]!r}: rename it.")
     twice = [file for file in dict.fromkeys(files) if files.count(file) > 1]
     if twice:
         raise ValueError(f"every file must be named once, {twice[0]} is named more often.")
@@ -93,8 +99,11 @@ def open_tables(
         name = getattr(columns, role)
         if name is not None and name not in kinds:
             raise ValueError(
-                f"the tables have no column {name!r} for the {role}, only {', '.join(kinds)}."
+                f"the tables have no column {name!r} for the {role}, only {', '.join(kinds)}: name it "
+                f"with `{role}`."
             )
+    if not connection.execute(f"SELECT 1 FROM {source} LIMIT 1").fetchall():
+        raise ValueError("the tables must have rows, got none.")  # of no type either, in CSV files
     chosen = [f"{_discrete(columns.id, kinds, 'id')} AS id"]
     chosen.append(f"{_discrete(columns.label, kinds, 'label')} AS label")
     if columns.group is not None:
