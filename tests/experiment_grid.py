@@ -58,3 +58,19 @@ def diary(out: Path) -> list[dict[str, Any]]:
 def times(out: Path, what: str) -> Counter[str]:
     """How often something happened to each cell."""
     return Counter(line["cell"] for line in diary(out) if line["what"] == what)
+
+
+def pruned_by(criterion: str, **more: Any) -> dict[str, Any]:
+    given = {"criterion": f"lightning_fairprune.criteria.{criterion}", **more}
+    return {"prune": {"class_path": "WeightPruning", "init_args": given}}
+
+
+WEIGHTS: dict[str, Any] = {
+    "methods": {},
+    "one_fit": {},
+    "densities": [],
+    "seeds": [0, 1],
+    "sparsities": [0.5, 0.9],
+    "weights": {"magnitude": {}, "undecayed": pruned_by("undecayed", num_batches=2)},
+    "finetune": {"epochs": 2, "lr_factor": 0.5},
+}

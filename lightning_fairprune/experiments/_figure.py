@@ -14,6 +14,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#9
 MARKERS = "osD^vPX"
 DARK = "#222222"
 WIDTH = 0.45  # that the methods take beside each other at one density
+ALPHAS = (-100, -10, -2, -1, 0, 0.5, 1, 1.5, 2, 5, 10, 100)
 TITLES = {"average": "average recall", "worst": "recall of the worst class"}
 
 Groups = Mapping[tuple[str, float], Sequence[Row]]
@@ -90,6 +91,11 @@ def _draw(
                 places, means, MARKERS[i % len(MARKERS)], color=colour, label=name, markersize=6
             )
             axis.plot(places, means, color=colour, linewidth=0.8, alpha=0.5)
+        if measure == "alpha":  # near 1 for most, and far from it where a class is lost
+            axis.set_yscale("symlog", linthresh=2, linscale=2)
+            shown = [alpha for alpha in ALPHAS if axis.get_ylim()[0] <= alpha <= axis.get_ylim()[1]]
+            axis.set_yticks(shown, [f"{alpha:g}" for alpha in shown])
+            axis.set_yticks([], minor=True)
         axis.set_title(title, fontsize=11)
         axis.set_xticks(range(len(levels)), list(ticks.values()))
         axis.set_xlim(-0.5, len(levels) - 0.5)
