@@ -6,8 +6,8 @@ Every point is a process of its own, forked from this one. Time is its processor
 of a few; between ranks, which wait for each other, the time of the wall. Memory is what the call adds to the
 resident memory of the process at its peak: inputs, Python and torch are not in it (Linux only).
 
-The exponent p of cost ~ x^p is the least-squares slope of the logarithms over the upper two decades, where fixed
-costs are over. A curve that rises by more than its row allows is marked, and the command ends with status 1.
+The exponent p of cost ~ x^p is the least-squares slope of the logarithms over the upper two and a half decades, where
+fixed costs are over, of three points at least. A curve that rises by more than its row allows is marked, and the command ends with status 1.
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ class Curve:
         make: from a point to the call that is timed; its inputs are made before.
         time: the largest exponent of the time that is right.
         memory: of the memory; None where a call holds next to nothing.
-        most: the points above it are left out, whatever `--most` says.
     """
 
     name: str
@@ -285,9 +284,9 @@ def between_ranks(n: int, world: int) -> float:
 
 
 def exponent(points: tuple[int, ...], values: list[float]) -> float:
-    """Returns the least-squares slope of the logarithms over the upper two decades."""
-    upper = [(x, y) for x, y in zip(points, values, strict=True) if x >= points[-1] / 100 and y > 0]
-    if len(upper) < 2:
+    """Returns the least-squares slope of the logarithms over the upper 2.5 decades; NaN below three points."""
+    upper = [(x, y) for x, y in zip(points, values, strict=True) if x >= points[-1] / 300 and y > 0]
+    if len(upper) < 3:
         return math.nan
     x, y = torch.tensor(upper, dtype=torch.float64).log().unbind(1)
     x = x - x.mean()
