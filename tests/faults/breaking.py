@@ -12,7 +12,7 @@ from typing import Any
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from lightning_fairprune import _files, decision, source
-from lightning_fairprune.callbacks import _warmup
+from lightning_fairprune.callbacks import _warmup, _weight_masks
 from lightning_fairprune.scoring import _share
 
 
@@ -77,6 +77,7 @@ class Breaker:
             return
         before(decision.Decision, "draw", lambda it: self.at(f"decision {it.draws}"))
         before(source.TrainSource, "train_dataloader", lambda it: self._swap(it))
+        before(_weight_masks.MaskedWeights, "set", lambda it: self.at("pruning of weights"))
         self._reduction(trainer)
         self._pass()
         self._whole_files()

@@ -44,7 +44,7 @@ NAMES = {point: name for name, point in STEPS.items()}
 # way -> policies of checkpoints, for each mode. Only what happens in a process is repeated in the others.
 WAYS: dict[str, dict[str, tuple[str, ...]]] = {
     "1 process": {
-        "kill": ("step", "epoch", "validation"),
+        "kill": ("step", "epoch", "validation", "both"),
         "term": ("step", "epoch", "exception"),
         "error": ("step", "exception"),
         "worker": ("step",),
@@ -104,6 +104,11 @@ def cells() -> Iterator[Cell]:
             for way in ways:
                 if not (way == "disk" and file.endswith(".json")):
                     yield Cell(f"{when} {file}", way, policy="epoch")
+    for point in ("pruning of weights", "validation 1.1", "epoch 2", "step 2.5", "validation 2.1"):
+        for way, policies in WAYS["1 process"].items():
+            for policy in policies if way in ("kill", "term", "error") else ():
+                yield Cell(point, way, policy=policy, prune="weights")
+        yield Cell(point, "kill", "2 ranks", "epoch", "weights", (1,))
     for epoch in (0, 1, 2):
         for policy in ("step", "epoch"):
             yield Cell(f"half checkpoint {epoch}", "kill", policy=policy)

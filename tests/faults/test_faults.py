@@ -32,16 +32,14 @@ IDENTICAL = [
     Cell("decision 0", "kill", policy="epoch", prune="restart"),
     Cell("swap", "term", "2 workers"),
     Cell("step 2.2", "kill", prune="restart"),
-    Cell("epoch 2", "logger", policy="epoch"),
     Cell("decision 0", "error", policy="exception"),
     # In pruned epochs.
     Cell("step 2.2", "kill", "2 ranks", ranks=(1,)),
     Cell("step 2.2", "term", "2 ranks", ranks=(0, 1)),
-    Cell("step 2.4", "kill", "2 workers", "validation"),
+    Cell("after step 2.4", "logger", policy="epoch"),
     # In a pass, and in files.
     Cell("pass", "kill", policy="epoch", prune="pass"),
     Cell("half pruning.safetensors", "kill", policy="epoch"),
-    Cell("before rename recalls.json", "kill", policy="epoch"),
     Cell("half dynamics.safetensors", "disk", policy="epoch"),
 ]
 

@@ -36,7 +36,16 @@ class Scheduled(users.Model):
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)]
 
 
-class Breaking(users.Model):
+class Weighted(users.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = torch.nn.CrossEntropyLoss()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.loss(self(batch[0]), batch[1])
+
+
+class Breaking(Weighted):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         if (self.trainer.current_epoch, batch_idx) == (1, 1):
             raise RuntimeError("broken in validation")
@@ -158,3 +167,30 @@ def test_20288_part_of_a_validation_sets_no_quotas(tmp_path: Path) -> None:
     # One of the epoch before the checkpoint, none of half an epoch.
     assert [e.epoch for e in track.history.evaluations] == [1, 3, 4]
     assert {int(e.counts.support.sum()) for e in track.history.evaluations} == {60}
+
+
+class Weights(pl.Callback):
+    """Notes the class weights that an epoch begins with."""
+
+    def __init__(self, of: lfp.ClassWeighting) -> None:
+        self.of = of
+        self.at_start: dict[int, Any] = {}
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        weight = self.of.weight
+        self.at_start[trainer.current_epoch] = None if weight is None else weight.tolist()
+
+
+def test_20288_part_of_a_validation_sets_no_class_weights(tmp_path: Path) -> None:
+    first, last = lfp.ClassWeighting(), tmp_path / "last.ckpt"
+    before = Weights(first)
+    with pytest.raises(RuntimeError, match="broken in validation"):
+        fit(first, before, LastWords(last), model=Breaking)
+    second = lfp.ClassWeighting()
+    after = Weights(second)
+    with pytest.warns(UserWarning, match="last batch of epoch 1, before the end") as told:
+        fit(second, after, model=Weighted, resume=last)
+    assert any("weights stay those of the validation before" in str(w.message) for w in told)
+    assert before.at_start[1] is not None
+    assert after.at_start[2] == before.at_start[1]
+    assert after.at_start[3] != before.at_start[1]

@@ -43,6 +43,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "epoch": {"save_on_train_epoch_end": True},
     "validation": {"save_on_train_epoch_end": False},
     "exception": {"save_on_train_epoch_end": True},
+    "both": {"every_n_train_steps": 1, "save_on_train_epoch_end": False},
 }
 
 
@@ -247,6 +248,9 @@ def fit(task: dict[str, Any], rank: int, ranks: int) -> None:
         track = lfp.RecallMonitor(figures=False)
         more: dict[str, Any] = {}
         callbacks = [pruner, track, notes, keep]
+        if task["policy"] == "both":
+            at_end = ModelCheckpoint(str(folder / "epochs"), save_last=True, **POLICIES["epoch"])
+            callbacks.append(at_end)
         if task["policy"] == "exception":
             callbacks.append(LastWords(folder / "checkpoints" / "last-words.ckpt"))
         batch = 10
