@@ -138,6 +138,7 @@ def test_alpha_is_against_the_dense_model_of_the_same_seed(
     ],
     ids=["lambda", "multistep", "cosine", "onecycle", "sequential"],
 )
+@pytest.mark.filterwarnings("ignore:The epoch parameter")  # torch 2.4's own SequentialLR
 def test_learning_rates_are_multiplied_all_along(make: Any) -> None:
     def rates(factor: float) -> list[float]:
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.2, momentum=0.9)
