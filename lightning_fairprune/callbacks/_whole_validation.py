@@ -62,4 +62,9 @@ class WholeValidation:
             batches = trainer.fit_loop.total_batch_idx + 1
         elif (epoch + 1) % every:
             return False
-        return trainer.enable_validation and batches % trainer.val_check_batch == 0
+        interval = (
+            trainer.val_check_batch
+        )  # None: by the clock; inf: at the end of a loader without a length
+        if not trainer.enable_validation or interval is None:
+            return False
+        return interval == float("inf") or batches % interval == 0

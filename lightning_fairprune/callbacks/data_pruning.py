@@ -301,6 +301,12 @@ class DataPruning(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Starts looking."""
+        if batch_idx >= trainer.num_training_batches:
+            raise RuntimeError(
+                f"the checkpoint was taken before the first batch of epoch {trainer.current_epoch}, as an "
+                "exception in `on_train_epoch_start` has it, and the Trainer takes that epoch for nearly "
+                "done: resume from the checkpoint before it."
+            )
         if self._record is not None and not self.pruned:
             self._record.open(pl_module, batch)
 

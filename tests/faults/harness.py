@@ -26,6 +26,8 @@ MOST_ATTEMPTS = 4
 TOLD = (
     "the checkpoint was taken on the last batch of epoch",
     "the checkpoint was taken inside the validation of epoch",
+    # Lightning, of plain loaders without DataPruning.
+    "You're resuming from a checkpoint that ended before the epoch ended",
 )
 
 MODES: dict[str, dict[str, int]] = {

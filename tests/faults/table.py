@@ -106,7 +106,8 @@ def cells() -> Iterator[Cell]:
                     yield Cell(f"{when} {file}", way, policy="epoch")
     for point in ("pruning of weights", "validation 1.1", "epoch 2", "step 2.5", "validation 2.1"):
         for way, policies in WAYS["1 process"].items():
-            for policy in policies if way in ("kill", "term", "error") else ():
+            # Lightning resumes nearly no batch of an epoch in whose start an exception was saved.
+            for policy in policies[: 2 if way in ("kill", "term") else 1 if way == "error" else 0]:
                 yield Cell(point, way, policy=policy, prune="weights")
         yield Cell(point, "kill", "2 ranks", "epoch", "weights", (1,))
     for epoch in (0, 1, 2):

@@ -55,6 +55,9 @@ DETECTED = {
         "validation 1.1", "term", policy="exception"
     ): "the checkpoint was taken on the last batch",
     Cell("validation 1.1", "error", policy="exception"): "the checkpoint was taken inside the val",
+    Cell("epoch 2", "error", policy="exception", prune="restart"): (
+        "RuntimeError: the checkpoint was taken before the first batch of epoch 2"
+    ),
     Cell("validation 1.1", "kill"): "the checkpoint was taken on the last batch of epoch 1",
     Cell("half checkpoint 1", "kill", policy="epoch"): "",
 }

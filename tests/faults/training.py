@@ -261,7 +261,9 @@ def fit(task: dict[str, Any], rank: int, ranks: int) -> None:
                 "strategy": DDPStrategy(process_group_backend="gloo", timeout=limit),
             }
             batch //= ranks
-        data: Any = Data(breaker, batch_size=batch, workers=task["workers"])
+        # Without DataPruning nothing brings a shuffling loader back to its order.
+        order = {} if is_data else {"shuffle": False}
+        data: Any = Data(breaker, batch_size=batch, workers=task["workers"], **order)
         if is_data and task.get("form") == "wrapper":
             data = lfp.FairPruneDataModule(data)
         model = Model(breaker)
