@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -307,7 +308,7 @@ class Faults:
         ]
         if torn:
             return outcome("FAILED", f"half a file, {torn[0]}")
-        told = [text for text in said if text.startswith(TOLD)]
+        told = [text for text in said if text.startswith(TOLD) and _explains(text, wrong)]
         if errors:
             return outcome("FAILED" if wrong else "detected", wrong[0] if wrong else errors[0])
         if not wrong:
@@ -316,6 +317,16 @@ class Faults:
             return outcome("detected", told[0])
         kinds = Counter(line.split()[0] for line in wrong)
         return outcome("FAILED", f"{dict(kinds)}, first {wrong[:3]}")
+
+
+def _explains(text: str, wrong: list[str]) -> bool:
+    """Whether nothing differs before the validation that a message names as lost, and no batch is missing."""
+    found = re.search(r"of epoch (\d+)", text)
+    batches = [line for line in wrong if line.startswith("batch")]
+    if any(line.endswith("missing") for line in batches):
+        return False
+    epochs = [int(epoch) for line in batches for epoch in re.findall(r"^batch \[(\d+),", line)]
+    return found is None or all(epoch > int(found[1]) for epoch in epochs)
 
 
 def _is_lost_validation(line: str) -> bool:
