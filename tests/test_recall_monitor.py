@@ -732,7 +732,7 @@ def test_a_reference_that_cannot_be_had_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="There are no recalls in"):
         fit(tmp_path)
     (tmp_path / "no.ckpt").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"no\.ckpt' must be a checkpoint of the Trainer"):
+    with pytest.raises(ValueError, match=r"no\.ckpt' must load with weights_only=True"):
         fit(tmp_path / "no.ckpt")
     torch.save({"state_dict": nn.Linear(3, 3).state_dict()}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match=r"other\.ckpt' must fit the model"):

@@ -10,8 +10,9 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from lightning_fairprune._late import LateCapture
 from lightning_fairprune._quiet import evaluating
-from lightning_fairprune.capture import LossCapture, from_graph
+from lightning_fairprune.capture import from_graph
 
 LogitsFn = Callable[[pl.LightningModule, Any], tuple[Tensor, Tensor]]
 # In this order for jsonargparse, which takes the first type that fits; and Any, because it reads a
@@ -20,13 +21,13 @@ GroupBy = Callable[[Any], Any] | int | str
 
 # Callbacks open and close their captures in the same order, not in reverse. A stack of modes would
 # close the wrong one, so there is a single mode for all of them.
-_captures: WeakKeyDictionary[pl.Trainer, LossCapture] = WeakKeyDictionary()
+_captures: WeakKeyDictionary[pl.Trainer, LateCapture] = WeakKeyDictionary()
 
 
-def capture_of(trainer: pl.Trainer) -> LossCapture:
+def capture_of(trainer: pl.Trainer) -> LateCapture:
     """Returns the capture that all callbacks of a Trainer share."""
     if trainer not in _captures:
-        _captures[trainer] = LossCapture()
+        _captures[trainer] = LateCapture()
     return _captures[trainer]
 
 
@@ -45,14 +46,26 @@ class StepObserver:
         self._open = False
         self._own: tuple[Tensor, Tensor] | None = None
 
-    def open(self, module: pl.LightningModule, batch: Any) -> None:
-        """Before the step."""
+    def open(self, module: pl.LightningModule, batch: Any, batch_idx: int | None = None) -> None:
+        """Before the step.
+
+        Args:
+            module: whose step it is.
+            batch: that the step is given.
+            batch_idx: of an evaluation; from what the step of batch 0 does the others are looked into
+                for less. None in training.
+        """
         if self._logits_fn is not None:
             # Before the step, so that the logits are those of the weights that the step sees.
             with torch.no_grad(), evaluating(module):
                 self._own = self._logits_fn(module, batch)
             return
-        self._capture.enter()
+        if batch_idx is None:
+            self._capture.enter()
+        elif batch_idx == 0:
+            self._capture.learn()
+        else:
+            self._capture.wait()
         self._open = True
 
     def close(self) -> None:
@@ -117,7 +130,7 @@ class TrainingObserver(StepObserver):
             "any" if logits_fn is None else "mode"
         )
 
-    def open(self, module: pl.LightningModule, batch: Any) -> None:
+    def open(self, module: pl.LightningModule, batch: Any, batch_idx: int | None = None) -> None:
         """Before the step."""
         self._graph = None
         if self._way in ("any", "mode"):

@@ -226,7 +226,7 @@ class ClassWeighting(pl.Callback):
     ) -> None:
         """Starts looking."""
         if self._observer is not None and self._counting(dataloader_idx):
-            self._observer.open(pl_module, batch)
+            self._observer.open(pl_module, batch, batch_idx)
 
     def on_validation_batch_end(
         self,

@@ -217,7 +217,7 @@ class RecallMonitor(pl.Callback):
         """Starts looking."""
         assert self._observer is not None
         if self._counting:
-            self._observer.open(pl_module, batch)
+            self._observer.open(pl_module, batch, batch_idx)
 
     def on_validation_batch_end(
         self,
