@@ -151,6 +151,8 @@ class DataPruning(pl.Callback):
             recall_window=recall_window,
             shrinkage=shrinkage,
             floor=floor,
+            recall_dataloader=recall_dataloader,
+            seed=seed,
         )
         check_way(score, score_on)
         self.score_on = ScorePass() if score_on == "pass" else score_on
@@ -254,6 +256,7 @@ class DataPruning(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Makes room for what will be observed, and decides now what a checkpoint left undecided."""
+        _checks.validation(self, trainer)
         _checks.stepping(self, trainer)
         if not self.pruned:
             in_training = self.score_on == "training"
@@ -351,7 +354,7 @@ class DataPruning(pl.Callback):
     ) -> None:
         """Starts looking."""
         if self._validation is not None and self._counting(dataloader_idx):
-            self._validation.open(pl_module, batch)
+            self._validation.open(pl_module, batch, batch_idx)
 
     def on_validation_batch_end(
         self,
@@ -439,11 +442,14 @@ class DataPruning(pl.Callback):
         if self._pass is not None:
             passed = self._pass.run(recorder.target)
             scores, self._passed = passed.score, passed.dynamics
+            seen = recorder.target if passed.target is None else passed.target
+            _checks.scored(self.score, scores, seen, self.decision.budget(len(target)))
             if grouped is None:
                 target = self._labels(target) if passed.target is None else passed.target
             target = target.masked_fill(scores.isnan(), -1)
         elif self.score is not None:
             scores = self.score(recorder.dynamics()).detach().cpu()
+            _checks.scored(self.score, scores, target, self.decision.budget(len(target)))
             target = target.masked_fill(scores.isnan(), -1)
         elif grouped is None:
             target = self._labels(target)
@@ -561,6 +567,12 @@ class DataPruning(pl.Callback):
             self.source.load_state_dict(state["source"])
         self._recalls.load_state_dict(state["recalls"])
         self.decision.load_state_dict(state["decision"])
+        had = state["decision"]["scores"] is not None
+        if state["selection"] is not None and had != (self.score is not None):
+            raise ValueError(
+                f"the checkpoint was written {'with' if had else 'without'} a score, DataPruning has "
+                f"{'none' if had else 'one'} now: resume with the same score."
+            )
         self._epochs_done = state["epochs_done"]
         self._validated.step = state.get("validated", -1)  # older ones do not know
         if state["snapshot"] is not None:
