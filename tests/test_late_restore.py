@@ -148,24 +148,19 @@ class Weighted(users.Model):
 def test_on_two_ranks(tmp_path: Path) -> None:
     trainer = {"devices": 2, "strategy": "late_ddp"}
     base: dict[str, Any] = {"batch_size": 5, "trainer": trainer, "prune": PRUNE["scored"]}
-    fit = base | {"checkpoint": WHEN["epoch_end"], "folder": str(tmp_path / "saved")}
-    full = launch([fit], tmp_path)
-    paths = saved(tmp_path / "saved")[:3]
-    found = launch([base | {"resume": path} for path in paths], tmp_path)
-    for rank in (0, 1):
-        for path, record in zip(paths, found[rank], strict=True):
-            check(full[rank][0], record, path)
-
-
-def launch(fits: list[dict[str, Any]], folder: Path) -> list[list[dict[str, Any]]]:
-    """Runs fits on two ranks; what each rank found."""
-    settings, results = folder / "settings.json", folder / "results"
+    saving = {"checkpoint": WHEN["epoch_end"], "folder": str(tmp_path / "saved")}
+    paths = [str(tmp_path / "saved" / f"epoch={name}.ckpt") for name in ("0-step=11", "2-step=27")]
+    fits = [base | saving, *(base | {"resume": path} for path in paths)]
+    settings, results = tmp_path / "settings.json", tmp_path / "results"
     settings.write_text(json.dumps(fits))
     command = [sys.executable, "-W", "ignore", __file__, str(settings), str(results)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(Path(f"{results}.{rank}.json").read_text()) for rank in (0, 1)]
+    for rank in (0, 1):
+        full, *found = json.loads(Path(f"{results}.{rank}.json").read_text())
+        for path, record in zip(paths, found, strict=True):
+            check(full, record, path)
 
 
 # --- sharded weights ------------------------------------------------------------------------------
