@@ -136,10 +136,18 @@ def test_changed_labels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         scenario.run(**settings, resume=first)
 
 
-def test_another_score_is_refused(tmp_path: Path) -> None:
+def test_other_settings_are_refused(tmp_path: Path) -> None:
     scenario.run(prune=PRUNE["scored"], checkpoint={}, folder=str(tmp_path))
-    with pytest.raises(ValueError, match=r"recorded the signals \['el2n'\], .* \['correct'\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"has `score`='forgetting', `quota`='drop', `keep`='stratified' where .* 'el2n', 'Minimax",
+    ):
         scenario.run(prune=PRUNE["forgetting"], resume=saved(tmp_path)[0])
+
+
+def test_how_often_quotas_follow_may_change(tmp_path: Path) -> None:
+    scenario.run(prune=PRUNE["random"], checkpoint={}, folder=str(tmp_path))
+    scenario.run(prune=PRUNE["random"] | {"recall_window": 5}, resume=saved(tmp_path)[0])
 
 
 def test_second_fit_starts_afresh() -> None:

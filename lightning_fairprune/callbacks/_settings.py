@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,48 @@ def settings_of(callback: DataPruning) -> dict[str, Any]:
         "group_by": name_of(callback.group_by),
         "seed": callback.seed,
     }
+
+
+# What decides which samples stay; how often quotas follow may change on the way.
+_FIXED = (
+    "density",
+    "warmup_epochs",
+    "score",
+    "score_on",
+    "quota",
+    "keep",
+    "after",
+    "floor",
+    "group_by",
+    "seed",
+)
+
+
+def check_resumed(callback: DataPruning, before: Mapping[str, Any]) -> None:
+    """Raises unless a fit that is resumed with these arguments keeps the samples it would have kept."""
+    now = settings_of(callback)
+    # An object that is written with its address is another one in each process.
+    names = [name for name in _FIXED if " at 0x" not in f"{before.get(name)} {now[name]}"]
+    check_same("DataPruning", {name: now[name] for name in names}, before)
+
+
+def check_same(owner: str, now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    """Raises a ValueError that names the arguments that a fit did not begin with.
+
+    Args:
+        owner: the callback whose arguments they are.
+        now: arguments to compare.
+        before: those of the checkpoint; what it does not know is not compared.
+    """
+    changed = [name for name in now if name in before and now[name] != before[name]]
+    if changed:
+        raise ValueError(
+            f"a resumed fit must go on with the arguments it began with, but {owner} has "
+            + ", ".join(f"`{name}`={now[name]!r}" for name in changed)
+            + " where the checkpoint has "
+            + ", ".join(repr(before[name]) for name in changed)
+            + ": give the same, or begin a new fit from the weights of the checkpoint."
+        )
 
 
 def name_of(value: Any) -> str | int | None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 
 from lightning_fairprune.callbacks._checks import function, number
-from lightning_fairprune.callbacks._settings import name_of
+from lightning_fairprune.callbacks._settings import check_same, name_of
 from lightning_fairprune.callbacks.data_pruning import DataPruning
 
 __all__ = [
@@ -153,16 +153,7 @@ class Timing:
 
     def restored(self, state: Mapping[str, Any]) -> Plan | None:
         """Returns the plan that was made when the fit began; raises if arguments have changed."""
-        own = self.state_dict(None)["timing"]
-        changed = [name for name in own if own[name] != state["timing"][name]]
-        if changed:
-            raise ValueError(
-                "a resumed fit must go on with the arguments it began with, but WeightPruning has "
-                + ", ".join(f"`{name}`={own[name]!r}" for name in changed)
-                + " where the checkpoint has "
-                + ", ".join(repr(state["timing"][name]) for name in changed)
-                + ": give the same, or begin a new fit from the weights of the checkpoint."
-            )
+        check_same("WeightPruning", self.state_dict(None)["timing"], state["timing"])
         if state["plan"] is None:
             return None
         at, sparsity = state["plan"]

@@ -26,7 +26,7 @@ from lightning_fairprune.callbacks._observe import (
 from lightning_fairprune.callbacks._recalls import RecallWindow
 from lightning_fairprune.callbacks._run_folder import run_folder
 from lightning_fairprune.callbacks._score_pass import FitPass, ScorePass, check_way
-from lightning_fairprune.callbacks._settings import settings_of
+from lightning_fairprune.callbacks._settings import check_resumed, settings_of
 from lightning_fairprune.callbacks._snapshot import Snapshot
 from lightning_fairprune.callbacks._warmup import WarmUp
 from lightning_fairprune.callbacks._whole_validation import WholeValidation
@@ -547,6 +547,7 @@ class DataPruning(pl.Callback):
         if self.pruned:
             record = None  # has served; labels and scores are the decision's now
         return {
+            "settings": settings_of(self),
             "source": None if in_data else self._source.state_dict(),
             "record": None if record is None else record.state_dict(),
             "recalls": self._recalls.state_dict(),
@@ -563,16 +564,11 @@ class DataPruning(pl.Callback):
         if not state_dict:
             return
         state = self._restored = state_dict
+        check_resumed(self, state.get("settings", {}))  # older ones have none
         if state["source"] is not None:
             self.source.load_state_dict(state["source"])
         self._recalls.load_state_dict(state["recalls"])
         self.decision.load_state_dict(state["decision"])
-        had = state["decision"]["scores"] is not None
-        if state["selection"] is not None and had != (self.score is not None):
-            raise ValueError(
-                f"the checkpoint was written {'with' if had else 'without'} a score, DataPruning has "
-                f"{'none' if had else 'one'} now: resume with the same score."
-            )
         self._epochs_done = state["epochs_done"]
         self._validated.step = state.get("validated", -1)  # older ones do not know
         if state["snapshot"] is not None:

@@ -150,7 +150,7 @@ SENTENCES = {
         "it holds no 'state_dict'",
     ),
 }
-THEN = "give a checkpoint of this model|save the model's state_dict|If you trust the file|(?i)give (one|a checkpoint of the Trainer), or"
+THEN = "give a checkpoint of this model|save the model's state_dict|If you trust the file|[Gg]ive (one|a checkpoint of the Trainer), or"
 
 
 def said(where: str, form: str) -> tuple[type[Exception], str, str, str]:
@@ -164,7 +164,17 @@ def said(where: str, form: str) -> tuple[type[Exception], str, str, str]:
 # fmt: off
 ROWS = [
     Bad("checkpoint of another number of samples", resumed(data=users.Data(90)), ValueError, "the training set has 90 samples", "but pruning began with 103: indices of the", "resume with the same data", given=saved),
-    Bad("checkpoint of another score", resumed(score=lfp.scores.el2n, keep="hard"), ValueError, "the checkpoint was written", "a score, DataPruning has one now", "resume with the same score", given=saved),
+    *(
+        Bad(f"checkpoint of another {name}", resumed(**{name: value} | more), ValueError, "a resumed fit must go on with the arguments it began", f"but DataPruning has `{name}`=", "give the same, or begin a new fit from the", given=saved)
+        for name, value, more in (
+            ("score", lfp.scores.el2n, {"keep": "hard"}),
+            ("density", 0.3, {}),
+            ("warmup_epochs", 1, {}),
+            ("quota", lfp.quotas.balanced, {}),
+            ("seed", 7, {}),
+            ("floor", 1, {}),
+        )
+    ),
     Bad("checkpoint of another sparsity", resumed(weights={"sparsity": 0.9}), ValueError, "a resumed fit must go on with the arguments it began", r"but WeightPruning has `sparsity`=0\.9 where the", "give the same, or begin a new fit from the", given=saved),
     *(Bad(f"{where} {form}", do, *said(where, form), given=given) for where, do in WHERE.items() for form, given in FORMS.items()),
 ]
