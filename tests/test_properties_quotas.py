@@ -144,8 +144,9 @@ def test_a_larger_sample_of_the_same_population_has_the_same_shares(
 ) -> None:
     quota = RULES[name](p.sizes, p.recall, p.budgets[1])
     larger = RULES[name]([n * times for n in p.sizes], p.recall, p.budgets[1] * times)
-    # Each of the two is within a sample or two of the same real numbers.
-    assert float((larger / times - quota).abs().max()) <= 2
+    # What rounds down in K - 1 small classes may all land in a large one: a quota is within (K + 1) / 2 of
+    # the real numbers that both share, and one of the larger sample, divided, within half of that.
+    assert float((larger / times - quota).abs().max()) <= 0.75 * (len(p.sizes) + 1)
 
 
 @given(problems(limits=False), st.integers(0, 100), names)
