@@ -18,8 +18,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+from lightning_fairprune.experiments.models import SmallCNN
 
 BATCH, CLASSES = 128, 10
 QUIET = {
@@ -58,13 +60,12 @@ class Data(pl.LightningDataModule):
         return DataLoader(self.val, BATCH)
 
 
-class SmallCNN(pl.LightningModule):
+class Model(pl.LightningModule):
+    """The small CNN of `experiments`, 25,354 weights."""
+
     def __init__(self) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for width, wider in ((3, 16), (16, 32), (32, 64)):
-            layers += [nn.Conv2d(width, wider, 3, 2, 1), nn.BatchNorm2d(wider), nn.ReLU()]
-        self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(1024, CLASSES))
+        self.net = SmallCNN()
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         return F.cross_entropy(self.net(batch[0]), batch[1])
@@ -192,12 +193,12 @@ def side_by_side(
 
 
 def fit(data: Data, clock: Slices, **arguments: Any) -> None:
-    """Trains a SmallCNN with the clock around all callbacks."""
+    """Trains a Model with the clock around all callbacks."""
     settings: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "max_epochs": 2, **QUIET}
     callbacks = [_Opening(clock), *arguments.pop("callbacks", []), clock]
     trainer = pl.Trainer(**{**settings, **arguments, "callbacks": callbacks})
     # A data module each: pruning takes over its train_dataloader for the time of a fit.
-    trainer.fit(SmallCNN(), datamodule=Data(data.train, data.val))
+    trainer.fit(Model(), datamodule=Data(data.train, data.val))
 
 
 def hush() -> None:

@@ -85,8 +85,8 @@ HEADER = ["figure", "measured", "noise", "at most", "verdict"]
 class Size:
     """How much to measure."""
 
-    rounds: int = 20
-    train: int = 8192
+    rounds: int = 12
+    train: int = 6400
     val: int = 10_000
     samples: int = 10_000_000
     epochs: int = 200
