@@ -212,6 +212,7 @@ def test_time_left_is_by_kind_of_cell() -> None:
         ({"seeds": (1, 1)}, r"`seeds` must be different numbers.*\(1, 1\)"),
         ({"one_fit": {"random": OneFit()}}, "different names, got 'random' twice"),
         ({"methods": {"a/b": Method()}}, "the name 'a/b' is also that of a folder"),
+        ({"name": "../../etc"}, r"the name '\.\./\.\./etc' is also that of a folder"),
         (
             {"methods": {"a": EL2N, "b": Method(lambda dynamics: 0, "hard", score_on="pass")}},
             None,
@@ -375,3 +376,14 @@ def test_where_data_lie_is_no_setting() -> None:
     here, there = (config.settings_of(cell, s) for s in (settings_here, settings_there))
     assert here == there
     assert here["data.init_args.n"] == 80
+
+
+def test_files_of_results_have_nothing_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "trap.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = {"model.class_path": "trap.Model", "model.init_args.width": 3}
+    assert len(config.differences(before, {"model.class_path": "torch.nn.Identity"})) == 2
+    same = {"model.class_path": "torch.nn.Identity"}
+    assert len(config.differences(same | {"model.init_args.act": "trap.act"}, same)) == 1

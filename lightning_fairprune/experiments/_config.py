@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from importlib.metadata import version
@@ -199,18 +199,22 @@ def _is_default(name: str, settings: Mapping[str, Any]) -> bool:
     path = settings.get(f"{owner}.class_path")
     if path is None or "." in argument:
         return False
-    parameters = inspect.signature(_imported(path)).parameters
+    owner_class = _known(path)
+    if owner_class is None:
+        return False
+    parameters = inspect.signature(owner_class).parameters
     if argument not in parameters:
         return False
     default, value = parameters[argument].default, settings[name]
     if inspect.isroutine(default):
-        return isinstance(value, str) and _imported(value) is default
+        return isinstance(value, str) and _known(value) is default
     return bool(default == value)
 
 
-def _imported(path: str) -> Any:
+def _known(path: str) -> Any:
+    """Returns what is already imported: files of results must not have anything imported."""
     module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    return getattr(sys.modules.get(module), name, None)
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:

@@ -123,7 +123,7 @@ class Experiment:
                 "`methods`, `one_fit`, `weights` and `baselines` must have different names, got "
                 f"{twice[0]!r} twice."
             )
-        for name in names:
+        for name in (*names, self.name):
             if not _NAME.fullmatch(name):
                 raise ValueError(
                     f"the name {name!r} is also that of a folder: letters, digits and . _ + - please."
