@@ -5,9 +5,10 @@
 Training and validation: fits with and without run in turn, batch by batch, in one process and one thread at a
 time, so that whatever else the machine does meets all of them alike (`_paired.py`). A cost is the processor time
 of a whole epoch: fetching, hooks, the sixteenth batch at which the waiting ones are worked through, and the end
-of the epoch with the decision. The fastest batches alone would leave out the latter. A figure is the median over
-rounds of the ratio inside a round. The same is computed for plain against plain: the noise is how far from 1 the
-95 % bootstrap interval of that median reaches. A figure is missed if it is above its limit by more than the noise.
+of the epoch with the decision. The fastest batches alone would leave out the latter, so every slice of an epoch
+counts, with the lower quartile of what it took over the rounds, and a figure is the ratio of the sums. The same is
+computed for plain against plain: the noise is how far from 1 the 95 % bootstrap interval of that ratio
+reaches. A figure is missed if it is above its limit by more than the noise.
 
 Bytes are counted, not sampled: tensors held by the recorder, and the length of checkpoint files.
 """
@@ -30,7 +31,7 @@ import _imports
 import _memory
 import lightning
 import torch
-from _paired import Data, Fit, Images, Ratio, hush, paired, side_by_side, spread
+from _paired import Data, Fit, Images, Ratio, by_position, hush, paired, side_by_side, spread
 from lightning.pytorch.loggers import CSVLogger
 
 import lightning_fairprune as lfp
@@ -108,14 +109,16 @@ def forgetting(warmup: int = 1) -> lfp.DataPruning:
     return lfp.DataPruning(0.5, warmup, score=lfp.scores.forgetting, keep="hard")
 
 
-def ratio(rounds: list[dict[str, Fit]], kind: str, cost: Callable[[Fit], float]) -> Ratio:
-    return paired(
-        [cost(found[kind]) for found in rounds], [cost(found["plain"]) for found in rounds]
+def ratio(rounds: list[dict[str, Fit]], kind: str, slices: Callable[[Fit], list[float]]) -> Ratio:
+    costs, base = (
+        torch.tensor([slices(found[name]) for found in rounds], dtype=torch.float64)
+        for name in (kind, "plain")
     )
+    return by_position(costs, base)
 
 
-def of_epoch(stage: str, epoch: int) -> Callable[[Fit], float]:
-    return lambda fit: sum(fit[stage, epoch])
+def of_epoch(stage: str, epoch: int) -> Callable[[Fit], list[float]]:
+    return lambda fit: fit[stage, epoch]
 
 
 def training(size: Size) -> Iterator[Figure]:
@@ -141,8 +144,8 @@ def training(size: Size) -> Iterator[Figure]:
     # The batches that a pruned epoch has, but its first, which reloads the loader: once a fit.
     kept = size.train // 2 // 128
 
-    def swapped(fit: Fit) -> float:
-        return sum(fit["train", 1][1 : kept - 1])
+    def swapped(fit: Fit) -> list[float]:
+        return fit["train", 1][1 : kept - 1]
 
     noise = ratio(rounds, "plain again", swapped).noise
     for name, kind in (("default", "default"), ("EL2N", "el2n")):

@@ -82,6 +82,17 @@ def test_paired_ratio_does_not_see_what_slows_both() -> None:
     assert (found.low, found.high) == pytest.approx((1.02, 1.02))
 
 
+def test_slices_count_with_what_they_always_take() -> None:
+    base = torch.tensor([1.0, 1.0, 1.0, 4.0]).repeat(
+        8, 1
+    )  # the end of an epoch is dear in every round
+    costs = base * 1.02
+    base[torch.arange(4), torch.arange(4)] += 50.0  # something else came in between, once a slice
+    found = module("_paired").by_position(costs, base)
+    assert found.value == pytest.approx(1.02)
+    assert found.low <= found.value <= found.high
+
+
 def test_noise_is_how_far_from_one_the_interval_reaches() -> None:
     assert module("_paired").Ratio(1.0, 0.97, 1.02).noise == pytest.approx(0.03)
 
