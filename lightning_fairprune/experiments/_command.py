@@ -43,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     here = os.getcwd()
     if here not in sys.path:  # a console script cannot import from where it is called
         sys.path.insert(0, here)
-    if arguments and not arguments[0].startswith("-"):
+    if not arguments:
+        parser.error(f"there must be a config, got none: {_config.ASKED}.")
+    if not arguments[0].startswith("-"):
         try:
             arguments[:1] = ["--config", str(_config.find(arguments[0]))]
         except FileNotFoundError as error:

@@ -19,13 +19,16 @@ from lightning_fairprune.experiments._cells import Cell
 from lightning_fairprune.experiments._parts import Baseline, Method, OneFit, WeightMethod
 from lightning_fairprune.experiments._records import Experiment
 
-__all__ = ["CONFIGS", "build", "differences", "find", "parser", "plain", "settings_of"]
+__all__ = ["ASKED", "CONFIGS", "build", "differences", "find", "parser", "plain", "settings_of"]
 
 CONFIGS = Path(__file__).parent / "configs"
 # jsonargparse 4.49 gave some things new names. Null is dumped because it is a value of its own where the
 # default is another.
 _RENAMED = tuple(map(int, version("jsonargparse").split(".")[:2])) >= (4, 49)
 _WHOLE: dict[str, Any] = {"skip_unset" if _RENAMED else "skip_none": False}
+ASKED = "give the path of a YAML file, or one of those that come with this package: " + ", ".join(
+    sorted(file.name for file in CONFIGS.glob("*.yaml"))
+)
 _RECORDS: dict[str, Any] = {
     "methods": Method,
     "one_fit": OneFit,
@@ -111,11 +114,7 @@ def find(name: str) -> Path:
     for candidate in (shipped, shipped.with_name(f"{shipped.name}.yaml")):
         if path.parent == Path() and candidate.is_file():
             return candidate
-    names = ", ".join(sorted(file.name for file in CONFIGS.glob("*.yaml")))
-    raise FileNotFoundError(
-        f"there is no config {name!r}: give the path of a YAML file, or one of those that come with "
-        f"this package: {names}."
-    )
+    raise FileNotFoundError(f"there is no config {name!r}: {ASKED}.")
 
 
 def settings_of(cell: Cell, settings: Mapping[str, Any]) -> dict[str, Any]:
