@@ -176,7 +176,8 @@ def curves(most: int) -> Iterator[Curve]:
     yield Curve("quotas.drop", "K, N = 10^8", MANY_CLASSES, lambda x: drop(10**8, x), 1, None)
     yield Curve("recorder.update, an epoch", "N, K = 10", some, an_epoch, 1, None)
     yield Curve("recorder.update, 16 batches", "K, B = 1,024", MANY_CLASSES, some_steps)
-    yield Curve("recorder.finish_epoch", "N", some, end_of_epoch)
+    # One pass over a few buffers: once they leave the cache and their copies need new pages, each sample costs more.
+    yield Curve("recorder.finish_epoch", "N", some, end_of_epoch, 1.2)
     yield Curve("recorder.state_dict", "epochs, N = 100,000", MANY_EPOCHS, state)
     for name in ("el2n", "forgetting"):
         score = getattr(scores, name)
@@ -185,9 +186,9 @@ def curves(most: int) -> Iterator[Curve]:
         )
     yield Curve(
         "scores.dynamic_uncertainty",
-        "epochs, N = 100,000",
-        MANY_EPOCHS[3:],
-        lambda x: scoring(scores.dynamic_uncertainty, x),
+        "windows of 10 epochs, N = 100,000",
+        (1, 2, 5, 10, 20, 50, 100, 200),
+        lambda x: scoring(scores.dynamic_uncertainty, x + 9),
     )
     yield Curve("scores.el2n", "N, 10 epochs", some, lambda x: scoring(scores.el2n, EPOCHS, x))
     yield Curve("metrics.ClassRecall.update", "K, B = 256", MANY_CLASSES, metric, 1, None)
