@@ -186,7 +186,7 @@ def curves(most: int) -> Iterator[Curve]:
         )
     yield Curve(
         "scores.dynamic_uncertainty",
-        "windows of 10 epochs, N = 100,000",
+        "epochs after the ninth, N = 100,000",
         (1, 2, 5, 10, 20, 50, 100, 200),
         lambda x: scoring(scores.dynamic_uncertainty, x + 9),
     )
@@ -361,13 +361,15 @@ def draw(drawn: list[tuple[Curve, list[float], list[float]]], path: Path) -> Non
         for curve, seconds, peak in drawn:
             if curve not in own:
                 continue
-            panels[0][column].loglog(curve.points, seconds, marker=".", label=curve.name)
+            style = {"marker": ".", "label": curve.name, "color": f"C{own.index(curve)}"}
+            panels[0][column].loglog(curve.points, seconds, **style)
             if curve.memory is not None:
                 mebibytes = [value / 2**20 if value else math.nan for value in peak]
-                panels[1][column].loglog(curve.points, mebibytes, marker=".", label=curve.name)
+                panels[1][column].loglog(curve.points, mebibytes, **style)
         called = {"N": "samples", "K": "classes", "e": "epochs"}[size]
         panels[1][column].set_xlabel(called)
-        panels[0][column].legend(fontsize=7)
+        for row in panels:
+            row[column].legend(fontsize=7)
     panels[0][0].set_ylabel("seconds")
     panels[1][0].set_ylabel("MiB added at the peak")
     figure.savefig(path, dpi=130)
