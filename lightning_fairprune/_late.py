@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 from weakref import ref
@@ -24,23 +23,20 @@ class LateCapture(LossCapture):
     """A capture that learns from one step after which module the next ones compute their loss.
 
     A function mode costs microseconds at each tensor function, and nearly all of them belong to the
-    network. `learn` takes a step with the mode on and notes the module that called most functions and was done
-    before the loss; `wait` takes one with the mode off until that module is done. Where there is no such module,
-    or where code is compiled, which hooks would change, the mode is on all the time.
+    network. The first step of an evaluation is looked at all the time. In the second the module is noted
+    that called most others and was done before the loss; from then on a step is looked at when that module is
+    done. Where there is no such module the mode is on all the time, and so it is where the first step has
+    compiled code, into which the hooks would go.
 
     Example:
         >>> from torch.nn.functional import cross_entropy
         >>> network, capture = nn.Linear(1, 2), LateCapture()
-        >>> capture.learn()
-        >>> _ = cross_entropy(network(torch.zeros(2, 1)), torch.tensor([0, 1]))
-        >>> capture.leave()
-        >>> capture.after is network
-        True
-        >>> capture.wait()
-        >>> _ = cross_entropy(network(torch.zeros(2, 1)), torch.tensor([1, 1]))
-        >>> capture.leave()
+        >>> for batch_idx in range(3):
+        ...     capture.begin(batch_idx)
+        ...     _ = cross_entropy(network(torch.zeros(2, 1)), torch.tensor([batch_idx % 2, 1]))
+        ...     capture.leave()
         >>> capture.pick(2)[1]
-        tensor([1, 1])
+        tensor([0, 1])
     """
 
     def __init__(self) -> None:
@@ -49,7 +45,7 @@ class LateCapture(LossCapture):
         self._watching = ExitStack()  # hooks, while there are any
         self._is_on = False
         self._modes = 0  # that others had on when the step began
-        self._calls = 0  # of functions, in the step that is learnt from
+        self._calls = 0  # of modules, in the step that is learnt from
         self._begun_at: list[int] = []
         self._done: list[tuple[int, ref[nn.Module]]] = []
 
@@ -58,21 +54,24 @@ class LateCapture(LossCapture):
         """The module after which the loss is looked for; None for all the time."""
         return None if self._after is None else self._after()
 
-    def learn(self) -> None:
-        """Starts noting calls, in a step like those to come."""
+    def begin(self, batch_idx: int) -> None:
+        """Starts noting calls in a step of an evaluation."""
         if self._owners == 0:
-            self._after, self._calls = None, 0
-            begin = register_module_forward_pre_hook(self._begin)
-            self._watching.callback(begin.remove)
-            self._watching.callback(register_module_forward_hook(self._end).remove)
+            if batch_idx <= 1:
+                self._after = None
+            if batch_idx == 1 and not _has_compiled():
+                self._learn()
+            elif self.after is not None:
+                self._wait(self.after)
+                return
         self.enter()
 
-    def wait(self) -> None:
-        """Starts noting calls in a step like the one that was learnt from."""
-        module = self.after
-        if self._owners or module is None:
-            self.enter()
-            return
+    def _learn(self) -> None:
+        begun = register_module_forward_pre_hook(self._module_begins)
+        self._watching.callback(begun.remove)
+        self._watching.callback(register_module_forward_hook(self._module_ends).remove)
+
+    def _wait(self, module: nn.Module) -> None:
         self._hits, self._owners = [], 1
         self._modes = _modes()
         self._watching.callback(module.register_forward_hook(self._arrived).remove)
@@ -89,41 +88,31 @@ class LateCapture(LossCapture):
             super().leave()
             return
         self._watching.close()
-        self._begun_at, self._done = [], []
+        if self._done and self.noted:
+            self._after = max(self._done, key=lambda done: done[0])[1]
+        self._calls, self._begun_at, self._done = 0, [], []
         if self._is_on:
             super().leave()
         self._owners, self._is_on = 0, False
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        self._calls += 1
-        before = self.noted
-        result = super().__torch_function__(func, types, args, kwargs)
-        if self._done and self.noted == 1 > before and not _has_compiled():
-            self._after = max(self._done, key=lambda done: done[0])[1]
-        return result
 
     def _why_nothing_fits(self, batch_size: int | None) -> str:
         why, module = super()._why_nothing_fits(batch_size), self.after
         if self.noted or module is None:
             return why
         return (
-            f"{why} (It was looked for once {type(module).__name__} is done, as in the first batch of "
+            f"{why} (It was looked for once {type(module).__name__} is done, as in the second batch of "
             "this evaluation; a step that goes another way in other batches must return them.)"
         )
 
-    def _begin(self, module: nn.Module, args: Any) -> None:
+    def _module_begins(self, module: nn.Module, args: Any) -> None:
         self._begun_at.append(self._calls)
+        self._calls += 1
 
-    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _module_ends(self, module: nn.Module, args: Any, output: Any) -> None:
         calls = self._calls - self._begun_at.pop()
         # Scripted modules take no hooks, and a mode must be left before one that was there earlier.
-        if not isinstance(module, torch.jit.ScriptModule) and _modes() == self._modes + 1:
+        scripted = isinstance(module, torch.jit.ScriptModule)
+        if not self.noted and not scripted and _modes() == self._modes + 1:
             self._done.append((calls, ref(module)))
 
     def _arrived(self, module: nn.Module, args: Any, output: Any) -> None:

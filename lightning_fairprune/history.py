@@ -272,7 +272,10 @@ def _find(path: Path) -> Path:
             f"There are no recalls in {str(path)!r}: train or test with RecallMonitor and a logger."
         )
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file {str(path)!r}.")
+        raise FileNotFoundError(
+            f"There is no file {str(path)!r}: give the folder of a run with RecallMonitor and a logger, "
+            "or its file of recalls."
+        )
     return path
 
 

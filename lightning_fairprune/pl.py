@@ -6,13 +6,13 @@ for a LightningCLI of `pytorch_lightning`, which looks at their class.
 """
 
 # mypy: disable-error-code="misc"
-# The two Callback classes type their hooks with a Trainer each.
+# `trainer` of the data module is typed with a Trainer of its own package.
 
 from __future__ import annotations
 
 import pytorch_lightning
 
-from lightning_fairprune import callbacks
+from lightning_fairprune._twins import ClassWeighting, DataPruning, RecallMonitor, WeightPruning
 from lightning_fairprune.datamodule import Wrapper, wrong_kind
 from lightning_fairprune.selection import Selection
 
@@ -57,39 +57,3 @@ class FairPruneDataModule(Wrapper, pytorch_lightning.LightningDataModule):
         if not isinstance(datamodule, pytorch_lightning.LightningDataModule):
             raise TypeError(wrong_kind(datamodule, "pytorch_lightning", "lightning_fairprune"))
         super().__init__(datamodule, selection, seed)
-
-
-class DataPruning(callbacks.DataPruning, pytorch_lightning.Callback):
-    """:class:`lightning_fairprune.DataPruning`, also a Callback of ``pytorch_lightning``.
-
-    Example:
-        >>> isinstance(DataPruning(density=0.3, warmup_epochs=10), pytorch_lightning.Callback)
-        True
-    """
-
-
-class WeightPruning(callbacks.WeightPruning, pytorch_lightning.Callback):
-    """:class:`lightning_fairprune.WeightPruning`, also a Callback of ``pytorch_lightning``.
-
-    Example:
-        >>> isinstance(WeightPruning(sparsity=0.9), pytorch_lightning.Callback)
-        True
-    """
-
-
-class RecallMonitor(callbacks.RecallMonitor, pytorch_lightning.Callback):
-    """:class:`lightning_fairprune.RecallMonitor`, also a Callback of ``pytorch_lightning``.
-
-    Example:
-        >>> isinstance(RecallMonitor(), pytorch_lightning.Callback)
-        True
-    """
-
-
-class ClassWeighting(callbacks.ClassWeighting, pytorch_lightning.Callback):
-    """:class:`lightning_fairprune.ClassWeighting`, also a Callback of ``pytorch_lightning``.
-
-    Example:
-        >>> isinstance(ClassWeighting(), pytorch_lightning.Callback)
-        True
-    """

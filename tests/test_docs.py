@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,14 @@ def test_yaml_blocks_name_real_arguments(page: Path) -> None:
             if quota is not None:
                 name = quota["class_path"].rsplit(".", 1)[1]
                 arguments["quota"] = getattr(lfp.quotas, name)(**quota["init_args"])
-            kind(**arguments)
+            kind(**{name: resolved(value) for name, value in arguments.items()})
+
+
+def resolved(value: Any) -> Any:
+    """What LightningCLI makes of the path of a function."""
+    if not str(value).startswith("lightning_fairprune."):
+        return value
+    return functools.reduce(getattr, value.split(".")[1:], lfp)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

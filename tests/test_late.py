@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -114,14 +115,14 @@ def test_steps_after_the_first_show_the_same_as_a_mode_all_the_time(
 ) -> None:
     step, after = STEPS[name]
     net, always = Network().eval(), LossCapture()
-    capture.learn()
+    capture.begin(1)
     step(net, torch.randn(2, 4))
     capture.leave()
     assert (type(capture.after).__name__ if after else capture.after) == after
     for _ in range(3):
         x = torch.randn(2, 4)
         seen = []
-        for one, begin in ((always, always.enter), (capture, capture.wait)):
+        for one, begin in ((always, always.enter), (capture, partial(capture.begin, 2))):
             begin()
             step(net, x)
             one.leave()
@@ -133,16 +134,26 @@ def test_steps_after_the_first_show_the_same_as_a_mode_all_the_time(
 
 
 @torch.no_grad()
-def test_functions_of_the_network_run_without_the_mode(capture: LateCapture) -> None:
+def test_functions_of_the_network_run_without_the_mode(
+    capture: LateCapture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def counted(self: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        seen.append(func)
+        return whole(self, func, types, args, kwargs)
+
+    whole = LossCapture.__torch_function__
+    monkeypatch.setattr(LossCapture, "__torch_function__", counted)
     net, x = Network().eval(), torch.randn(2, 4)
-    capture.learn()
-    plain(net, x)
-    capture.leave()
-    learnt = capture._calls
-    capture.wait()
-    plain(net, x)
-    capture.leave()
-    assert (learnt, capture._calls - learnt) == (6, 1)  # 3 linear, 2 relu, 1 loss; the loss
+    counts = []
+    for batch_idx in range(3):
+        seen.clear()
+        capture.begin(batch_idx)
+        plain(net, x)
+        capture.leave()
+        counts.append(len(seen))
+    assert counts == [6, 6, 1]  # 3 linear, 2 relu, the loss; the loss
 
 
 def test_traced_modules_are_looked_at_all_the_time(capture: LateCapture) -> None:
@@ -150,8 +161,8 @@ def test_traced_modules_are_looked_at_all_the_time(capture: LateCapture) -> None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated, and still in use
         traced = torch.jit.trace(net, x)
-    for begin in (capture.learn, capture.wait):
-        begin()
+    for batch_idx in (1, 2):
+        capture.begin(batch_idx)
         F.cross_entropy(traced(x), TARGET)
         capture.leave()
         assert torch.equal(capture.pick(2)[1], TARGET)
@@ -162,7 +173,7 @@ def test_compiled_code_is_looked_at_all_the_time(
     capture: LateCapture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_late, "_has_compiled", lambda: True)
-    capture.learn()
+    capture.begin(1)
     plain(Network(), torch.randn(2, 4))
     capture.leave()
     assert capture.after is None
@@ -171,7 +182,7 @@ def test_compiled_code_is_looked_at_all_the_time(
 def test_each_first_step_is_learnt_from_anew(capture: LateCapture) -> None:
     net, after = Network(), []
     for step in (plain, no_module, in_parts):
-        capture.learn()
+        capture.begin(1)
         step(net, torch.randn(2, 4))
         capture.leave()
         after.append(capture.after)
@@ -179,11 +190,11 @@ def test_each_first_step_is_learnt_from_anew(capture: LateCapture) -> None:
 
 
 def test_a_module_that_is_gone_is_not_waited_for(capture: LateCapture) -> None:
-    capture.learn()
+    capture.begin(1)
     plain(Network(), torch.randn(2, 4))
     capture.leave()
     assert capture.after is None
-    capture.wait()
+    capture.begin(2)
     plain(Network(), torch.randn(2, 4))
     capture.leave()
     assert capture.noted == 1
@@ -191,9 +202,9 @@ def test_a_module_that_is_gone_is_not_waited_for(capture: LateCapture) -> None:
 
 def test_owners_share_it(capture: LateCapture) -> None:
     net = Network()
-    for begin in (capture.learn, capture.wait, capture.wait):
-        begin()
-        begin()
+    for batch_idx in (0, 1, 2, 3):
+        capture.begin(batch_idx)
+        capture.begin(batch_idx)
         plain(net, torch.randn(2, 4))
         capture.leave()
         capture.leave()
@@ -208,31 +219,31 @@ def test_owners_share_it(capture: LateCapture) -> None:
 
 def test_a_mode_of_the_step_is_left_alone(capture: LateCapture) -> None:
     net, x = Network(), torch.randn(2, 4)
-    capture.learn()
+    capture.begin(1)
     plain(net, x)
     capture.leave()
-    capture.wait()
+    capture.begin(2)
     with Counting() as counting:
         plain(net, x)
     assert counting.calls > 0
     assert _late._modes() == 0
     capture.leave()
-    with pytest.raises(ValueError, match="looked for once Network is done, as in the first batch"):
+    with pytest.raises(ValueError, match="looked for once Network is done, as in the second batch"):
         capture.pick(2)
 
 
-@pytest.mark.parametrize("begin", ["learn", "wait"])
-def test_a_step_that_fails_leaves_nothing_behind(begin: str, capture: LateCapture) -> None:
+@pytest.mark.parametrize("batch_idx", [0, 1, 2])
+def test_a_step_that_fails_leaves_nothing_behind(batch_idx: int, capture: LateCapture) -> None:
     net = Network()
-    capture.learn()
+    capture.begin(1)
     plain(net, torch.randn(2, 4))
     capture.leave()
-    getattr(capture, begin)()
+    capture.begin(batch_idx)
     with pytest.raises(RuntimeError):
         plain(net, torch.randn(2, 5))
     capture.abandon()
     assert not net._forward_hooks
-    capture.learn()
+    capture.begin(1)
     plain(net, torch.randn(2, 4))
     capture.leave()
     assert capture.after is net

@@ -54,12 +54,14 @@ ALLOWED: dict[str, set[str]] = {
     "scoring": {"_files", "_probe", "_quiet", "dynamics", "geometry", "loader", "signals"},
     "source": {"_bits", "_flavour", "_labels", "loader"},
     "datamodule": {"_flavour", "selection", "source"},
-    "pl": {"callbacks", "datamodule", "selection"},
+    "_twins": {"callbacks"},
+    "pl": {"_twins", "datamodule", "selection"},
     "schedule": {"callbacks"},
 }
 RIM = {
     "_flavour",
     "experiments",
+    "_twins",
     "pl",
     "_quiet",
     "scoring",

@@ -709,13 +709,13 @@ def test_several_loaders_at_once() -> None:
     )
 
 
-def test_what_is_patched_is_put_back_after_an_error() -> None:
+def test_what_is_patched_is_put_back_after_an_error(tmp_path: Path) -> None:
     def fails(model: nn.Module, batches: Any, loss_fn: Any) -> Any:
         for inputs, target in batches:
             loss_fn(model(*inputs), target)
         raise RuntimeError("no saliency today")
 
-    model, logger = Net(), CSVLogger("nowhere")
+    model, logger = Net(), CSVLogger(tmp_path)
     trainer = users.trainer(
         callbacks=[WeightPruning(fails, 0.5, start=1, end=1)], logger=logger, max_epochs=2
     )

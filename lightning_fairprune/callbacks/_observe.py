@@ -52,8 +52,8 @@ class StepObserver:
         Args:
             module: whose step it is.
             batch: that the step is given.
-            batch_idx: of an evaluation; from what the step of batch 0 does the others are looked into
-                for less. None in training.
+            batch_idx: of an evaluation; from what the first steps do the others are looked into for
+                less. None in training.
         """
         if self._logits_fn is not None:
             # Before the step, so that the logits are those of the weights that the step sees.
@@ -62,10 +62,8 @@ class StepObserver:
             return
         if batch_idx is None:
             self._capture.enter()
-        elif batch_idx == 0:
-            self._capture.learn()
         else:
-            self._capture.wait()
+            self._capture.begin(batch_idx)
         self._open = True
 
     def close(self) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lightning_fairprune.callbacks._score_pass import ScorePass
 
 if TYPE_CHECKING:
@@ -13,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def settings_of(callback: DataPruning) -> dict[str, Any]:
-    """Returns what the fit was asked for."""
-    return {
+    """Returns what the fit was asked for, without numbers of numpy, which a checkpoint must not hold."""
+    settings = {
         "density": callback.density,
         "warmup_epochs": callback.warmup_epochs,
         "score": name_of(callback.score),
@@ -30,6 +32,7 @@ def settings_of(callback: DataPruning) -> dict[str, Any]:
         "group_by": name_of(callback.group_by),
         "seed": callback.seed,
     }
+    return {k: v.item() if isinstance(v, np.generic) else v for k, v in settings.items()}
 
 
 # What decides which samples stay; how often quotas follow may change on the way.

@@ -141,7 +141,7 @@ ROWS = [
     Bad("RecallMonitor with other classes than the model", monitored(num_classes=7), ValueError, "`num_classes` is 7", "but the logits are for 4", "leave it out, or look at the last layer", steps=11),
     Bad("RecallMonitor with names for other classes", monitored(class_names=["cat", "dog"]), ValueError, "`class_names` must name each of 4 classes", "got 2", steps=11),
     Bad("RecallMonitor with NaN logits", monitored(Outputs(lambda logits, y: {"logits": logits * torch.nan}, validation=True)), ValueError, "the logits of 60 validation samples", "not finite: the training has diverged", "lower the learning rate", steps=11),
-    Bad("RecallMonitor with a reference that is not there", monitored(reference="nowhere"), FileNotFoundError, "There are no", "in 'nowhere'", "train or test with RecallMonitor and a logger"),
+    Bad("RecallMonitor with a reference that is not there", monitored(reference="nowhere"), FileNotFoundError, "There is no file", "'nowhere'", "give the folder of a run with RecallMonitor and a logger"),
     Bad("RecallMonitor before_pruning without pruning", monitored(reference="before_pruning"), ValueError, "`reference='before_pruning'` needs a callback that", "such as DataPruning, among the callbacks of the", "use 'fit_start' or the folder of another run"),
     Bad("ClassWeighting of a loss that is not there", weighted(loss="criterion"), ValueError, r"`loss` must name an nn\.CrossEntropyLoss or", "of Model, 'criterion' is nothing", "there is none"),
     Bad("ClassWeighting by weights of another shape", weighted(loss=None, weights=lambda recall: torch.ones(2)), ValueError, "`weights` must return one weight for each of 4 classes", r"got shape \[2\]", steps=22),
