@@ -109,6 +109,8 @@ class LateCapture(LossCapture):
         self._calls += 1
 
     def _module_ends(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not self._begun_at:  # begun before anyone listened, in another thread
+            return
         calls = self._calls - self._begun_at.pop()
         # Scripted modules take no hooks, and a mode must be left before one that was there earlier.
         scripted = isinstance(module, torch.jit.ScriptModule)

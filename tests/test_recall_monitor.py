@@ -812,3 +812,17 @@ def test_sharded_weights_are_not_evaluated(tmp_path: Path) -> None:
     reference = ReferenceCounts(str(tmp_path / "dense.ckpt"), None)
     with pytest.raises(ValueError, match="FSDPStrategy shards the weights"):
         reference.setup(trainer, "fit")
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_test_after_a_finished_fit_was_resumed_is_whole(tmp_path: Path) -> None:
+    save = ModelCheckpoint(tmp_path, filename="last")
+    users.trainer(
+        callbacks=[save, lfp.RecallMonitor()], max_epochs=2, enable_checkpointing=True
+    ).fit(Model(), Data(**DATA))
+    monitor, model = lfp.RecallMonitor(), Model()
+    trainer = users.trainer(callbacks=[monitor], max_epochs=2, num_sanity_val_steps=2)
+    trainer.fit(model, Data(**DATA), ckpt_path=tmp_path / "last.ckpt")
+    # Fewer batches than the validation has, which no epoch of the resumed fit has run.
+    trainer.test(model, DataLoader(users.Blobs(5), 10), verbose=False)
+    assert monitor.history.last("test").counts.support.sum() == 5

@@ -62,9 +62,8 @@ class WholeValidation:
             batches = trainer.fit_loop.total_batch_idx + 1
         elif (epoch + 1) % every:
             return False
-        interval = (
-            trainer.val_check_batch
-        )  # None: by the clock; inf: at the end of a loader without a length
+        # None: by the clock; infinite: at the end of a loader without a length.
+        interval = trainer.val_check_batch
         if not trainer.enable_validation or interval is None:
             return False
         return interval == float("inf") or batches % interval == 0

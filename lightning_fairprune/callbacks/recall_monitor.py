@@ -263,7 +263,7 @@ class RecallMonitor(pl.Callback):
             if self._reference.comes_from_sanity_check:
                 self._reference.counts = found
             return
-        if not self._validated.ends(trainer):  # of a resumed fit
+        if trainer.state.fn == "fit" and not self._validated.ends(trainer):  # of a resumed one
             _monitoring.log_part(trainer, module, found, self.history)
             return
         pruned = _monitoring.pruned(trainer)
