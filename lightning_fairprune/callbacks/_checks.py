@@ -163,6 +163,16 @@ def validation(callback: DataPruning, trainer: pl.Trainer) -> None:
         )
 
 
+def begins_in_epoch(trainer: pl.Trainer, batch_idx: int) -> None:
+    """Raises before a batch that the Trainer would run of an epoch that it takes for done."""
+    if batch_idx >= trainer.num_training_batches:
+        raise RuntimeError(
+            f"the checkpoint was taken before the first batch of epoch {trainer.current_epoch}, as an "
+            "exception in `on_train_epoch_start` has it, and the Trainer takes that epoch for nearly "
+            "done: resume from the checkpoint before it."
+        )
+
+
 def scored(score: object, scores: Tensor, target: Tensor, budget: int) -> None:
     """Raises if samples were seen, but have no score, and too few remain."""
     seen = target >= 0

@@ -1,4 +1,4 @@
-"""Looking into the training steps of the warm-up and recording what they saw of each sample."""
+"""Recording what the steps of the warm-up saw of each sample, and making labels and scores of it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor
 
+from lightning_fairprune._labels import labels_of
 from lightning_fairprune._probe import required_signals
+from lightning_fairprune.callbacks import _checks
 from lightning_fairprune.callbacks._observe import (
     GroupBy,
     LogitsFn,
@@ -16,6 +19,8 @@ from lightning_fairprune.callbacks._observe import (
     groups_of,
     sum_over_ranks,
 )
+from lightning_fairprune.callbacks._score_pass import FitPass
+from lightning_fairprune.decision import Decision
 from lightning_fairprune.dynamics import Dynamics
 from lightning_fairprune.recorder import EpochRecorder
 from lightning_fairprune.source import TrainSource
@@ -29,6 +34,7 @@ class WarmUp:
         source: knows the indices of the current batch.
         epochs: length of the warm-up.
         score: whose signals are recorded; None records labels only.
+        in_pass: computes the score when the warm-up is over; then labels only are recorded.
         group_by: where group ids are found in a batch.
         logits_fn: see :class:`~lightning_fairprune.DataPruning`.
     """
@@ -39,12 +45,16 @@ class WarmUp:
         source: TrainSource,
         epochs: int,
         *,
-        score: Callable[[Dynamics], Any] | None,
+        score: Callable[..., Any] | None,
+        in_pass: FitPass | None = None,
         group_by: GroupBy | None,
         logits_fn: LogitsFn | None,
     ) -> None:
         self._trainer, self._source, self._group_by = trainer, source, group_by
-        names = () if score is None else required_signals(score, num_epochs=epochs)
+        self._score, self._pass = score, in_pass
+        self._passed: Dynamics | None = None
+        read = None if in_pass is not None else score
+        names = () if read is None else required_signals(read, num_epochs=epochs)
         self.recorder = EpochRecorder(
             source.num_samples,
             names,
@@ -89,6 +99,41 @@ class WarmUp:
         self._observer.close()  # a module may end an epoch when its step has been announced
         if self.recorder.needed:
             self.recorder.finish_epoch(epoch, sum_over_ranks(self._trainer))
+
+    def close(self, decision: Decision) -> None:
+        """Gives labels (or groups) and scores to the decision, and lets go of the device memory."""
+        recorder, grouped = self.recorder, self.recorder.group
+        target = recorder.target if grouped is None else grouped
+        budget, scores = decision.budget(len(target)), None
+        if self._pass is not None:
+            passed = self._pass.run(recorder.target)
+            scores, self._passed = passed.score, passed.dynamics
+            seen = recorder.target if passed.target is None else passed.target
+            _checks.scored(self._score, scores, seen, budget)
+            if grouped is None:
+                target = self._labels(target) if passed.target is None else passed.target
+            target = target.masked_fill(scores.isnan(), -1)
+        elif self._score is not None:
+            scores = self._score(recorder.dynamics()).detach().cpu()
+            _checks.scored(self._score, scores, target, budget)
+            target = target.masked_fill(scores.isnan(), -1)
+        elif grouped is None:
+            target = self._labels(target)
+        _checks.unobserved(target, budget)
+        decision.learn(target, scores, recorder.num_classes if grouped is None else 0)
+        recorder.release()
+
+    def _labels(self, target: Tensor) -> Tensor:
+        """Adds the labels of those that drop_last or a limit kept away, if the data set knows them."""
+        unseen = target < 0
+        labels = labels_of(self._source.dataset) if unseen.any() else None
+        known = labels is not None and torch.equal(labels[~unseen], target[~unseen])
+        return labels if labels is not None and known else target
+
+    @property
+    def dynamics(self) -> Dynamics:
+        """What was recorded, or what the pass saw."""
+        return self.recorder.dynamics() if self._passed is None else self._passed
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the record; all ranks must call this."""

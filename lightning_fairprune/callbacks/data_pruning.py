@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_fairprune import quotas
-from lightning_fairprune._labels import labels_of
 from lightning_fairprune.callbacks import _checks
 from lightning_fairprune.callbacks._dry_run import dry_run as run_dry
 from lightning_fairprune.callbacks._observe import (
@@ -180,8 +179,6 @@ class DataPruning(pl.Callback):
         self.stepping_batches_planned = False
         self._source: TrainSource | None = None
         self._record: WarmUp | None = None
-        self._pass: FitPass | None = None
-        self._passed: Dynamics | None = None
         self._validation: StepObserver | None = None
         self._snapshot: Snapshot | None = None
         self._restart_due = False
@@ -260,12 +257,12 @@ class DataPruning(pl.Callback):
         _checks.stepping(self, trainer)
         if not self.pruned:
             in_training = self.score_on == "training"
-            self._pass = None if in_training else FitPass(self, trainer, self.source)
             self._record = WarmUp(
                 trainer,
                 self.source,
                 self.warmup,
-                score=self.score if in_training else None,
+                score=self.score,
+                in_pass=None if in_training else FitPass(self, trainer, self.source),
                 group_by=self.group_by,
                 logits_fn=self.logits_fn,
             )
@@ -304,12 +301,7 @@ class DataPruning(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Starts looking."""
-        if batch_idx >= trainer.num_training_batches:
-            raise RuntimeError(
-                f"the checkpoint was taken before the first batch of epoch {trainer.current_epoch}, as an "
-                "exception in `on_train_epoch_start` has it, and the Trainer takes that epoch for nearly "
-                "done: resume from the checkpoint before it."
-            )
+        _checks.begins_in_epoch(trainer, batch_idx)
         if self._record is not None and not self.pruned:
             self._record.open(pl_module, batch)
 
@@ -414,7 +406,8 @@ class DataPruning(pl.Callback):
         self._record.finish_epoch(epoch)
         over = epoch + 1 >= self.warmup and not self._recalls_are_late(epoch + 1)
         if over:
-            self._prepare()
+            self._record.close(self.decision)
+            self.source.carry_index = False
         return over, over
 
     def _is_due(self, epoch: int) -> tuple[bool, bool]:
@@ -431,39 +424,6 @@ class DataPruning(pl.Callback):
                 "to set quotas by: the warm-up goes on for one more epoch."
             )
         return late
-
-    def _prepare(self) -> None:
-        """Turns the record into labels and scores, and lets go of the device memory."""
-        assert self._record is not None
-        recorder = self._record.recorder
-        grouped = recorder.group
-        target = recorder.target if grouped is None else grouped
-        scores = None
-        if self._pass is not None:
-            passed = self._pass.run(recorder.target)
-            scores, self._passed = passed.score, passed.dynamics
-            seen = recorder.target if passed.target is None else passed.target
-            _checks.scored(self.score, scores, seen, self.decision.budget(len(target)))
-            if grouped is None:
-                target = self._labels(target) if passed.target is None else passed.target
-            target = target.masked_fill(scores.isnan(), -1)
-        elif self.score is not None:
-            scores = self.score(recorder.dynamics()).detach().cpu()
-            _checks.scored(self.score, scores, target, self.decision.budget(len(target)))
-            target = target.masked_fill(scores.isnan(), -1)
-        elif grouped is None:
-            target = self._labels(target)
-        _checks.unobserved(target, self.decision.budget(len(target)))
-        self.decision.learn(target, scores, recorder.num_classes if grouped is None else 0)
-        recorder.release()
-        self.source.carry_index = False
-
-    def _labels(self, target: Tensor) -> Tensor:
-        """Adds the labels of those that drop_last or a limit kept away, if the data set knows them."""
-        unseen = target < 0
-        labels = labels_of(self.source.dataset) if unseen.any() else None
-        known = labels is not None and torch.equal(labels[~unseen], target[~unseen])
-        return labels if labels is not None and known else target
 
     def _decide(self, trainer: pl.Trainer, epoch: int, *, estimate: bool) -> None:
         if estimate:
@@ -488,9 +448,7 @@ class DataPruning(pl.Callback):
     @property
     def dynamics(self) -> Dynamics | None:
         """What the warm-up recorded, or the pass."""
-        if self._passed is not None:
-            return self._passed
-        return None if self._record is None else self._record.recorder.dynamics()
+        return None if self._record is None else self._record.dynamics
 
     @property
     def record(self) -> PruningRecord | None:
