@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_fairprune as lfp
-from lightning_fairprune.recorder import EpochRecorder
+from lightning_fairprune._observe.recorder import EpochRecorder
 
 # What a recorder keeps on the host. Whatever else it comes to hold counts as the device's.
 HOST = ("target", "group", "_rows", "_observed")

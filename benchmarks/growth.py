@@ -29,8 +29,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_fairprune import Dynamics, metrics, quotas, scores, select
+from lightning_fairprune._observe.recorder import EpochRecorder
 from lightning_fairprune.counts import Tally
-from lightning_fairprune.recorder import EpochRecorder
 
 Call = Callable[[], object]
 CLASSES, BATCH, EPOCHS = 1000, 1024, 10

@@ -14,6 +14,7 @@ from lightning_fairprune import (
     statistics,
     weighting,
 )
+from lightning_fairprune._loading.wrapper import FairPruneDataModule
 from lightning_fairprune.callbacks import (
     ClassWeighting,
     DataPruning,
@@ -21,15 +22,14 @@ from lightning_fairprune.callbacks import (
     ScorePass,
     WeightPruning,
 )
+from lightning_fairprune.callbacks._data.planned import planned_stepping_batches
 from lightning_fairprune.counts import ClassCounts
-from lightning_fairprune.datamodule import FairPruneDataModule
-from lightning_fairprune.dynamics import Dynamics
-from lightning_fairprune.history import RecallHistory
-from lightning_fairprune.record import PruningRecord
-from lightning_fairprune.schedule import planned_stepping_batches
+from lightning_fairprune.records.dynamics import Dynamics
+from lightning_fairprune.records.pruning_record import PruningRecord
+from lightning_fairprune.records.recall_history import RecallHistory
+from lightning_fairprune.records.sparsity_record import SparsityRecord
 from lightning_fairprune.scoring import score_pass
 from lightning_fairprune.selection import Selection, select
-from lightning_fairprune.sparsity import SparsityRecord
 
 __version__ = "0.1.0.dev0"
 

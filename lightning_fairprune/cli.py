@@ -89,8 +89,8 @@ def _lightning(arguments: list[str]) -> None:
     from lightning.pytorch.cli import LightningCLI
 
     # Imported classes are those that go by their short names.
-    import lightning_fairprune.callbacks
-    import lightning_fairprune.datamodule  # noqa: F401
+    import lightning_fairprune._loading.wrapper
+    import lightning_fairprune.callbacks  # noqa: F401
 
     # A console script, unlike `python -m`, cannot import from where it is called.
     here = os.getcwd()

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import pytorch_lightning
 
+from lightning_fairprune._loading.wrapper import Wrapper, wrong_kind
 from lightning_fairprune._twins import ClassWeighting, DataPruning, RecallMonitor, WeightPruning
-from lightning_fairprune.datamodule import Wrapper, wrong_kind
 from lightning_fairprune.selection import Selection
 
 __all__ = [

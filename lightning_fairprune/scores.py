@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lightning_fairprune.dynamics import Dynamics
+    from lightning_fairprune.records.dynamics import Dynamics
 
 __all__ = [
     "aum",

@@ -22,7 +22,7 @@ from torch.utils.data import (
 from users import NUM_CLASSES, Blobs, Data, Model
 
 import lightning_fairprune as lfp
-from lightning_fairprune.callbacks import _checks
+from lightning_fairprune.callbacks._data import checks as _checks
 
 
 def fit(

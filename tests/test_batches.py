@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, default_collate
 
 import lightning_fairprune as lfp
-from lightning_fairprune.loader import IndexedBatch
+from lightning_fairprune._loading.index import IndexedBatch
 
 N, BATCH, CLASSES, BUDGET = 48, 8, 4, 24
 GENERATOR = torch.Generator().manual_seed(0)
@@ -358,7 +358,6 @@ def calls_of(
 
 # What Lightning says whenever the module has a hook next to a data module, pruning or not.
 BESIDES = "ignore:You have overridden `.*` in"
-
 
 # LightningDataModule.from_datasets always pins memory.
 NO_PINNING = "ignore:'pin_memory' argument is set as true but no accelerator is found"

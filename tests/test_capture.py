@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_fairprune.capture import LossCapture, from_graph
+from lightning_fairprune._model.capture import LossCapture, from_graph
 
 LOGITS = torch.tensor([[2.0, 0.0, 1.0], [0.5, 0.25, -1.0]])
 TARGET = torch.tensor([2, 0])

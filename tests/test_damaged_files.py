@@ -12,9 +12,9 @@ import torch
 
 import lightning_fairprune as lfp
 from lightning_fairprune import representation
-from lightning_fairprune.decision import Estimate
 from lightning_fairprune.history import Evaluation
-from lightning_fairprune.sparsity import PruneStep
+from lightning_fairprune.records.pruning_record import Estimate
+from lightning_fairprune.records.sparsity_record import PruneStep
 
 TARGET = torch.tensor([0, 1, 0, 1, 2, 2])
 

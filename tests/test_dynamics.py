@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from lightning_fairprune import Dynamics
-from lightning_fairprune._bits import pack_bits, unpack_bits
+from lightning_fairprune._files import pack_bits, unpack_bits
 
 NAN = torch.nan
 
@@ -348,7 +348,7 @@ def test_a_damaged_file(tmp_path, change, match):
 @pytest.mark.parametrize(("n", "e"), [(11, 3), (5, 1), (0, 3)])
 def test_parquet_has_one_row_per_sample(tmp_path, monkeypatch, n, e):
     parquet = pytest.importorskip("pyarrow.parquet")
-    monkeypatch.setattr("lightning_fairprune.dynamics._ROWS_PER_GROUP", 4)
+    monkeypatch.setattr("lightning_fairprune.records.dynamics._ROWS_PER_GROUP", 4)
     seen = record(n, e)
     seen.to_parquet(tmp_path / "x.parquet")
     table = parquet.read_table(tmp_path / "x.parquet").to_pydict()

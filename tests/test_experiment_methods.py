@@ -16,7 +16,7 @@ from lightning_fairprune import experiments, quotas, scores
 from lightning_fairprune.experiments import Method, _worker
 from lightning_fairprune.experiments._cells import Cell, cells_of, needs
 from lightning_fairprune.experiments._store import Store
-from lightning_fairprune.record import PruningRecord
+from lightning_fairprune.records.pruning_record import PruningRecord
 
 FORGETTING = {"score": "lightning_fairprune.scores.forgetting", "keep": "hard"}
 GEOMETRY = "lightning_fairprune.geometry"

@@ -28,7 +28,7 @@ from lightning_fairprune.experiments._results import rows_of, write_tables
 from lightning_fairprune.experiments._store import Store
 from lightning_fairprune.experiments._summary import summarise
 from lightning_fairprune.experiments._weights import Slower, check_dense
-from lightning_fairprune.sparsity import SparsityRecord
+from lightning_fairprune.records.sparsity_record import SparsityRecord
 
 
 @pytest.fixture(scope="module")

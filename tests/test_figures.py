@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lightning_fairprune import figures
 from lightning_fairprune.counts import ClassCounts
-from lightning_fairprune.decision import Estimate
 from lightning_fairprune.figures import _points, _time
 from lightning_fairprune.history import Evaluation
+from lightning_fairprune.records.pruning_record import Estimate
 
 LONG = "German short-haired pointer, Kurzhaar"
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 import lightning_fairprune as lfp
 from lightning_fairprune import _flavour
-from lightning_fairprune.callbacks import _checks
+from lightning_fairprune.callbacks._data import checks as _checks
 
 OTHER = "pytorch_lightning"
 needs_both = pytest.mark.skipif(

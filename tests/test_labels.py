@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
-from lightning_fairprune._labels import fingerprint, labels_of
+from lightning_fairprune._loading.labels import fingerprint, labels_of
 
 Y = [2, 0, 1, 1]
 

@@ -14,8 +14,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from lightning_fairprune import _late
-from lightning_fairprune._late import LateCapture
-from lightning_fairprune.capture import LossCapture
+from lightning_fairprune._model.capture import LossCapture
+from lightning_fairprune._observe.late import LateCapture
 
 TARGET = torch.tensor([2, 0])
 

@@ -26,15 +26,14 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
-from lightning_fairprune.loader import (
+from lightning_fairprune._loading.index import IndexedBatch, IndexView
+from lightning_fairprune._loading.rebuild import (
     _COPIED,
-    EpochSampler,
-    IndexedBatch,
-    IndexView,
     check_restrictable,
     rebuild,
     sampled_dataset,
 )
+from lightning_fairprune._loading.sampler import EpochSampler
 
 N = 23
 KEPT = torch.tensor([1, 2, 3, 5, 8, 13, 21])

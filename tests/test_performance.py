@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from lightning_fairprune import signals
+from lightning_fairprune._observe.recorder import EpochRecorder
 from lightning_fairprune.counts import Tally
-from lightning_fairprune.recorder import EpochRecorder
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

@@ -16,8 +16,8 @@ from test_recorder import assert_same, through_a_file
 from torch import Tensor
 
 from lightning_fairprune import signals
-from lightning_fairprune.dynamics import Dynamics
-from lightning_fairprune.recorder import EpochRecorder
+from lightning_fairprune._observe.recorder import EpochRecorder
+from lightning_fairprune.records.dynamics import Dynamics
 
 C = 3
 names = st.lists(st.sampled_from(sorted(signals.__all__)), unique=True, max_size=3)

@@ -803,7 +803,7 @@ def test_sharded_weights_are_not_evaluated(tmp_path: Path) -> None:
 
     from lightning.pytorch.strategies import FSDPStrategy
 
-    from lightning_fairprune.callbacks._reference import ReferenceCounts
+    from lightning_fairprune.callbacks._monitor.reference import ReferenceCounts
 
     torch.save({"state_dict": {}}, tmp_path / "dense.ckpt")
     trainer: Any = SimpleNamespace(

@@ -15,9 +15,8 @@ from lightning.pytorch.loggers import CSVLogger
 
 import lightning_fairprune as lfp
 from lightning_fairprune import select
-from lightning_fairprune.callbacks._settings import name_of
-from lightning_fairprune.decision import Estimate
-from lightning_fairprune.record import PruningRecord
+from lightning_fairprune.records.pruning_record import Estimate, PruningRecord
+from lightning_fairprune.records.settings import name_of
 
 TARGET = torch.tensor([0, 0, 1, 1, 1, -1])
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lightning_fairprune import signals
-from lightning_fairprune.dynamics import Dynamics
-from lightning_fairprune.recorder import EpochRecorder
+from lightning_fairprune._observe.recorder import EpochRecorder
+from lightning_fairprune.records.dynamics import Dynamics
 
 N, C, EPOCHS = 40, 5, 3
 ALL = tuple(signals.__all__)

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from lightning_fairprune import cli, recalls, select, statistics
 from lightning_fairprune.counts import ClassCounts
-from lightning_fairprune.decision import Estimate
 from lightning_fairprune.history import Evaluation, RecallHistory
-from lightning_fairprune.record import PruningRecord
+from lightning_fairprune.records.pruning_record import Estimate, PruningRecord
 from lightning_fairprune.report import _build, _draw, _settings, _words, main, report
 from lightning_fairprune.report._compare import Comparison, compare
 from lightning_fairprune.report._read import natural, read

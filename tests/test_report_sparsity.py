@@ -17,12 +17,12 @@ from torch import Tensor
 from lightning_fairprune import figures, recalls, statistics
 from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.history import Evaluation, RecallHistory
+from lightning_fairprune.records.sparsity_record import PruneStep, SparsityRecord
 from lightning_fairprune.report import _build, _sparsity, report
 from lightning_fairprune.report._compare import Comparison, compare
 from lightning_fairprune.report._read import read
 from lightning_fairprune.report._settings import configuration, grouped
 from lightning_fairprune.report._sparsity import by_sparsity, collected
-from lightning_fairprune.sparsity import PruneStep, SparsityRecord
 
 MAGNITUDE = {"criterion": "magnitude", "sparsity": 0.9, "seed": 0}
 # Of a cat and a dog, of 100 each, at the end of each epoch; pruned after epochs 2 and 4.

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_fairprune import Dynamics, scores, signals
-from lightning_fairprune._probe import required_signals
+from lightning_fairprune._observe.needs import required_signals
 
 NAN = math.nan
 EPOCHS = 12

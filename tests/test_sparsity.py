@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lightning_fairprune.sparsity import PruneStep, SparsityRecord
+from lightning_fairprune.records.sparsity_record import PruneStep, SparsityRecord
 
 FIRST = PruneStep(2, 100, 0.5, 0.5, {"conv.weight": 0.25, "fc.weight": 0.75})
 LAST = PruneStep(4, 200, 0.9, 0.9001, {"conv.weight": 0.8, "fc.weight": 0.95})

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from lightning_fairprune import select
-from lightning_fairprune.record import PruningRecord
-from lightning_fairprune.thumbnails import ClassExamples, examples
+from lightning_fairprune.records.pruning_record import PruningRecord
+from lightning_fairprune.report._thumbnails import ClassExamples, examples
 
 Image = pytest.importorskip("PIL.Image")
 

@@ -29,7 +29,7 @@ from users import DIM, NUM_CLASSES, Blobs, Data
 from lightning_fairprune import DataPruning, RecallMonitor, criteria, masks
 from lightning_fairprune.callbacks.weight_pruning import WeightPruning
 from lightning_fairprune.masks import schedules
-from lightning_fairprune.sparsity import SparsityRecord
+from lightning_fairprune.records.sparsity_record import SparsityRecord
 
 PRUNABLE = 8 * 24 + 24 * 12  # without the classifier
 

@@ -23,7 +23,7 @@ from users import NUM_CLASSES, Data
 
 from lightning_fairprune import DataPruning, criteria, masks
 from lightning_fairprune.callbacks.weight_pruning import WeightPruning
-from lightning_fairprune.sparsity import SparsityRecord
+from lightning_fairprune.records.sparsity_record import SparsityRecord
 
 pytestmark = pytest.mark.filterwarnings(
     # The resumed fits save nothing, so they have no ModelCheckpoint.

@@ -10,9 +10,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_fairprune.callbacks._observe import LogitsFn, StepObserver, capture_of
-from lightning_fairprune.callbacks._recalls import RecallWindow
-from lightning_fairprune.callbacks._whole_validation import WholeValidation
+from lightning_fairprune._observe.groups import LogitsFn
+from lightning_fairprune._observe.observer import StepObserver, capture_of
+from lightning_fairprune._observe.validation import RecallWindow, WholeValidation
 from lightning_fairprune.weighting import cdb_w
 
 __all__ = ["ClassWeighting"]

@@ -12,29 +12,24 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_fairprune import quotas
-from lightning_fairprune.callbacks import _checks
-from lightning_fairprune.callbacks._dry_run import dry_run as run_dry
-from lightning_fairprune.callbacks._observe import (
-    GroupBy,
-    LogitsFn,
-    StepObserver,
-    capture_of,
-    check_same_on_all_ranks,
-    groups_of,
-)
-from lightning_fairprune.callbacks._recalls import RecallWindow
+from lightning_fairprune._lightning.snapshot import Snapshot
+from lightning_fairprune._loading.source import TrainSource
+from lightning_fairprune._loading.wrapper import Wrapper
+from lightning_fairprune._observe.groups import GroupBy, LogitsFn, groups_of
+from lightning_fairprune._observe.observer import StepObserver, capture_of
+from lightning_fairprune._observe.ranks import check_same_on_all_ranks
+from lightning_fairprune._observe.validation import RecallWindow, WholeValidation
+from lightning_fairprune.callbacks._data import checks
+from lightning_fairprune.callbacks._data.decision import Decision
+from lightning_fairprune.callbacks._data.dry_run import dry_run as run_dry
+from lightning_fairprune.callbacks._data.length import resolve_warmup
+from lightning_fairprune.callbacks._data.score_pass import FitPass, ScorePass, check_way
+from lightning_fairprune.callbacks._data.settings import check_resumed, settings_of
+from lightning_fairprune.callbacks._data.warmup import WarmUp
 from lightning_fairprune.callbacks._run_folder import run_folder
-from lightning_fairprune.callbacks._score_pass import FitPass, ScorePass, check_way
-from lightning_fairprune.callbacks._settings import check_resumed, settings_of
-from lightning_fairprune.callbacks._snapshot import Snapshot
-from lightning_fairprune.callbacks._warmup import WarmUp
-from lightning_fairprune.callbacks._whole_validation import WholeValidation
-from lightning_fairprune.datamodule import Wrapper
-from lightning_fairprune.decision import Decision, Estimate
-from lightning_fairprune.dynamics import Dynamics
-from lightning_fairprune.record import PruningRecord
+from lightning_fairprune.records.dynamics import Dynamics
+from lightning_fairprune.records.pruning_record import Estimate, PruningRecord
 from lightning_fairprune.selection import Selection
-from lightning_fairprune.source import TrainSource
 
 __all__ = ["DataPruning"]
 
@@ -138,7 +133,7 @@ class DataPruning(pl.Callback):
             # Quotas that answer every epoch overshoot: the recalls have not had time to answer back.
             update_every = None if stays else 2
         self.resample_every, self.update_every = resample_every, update_every
-        _checks.arguments(
+        checks.arguments(
             density=density,
             warmup_epochs=warmup_epochs,
             score=score,
@@ -200,8 +195,8 @@ class DataPruning(pl.Callback):
             return
         self._unpatch()
         self._forget()
-        _checks.trainer(self, trainer, pl_module)
-        self.warmup = _checks.resolve_warmup(self.warmup_epochs, trainer)
+        checks.trainer(self, trainer, pl_module)
+        self.warmup = resolve_warmup(self.warmup_epochs, trainer)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, Wrapper):
             source = data.source
@@ -221,7 +216,7 @@ class DataPruning(pl.Callback):
         """Looks at every training loader before the Trainer does."""
         # A tuner (batch size, learning rate) takes a few steps with callbacks of its own.
         if self in trainer.callbacks:  # type: ignore[attr-defined]
-            _checks.loader(self, trainer, self.source)
+            checks.loader(self, trainer, self.source)
 
     @property
     def source(self) -> TrainSource:
@@ -253,8 +248,8 @@ class DataPruning(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Makes room for what will be observed, and decides now what a checkpoint left undecided."""
-        _checks.validation(self, trainer)
-        _checks.stepping(self, trainer)
+        checks.validation(self, trainer)
+        checks.stepping(self, trainer)
         if not self.pruned:
             in_training = self.score_on == "training"
             self._record = WarmUp(
@@ -301,7 +296,7 @@ class DataPruning(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Starts looking."""
-        _checks.begins_in_epoch(trainer, batch_idx)
+        checks.begins_in_epoch(trainer, batch_idx)
         if self._record is not None and not self.pruned:
             self._record.open(pl_module, batch)
 

@@ -13,26 +13,25 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_fairprune._files import write_whole
-from lightning_fairprune.callbacks import _monitoring
-from lightning_fairprune.callbacks._observe import (
-    GroupBy,
-    LogitsFn,
-    StepObserver,
-    capture_of,
-    groups_of,
-    max_over_ranks,
-    sum_over_ranks,
-)
-from lightning_fairprune.callbacks._reference import Reference, ReferenceCounts
+from lightning_fairprune._observe.groups import GroupBy, LogitsFn, groups_of
+from lightning_fairprune._observe.observer import StepObserver, capture_of
+from lightning_fairprune._observe.ranks import max_over_ranks, sum_over_ranks
+from lightning_fairprune._observe.validation import WholeValidation
+from lightning_fairprune.callbacks._monitor import values
+from lightning_fairprune.callbacks._monitor.reference import Reference, ReferenceCounts
 from lightning_fairprune.callbacks._run_folder import (
     can_draw,
     run_folder,
     send_figure,
     takes_figures,
 )
-from lightning_fairprune.callbacks._whole_validation import WholeValidation
 from lightning_fairprune.counts import ClassCounts, Tally
-from lightning_fairprune.history import GROUPS, Evaluation, RecallHistory, is_of_groups
+from lightning_fairprune.records.recall_history import (
+    GROUPS,
+    Evaluation,
+    RecallHistory,
+    is_of_groups,
+)
 
 __all__ = ["RecallMonitor"]
 
@@ -112,7 +111,7 @@ class RecallMonitor(pl.Callback):
         dirpath: str | os.PathLike[str] | None = None,
         logits_fn: LogitsFn | None = None,
     ) -> None:
-        _monitoring.check_arguments(
+        values.check_arguments(
             num_classes=num_classes,
             class_names=class_names,
             group_names=group_names,
@@ -169,9 +168,7 @@ class RecallMonitor(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Checks what would otherwise fail after the first epoch."""
-        _monitoring.check_any_batch(
-            trainer.num_val_batches, trainer.limit_val_batches, "validation"
-        )
+        values.check_any_batch(trainer.num_val_batches, trainer.limit_val_batches, "validation")
         self._reference.at_train_start(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -189,11 +186,9 @@ class RecallMonitor(pl.Callback):
         """Gives the Trainer its settings back; says so if there was nothing to count."""
         self._reference.teardown()
         if stage == "test":
-            _monitoring.check_any_batch(trainer.num_test_batches, trainer.limit_test_batches, stage)
+            values.check_any_batch(trainer.num_test_batches, trainer.limit_test_batches, stage)
         if stage == "validate":
-            _monitoring.check_any_batch(
-                trainer.num_val_batches, trainer.limit_val_batches, "validation"
-            )
+            values.check_any_batch(trainer.num_val_batches, trainer.limit_val_batches, "validation")
 
     # -------------------------------------------------------------------------- one evaluation
 
@@ -203,7 +198,7 @@ class RecallMonitor(pl.Callback):
         self._validated.begin()
         due = (trainer.current_epoch + 1) % self.every_n_epochs == 0
         # The last count before pruning must not be missed: nobody knows it for the last.
-        wanted = due or (self._reference.comes_before_pruning and not _monitoring.pruned(trainer))
+        wanted = due or (self._reference.comes_before_pruning and not values.pruned(trainer))
         self._counting = wanted or trainer.sanity_checking or trainer.state.fn != "fit"
 
     def on_validation_batch_start(
@@ -264,9 +259,9 @@ class RecallMonitor(pl.Callback):
                 self._reference.counts = found
             return
         if trainer.state.fn == "fit" and not self._validated.ends(trainer):  # of a resumed one
-            _monitoring.log_part(trainer, module, found, self.history)
+            values.log_part(trainer, module, found, self.history)
             return
-        pruned = _monitoring.pruned(trainer)
+        pruned = values.pruned(trainer)
         if self._reference.comes_before_pruning and not pruned:
             self._reference.counts |= found
         compared = {name: self._reference.of(name, counts) for name, counts in found.items()}
@@ -279,7 +274,7 @@ class RecallMonitor(pl.Callback):
             self.history,
             evaluations=(*self.history.evaluations, *new),
             reference=dict(self._reference.counts),
-            seed=_monitoring.seed(),
+            seed=values.seed(),
         )
         for prefix, counts in found.items():
             self._log_counts(trainer, module, prefix, counts, compared[prefix])
@@ -349,8 +344,8 @@ class RecallMonitor(pl.Callback):
         reference: ClassCounts | None,
     ) -> None:
         names = self.history.names_of(prefix)
-        values = _monitoring.values(prefix, counts, reference, names)
-        _monitoring.log(trainer, module, values)
+        found = values.values(prefix, counts, reference, names)
+        values.log(trainer, module, found)
         if trainer.is_global_zero and self.figures and takes_figures(trainer):
             send_figure(trainer, f"{prefix}/recall/classes", self._figure(prefix))
 

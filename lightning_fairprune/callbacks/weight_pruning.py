@@ -11,37 +11,32 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_fairprune import criteria, masks
-from lightning_fairprune.callbacks import _weight_checks as checks
-from lightning_fairprune.callbacks._observe import GroupBy
-from lightning_fairprune.callbacks._snapshot import Snapshot
-from lightning_fairprune.callbacks._weight_masks import (
+from lightning_fairprune._lightning.snapshot import Snapshot
+from lightning_fairprune._observe.groups import GroupBy
+from lightning_fairprune.callbacks._weights import checks
+from lightning_fairprune.callbacks._weights.masks import (
     MaskedWeights,
     agreed,
     averages,
     selected,
     unpack,
 )
-from lightning_fairprune.callbacks._weight_plan import (
+from lightning_fairprune.callbacks._weights.plan import (
     Plan,
     Timing,
     end_of_training,
     is_dry,
     training_is_over,
 )
-from lightning_fairprune.callbacks._weight_record import (
-    announce,
-    save,
-    settings_of,
-    step_of,
-    values,
-)
-from lightning_fairprune.callbacks._weight_saliency import (
+from lightning_fairprune.callbacks._weights.record import announce, save, step_of, values
+from lightning_fairprune.callbacks._weights.saliency import (
     LossFn,
     check_criterion,
     reads_batches,
     saliency,
 )
-from lightning_fairprune.sparsity import PruneStep, SparsityRecord
+from lightning_fairprune.callbacks._weights.settings import settings_of
+from lightning_fairprune.records.sparsity_record import PruneStep, SparsityRecord
 
 __all__ = ["WeightPruning"]
 
@@ -90,8 +85,8 @@ class WeightPruning(pl.Callback):
 
     Attributes:
         masks: by parameter name, bool, True = kept; empty before the first pruning.
-        history: a :class:`~lightning_fairprune.sparsity.PruneStep` for each pruning.
-        record: the same with the settings, a :class:`~lightning_fairprune.sparsity.SparsityRecord`; the
+        history: a :class:`~lightning_fairprune.records.sparsity_record.PruneStep` for each pruning.
+        record: the same with the settings, a :class:`~lightning_fairprune.records.sparsity_record.SparsityRecord`; the
             folder of the logger gets it as ``fairprune/sparsity.json``.
 
     Raises:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_fairprune.criteria._batches import Batch, Loss
+from lightning_fairprune._model.batches import Batch, Loss
+from lightning_fairprune._model.borrowed import device_of, held
 from lightning_fairprune.criteria._exact import check_sparsity, num_kept
 from lightning_fairprune.criteria._groups import Groups, check_present, parts
-from lightning_fairprune.criteria._held import device_of, held
 from lightning_fairprune.criteria._mean import check_finite, check_losses, gradients
 from lightning_fairprune.criteria._parameters import chosen, full_precision
 from lightning_fairprune.criteria._ranks import agreed, total

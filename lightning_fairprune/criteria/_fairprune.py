@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_fairprune._trees import call, leaves, mapped
-from lightning_fairprune.criteria._batches import Batch, Loss, scalar
+from lightning_fairprune._model.batches import Batch, Loss, scalar
+from lightning_fairprune._model.borrowed import device_of, held
+from lightning_fairprune._model.trees import call, leaves, mapped
 from lightning_fairprune.criteria._groups import Groups, check_present, parts
-from lightning_fairprune.criteria._held import device_of, held
 from lightning_fairprune.criteria._mean import check_finite, check_losses
 from lightning_fairprune.criteria._parameters import chosen, full_precision
 from lightning_fairprune.criteria._ranks import agreed, total

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_fairprune.criteria._batches import Loss
+from lightning_fairprune._model.batches import Loss
 from lightning_fairprune.criteria._mean import mean_gradient
 from lightning_fairprune.criteria._parameters import chosen, full_precision
 

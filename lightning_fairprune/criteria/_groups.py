@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_fairprune.criteria._batches import Batch
+from lightning_fairprune._model.batches import Batch
 
 __all__ = ["Groups", "check_present", "parts"]
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_fairprune._trees import call
-from lightning_fairprune.criteria._batches import Batch, Loss, scalar
-from lightning_fairprune.criteria._held import device_of, held
+from lightning_fairprune._model.batches import Batch, Loss, scalar
+from lightning_fairprune._model.borrowed import device_of, held
+from lightning_fairprune._model.trees import call
 from lightning_fairprune.criteria._parameters import full_precision
 from lightning_fairprune.criteria._ranks import agreed, total
 

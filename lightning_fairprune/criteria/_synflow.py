@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lightning_fairprune._trees import call, leaves, mapped
+from lightning_fairprune._model.borrowed import device_of, held
+from lightning_fairprune._model.trees import call, leaves, mapped
 from lightning_fairprune.criteria._exact import check_sparsity, keep_highest, num_kept
-from lightning_fairprune.criteria._held import device_of, held
 from lightning_fairprune.criteria._parameters import chosen, full_precision
 
 __all__ = ["synflow", "synflow_masks"]

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from lightning_fairprune import quotas
 from lightning_fairprune._files import RUN_FOLDER
-from lightning_fairprune._labels import labels_of
+from lightning_fairprune._loading.labels import labels_of
+from lightning_fairprune._loading.rebuild import sampled_dataset
+from lightning_fairprune._loading.wrapper import FairPruneDataModule
 from lightning_fairprune.callbacks import DataPruning, RecallMonitor
-from lightning_fairprune.callbacks._settings import name_of
-from lightning_fairprune.datamodule import FairPruneDataModule
-from lightning_fairprune.decision import Decision
+from lightning_fairprune.callbacks._data.decision import Decision
 from lightning_fairprune.experiments._cells import Cell
 from lightning_fairprune.experiments._length import final_length, one_fit_length
 from lightning_fairprune.experiments._parts import Method
@@ -34,8 +34,8 @@ from lightning_fairprune.experiments._train import (
     recalls,
     trainer,
 )
-from lightning_fairprune.loader import sampled_dataset
-from lightning_fairprune.record import PruningRecord
+from lightning_fairprune.records.pruning_record import PruningRecord
+from lightning_fairprune.records.settings import name_of
 from lightning_fairprune.selection import Selection
 
 __all__ = ["run_baseline", "run_final", "run_one_fit", "tested"]

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from lightning_fairprune import signals
 from lightning_fairprune._files import read_tensors, write_tensors
-from lightning_fairprune.callbacks._warmup import WarmUp
+from lightning_fairprune._loading.wrapper import FairPruneDataModule
+from lightning_fairprune.callbacks._data.warmup import WarmUp
 from lightning_fairprune.counts import ClassCounts
-from lightning_fairprune.datamodule import FairPruneDataModule
-from lightning_fairprune.dynamics import Dynamics
 from lightning_fairprune.experiments._cells import Cell
 from lightning_fairprune.experiments._parts import Method, score_name
 from lightning_fairprune.experiments._records import Experiment
@@ -31,6 +30,7 @@ from lightning_fairprune.experiments._train import (
     recalls,
     trainer,
 )
+from lightning_fairprune.records.dynamics import Dynamics
 from lightning_fairprune.scoring import score_pass
 
 __all__ = ["Known", "known", "run_query", "run_score"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import lightning.pytorch as pl
 
-from lightning_fairprune.callbacks._observe import GroupBy
+from lightning_fairprune._observe.groups import GroupBy
 from lightning_fairprune.experiments._length import epoch_correction
 from lightning_fairprune.experiments._parts import (
     Baseline,

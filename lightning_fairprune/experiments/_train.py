@@ -14,11 +14,11 @@ from lightning.pytorch.utilities.data import extract_batch_size
 from torch.utils.data import DataLoader
 
 from lightning_fairprune._files import write_whole
+from lightning_fairprune._loading.rebuild import check_restrictable, sampled_dataset
 from lightning_fairprune.callbacks import RecallMonitor
 from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.experiments._records import Experiment
-from lightning_fairprune.history import GROUPS
-from lightning_fairprune.loader import check_restrictable, sampled_dataset
+from lightning_fairprune.records.recall_history import GROUPS
 
 __all__ = [
     "END",

@@ -21,7 +21,7 @@ from lightning_fairprune.figures._sheet import (
     Sheet,
     settings,
 )
-from lightning_fairprune.history import Evaluation
+from lightning_fairprune.records.recall_history import Evaluation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +34,7 @@ MOST_MARKERS = 12
 
 
 class EstimateLike(Protocol):
-    """What is drawn of :class:`~lightning_fairprune.decision.Estimate`."""
+    """What is drawn of :class:`~lightning_fairprune.records.pruning_record.Estimate`."""
 
     @property
     def epoch(self) -> int:
@@ -131,7 +131,7 @@ def quotas_over_time(
         ImportError: If matplotlib is missing.
 
     Example:
-        >>> from lightning_fairprune.decision import Estimate
+        >>> from lightning_fairprune.records.pruning_record import Estimate
         >>> history = [
         ...     Estimate(2, None, torch.tensor([3, 1])),
         ...     Estimate(4, None, torch.tensor([2, 2])),

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_fairprune._trees import first_tensor
+from lightning_fairprune._model.trees import first_tensor
 
 __all__ = ["features_of"]
 

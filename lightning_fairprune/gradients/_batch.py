@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_fairprune._trees import call, leaves, mapped
+from lightning_fairprune._model.trees import call, leaves, mapped
 
 __all__ = ["Batch", "Loss"]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_fairprune._trees import leaves, mapped
+from lightning_fairprune._model.trees import leaves, mapped
 from lightning_fairprune.gradients._batch import Batch, Loss
 from lightning_fairprune.gradients._layers import wide
 from lightning_fairprune.gradients._uses import Call, Surprise, Uses, input_of, watched

@@ -11,8 +11,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_fairprune.counts import ClassCounts
+from lightning_fairprune.counts._counting import Counting
 from lightning_fairprune.metrics import _plot
-from lightning_fairprune.metrics._counting import Counting
 
 
 class CountMetric(Metric):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_fairprune import recalls
 from lightning_fairprune.counts import ClassCounts
-from lightning_fairprune.metrics._counting import Counting, Options, count
+from lightning_fairprune.counts._counting import Counting, Options, count
 from lightning_fairprune.metrics._reference import Reference
 
 if TYPE_CHECKING:

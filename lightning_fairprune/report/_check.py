@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from lightning_fairprune.counts import ClassCounts
-from lightning_fairprune.history import is_of_groups, printable
-from lightning_fairprune.record import PruningRecord
+from lightning_fairprune.records.pruning_record import PruningRecord
+from lightning_fairprune.records.recall_history import is_of_groups, printable
 from lightning_fairprune.report._read import Run
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_fairprune import recalls
-from lightning_fairprune.history import GROUPS, is_of_groups, printable
+from lightning_fairprune.records.recall_history import GROUPS, is_of_groups, printable
 from lightning_fairprune.report import _check
 from lightning_fairprune.report._read import Run
 from lightning_fairprune.report._settings import configuration, differences, grouped

@@ -10,7 +10,7 @@ from lightning_fairprune.report import _check
 from lightning_fairprune.report._compare import Comparison, Group
 from lightning_fairprune.report._html import data_uri, paragraph
 from lightning_fairprune.report._read import Run
-from lightning_fairprune.thumbnails import ClassExamples, Example, Examples, examples
+from lightning_fairprune.report._thumbnails import ClassExamples, Example, Examples, examples
 
 MOST_CLASSES = 10
 KINDS = (

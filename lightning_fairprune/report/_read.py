@@ -10,9 +10,9 @@ from pathlib import Path
 
 from lightning_fairprune import representation
 from lightning_fairprune._files import RUN_FOLDER
-from lightning_fairprune.history import RecallHistory
-from lightning_fairprune.record import PruningRecord
-from lightning_fairprune.sparsity import SparsityRecord
+from lightning_fairprune.records.pruning_record import PruningRecord
+from lightning_fairprune.records.recall_history import RecallHistory
+from lightning_fairprune.records.sparsity_record import SparsityRecord
 
 # Text that Lightning writes next to it; the first that says something names the settings.
 TEXTS = ("hparams.yaml", "config.yaml")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_fairprune._trees import first_tensor
+from lightning_fairprune._model.trees import first_tensor
 from lightning_fairprune.representation._measures import FROM_PRODUCTS, linear_cka
 from lightning_fairprune.representation._products import Products, rows_of
 

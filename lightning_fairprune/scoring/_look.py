@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fairprune import signals
-from lightning_fairprune._quiet import to_device
+from lightning_fairprune._lightning.outside_fit import to_device
 from lightning_fairprune.geometry import features_of
 from lightning_fairprune.scoring._file import PassFile, digest, text_of
 from lightning_fairprune.scoring._share import Share

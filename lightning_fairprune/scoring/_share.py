@@ -11,13 +11,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.utils.data import DataLoader
 
-from lightning_fairprune.loader import (
-    IndexCollate,
-    IndexedBatch,
-    IndexView,
-    check_restrictable,
-    sampled_dataset,
-)
+from lightning_fairprune._loading.index import IndexCollate, IndexedBatch, IndexView
+from lightning_fairprune._loading.rebuild import check_restrictable, sampled_dataset
 
 __all__ = ["Share"]
 

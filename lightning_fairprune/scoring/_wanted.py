@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_fairprune._probe import required_signals
+from lightning_fairprune._observe.needs import required_signals
 
 __all__ = ["Kind", "Wanted", "kind_of", "scores_in", "takes_target"]
 

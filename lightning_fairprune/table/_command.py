@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lightning_fairprune.history import printable
+from lightning_fairprune.records.recall_history import printable
 from lightning_fairprune.selection import Keep
 from lightning_fairprune.table._record import TableSelection
 from lightning_fairprune.table._select import RULES, select_table

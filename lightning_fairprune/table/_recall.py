@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_fairprune.history import GROUPS, RecallHistory, is_of_groups
+from lightning_fairprune.records.recall_history import GROUPS, RecallHistory, is_of_groups
 from lightning_fairprune.table._record import Cell
 
 __all__ = ["listed", "named", "recall_of"]

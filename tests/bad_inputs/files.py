@@ -17,7 +17,7 @@ from bad_inputs import Bad
 from bad_inputs.checkpoints import Payload
 from lightning_fairprune import representation
 from lightning_fairprune.history import Evaluation
-from lightning_fairprune.sparsity import PruneStep
+from lightning_fairprune.records.sparsity_record import PruneStep
 
 TARGET = torch.tensor([0, 1, 0, 1, 2, 2])
 COUNTS = lfp.ClassCounts(torch.tensor([9, 3]), torch.tensor([10, 5]))
@@ -129,8 +129,6 @@ TEXT: dict[str, Callable[[Path, Step], object]] = {
     "nested ten thousand deep": lambda path, save: path.write_text("[" * 10_000),
     "that is no UTF-8": lambda path, save: path.write_bytes(b'{"format": "\xff"}'),
 }
-
-
 AGAIN = "copy it again, or write it anew"
 SENTENCES = {
     "that is not there": ("There (is|are) no", "file|recalls|sparsity", ""),

@@ -12,7 +12,8 @@ from typing import Any
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from lightning_fairprune import _files, decision, source
-from lightning_fairprune.callbacks import _warmup, _weight_masks
+from lightning_fairprune.callbacks._data import warmup as _warmup
+from lightning_fairprune.callbacks._weights import masks as _weight_masks
 from lightning_fairprune.scoring import _share
 
 

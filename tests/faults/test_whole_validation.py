@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lightning_fairprune.callbacks._whole_validation import WholeValidation
+from lightning_fairprune._observe.validation import WholeValidation
 
 
 def trainer(**options: Any) -> Any:

@@ -23,7 +23,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 import lightning_fairprune as lfp
 from lightning_fairprune.history import RecallHistory
-from lightning_fairprune.record import PruningRecord
+from lightning_fairprune.records.pruning_record import PruningRecord
 
 N, EPOCHS, WARMUP, BATCHES, KEPT_BATCHES = 103, 4, 2, 11, 5
 GROUP_SECONDS = 20  # what a user of several ranks waits at most for one that is gone

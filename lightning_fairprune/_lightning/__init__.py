@@ -1,0 +1,1 @@
+"""Lightning's two packages, and Lightning outside a fit."""

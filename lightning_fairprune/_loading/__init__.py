@@ -1,0 +1,1 @@
+"""Where the training batches of a Trainer come from."""

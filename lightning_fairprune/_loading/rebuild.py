@@ -1,0 +1,200 @@
+"""The user's training DataLoader once more: restricted to some samples, carrying their indices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+from torch.utils.data.distributed import DistributedSampler
+
+from lightning_fairprune._loading.index import IndexCollate, IndexView
+from lightning_fairprune._loading.sampler import EpochSampler
+
+__all__ = ["rebuild", "sampled_dataset"]
+
+
+class ResumedLoader(DataLoader[Any]):
+    """A DataLoader whose owner brings it back to its position.
+
+    The Trainer takes a loader for resumable when it has these methods, and warns of unreliable
+    results otherwise. The position itself is part of the owner's checkpoint, where it also survives
+    a loader that is built twice before training goes on.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
+
+
+_COPIED = (
+    "num_workers",
+    "pin_memory",
+    "pin_memory_device",
+    "timeout",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "generator",
+    "prefetch_factor",
+    "persistent_workers",
+    "in_order",
+    "snapshot_every_n_steps",  # torchdata's StatefulDataLoader
+)
+
+
+def rebuild(
+    loader: DataLoader[Any],
+    *,
+    kept: Tensor | None = None,
+    carry_index: bool = False,
+    seed: int = 0,
+    num_replicas: int = 1,
+    rank: int = 0,
+    epoch: int = 0,
+    batches_seen: int = 0,
+) -> DataLoader[Any]:
+    """Returns a new loader like `loader` that draws only the kept samples.
+
+    Args:
+        loader: over a map-style dataset of fixed length, with a sampler that can be restricted:
+            random, sequential, weighted, subset-random or distributed.
+        kept: dataset indices to draw, int64 [n]; None for all.
+        carry_index: whether batches arrive as :class:`IndexedBatch`.
+        seed: of the order of the samples.
+        num_replicas: ranks that share an epoch; a DistributedSampler brings its own.
+        rank: this one.
+        epoch: the epoch in which the loader is first used.
+        batches_seen: batches of that epoch that are already done, to resume inside it.
+
+    Raises:
+        TypeError: If the samples have no stable index or the sampler cannot be restricted.
+    """
+    check_restrictable(loader)
+    dataset = sampled_dataset(loader)
+    size = len(dataset)  # type: ignore[arg-type]
+    sampler = loader.sampler
+    shuffle, weights, draws, drop_uneven = True, None, None, False
+    if isinstance(sampler, DistributedSampler):
+        num_replicas, rank = sampler.num_replicas, sampler.rank
+        shuffle, drop_uneven = sampler.shuffle, sampler.drop_last
+    elif isinstance(sampler, WeightedRandomSampler):
+        weights, draws = sampler.weights, sampler.num_samples
+    elif isinstance(sampler, RandomSampler) and sampler.replacement:
+        weights, draws = torch.ones(size), sampler.num_samples
+    elif isinstance(sampler, RandomSampler):
+        draws = sampler.num_samples
+    elif isinstance(sampler, SequentialSampler):
+        shuffle = False
+    stateful = hasattr(loader, "load_state_dict")  # torchdata's finds its own way back
+    assert loader.batch_size is not None  # check_restrictable saw to it
+    epoch_sampler = EpochSampler(
+        size,
+        kept=kept,
+        shuffle=shuffle,
+        weights=weights,
+        draws=draws,
+        seed=seed,
+        num_replicas=num_replicas,
+        rank=rank,
+        drop_last=drop_uneven,
+        epoch=epoch,
+        skip=0 if stateful else batches_seen * loader.batch_size,
+    )
+    options: dict[str, Any] = {
+        name: getattr(loader, name) for name in _COPIED if hasattr(loader, name)
+    }
+    if not options.get("pin_memory_device"):
+        options.pop("pin_memory_device", None)  # deprecated; passing it on empty would warn
+    options["collate_fn"] = IndexCollate(loader.collate_fn) if carry_index else loader.collate_fn
+    kind = ResumedLoader if type(loader) is DataLoader else type(loader)
+    view = IndexView(dataset) if carry_index else dataset
+    options |= {"batch_size": loader.batch_size, "drop_last": loader.drop_last}
+    try:
+        return kind(view, sampler=epoch_sampler, **options)
+    except TypeError as error:
+        raise TypeError(
+            f"a {type(loader).__name__} cannot be rebuilt over the kept samples ({error}): its "
+            "__init__ must take the keyword arguments of torch.utils.data.DataLoader."
+        ) from error
+
+
+def sampled_dataset(loader: DataLoader[Any]) -> Dataset[Any]:
+    """Returns the dataset that indices refer to.
+
+    A SubsetRandomSampler draws from a part of the dataset; that part, in the sampler's order, is
+    then the data set of N samples.
+    """
+    if isinstance(loader.sampler, SubsetRandomSampler):
+        return Subset(loader.dataset, list(loader.sampler.indices))
+    return loader.dataset
+
+
+def check_restrictable(loader: object) -> None:
+    """Raises a TypeError unless `loader` can be rebuilt over a part of its samples, and has some."""
+    if not isinstance(loader, DataLoader):
+        raise TypeError(
+            "`train_dataloader()` must return one torch DataLoader to prune data, got "
+            f"{type(loader).__name__}."
+        )
+    if isinstance(loader.dataset, IterableDataset):
+        raise TypeError(
+            f"an iterable dataset ({type(loader.dataset).__name__}) has no stable sample index to "
+            "prune by: use a map-style dataset with __getitem__ and __len__."
+        )
+    if hasattr(loader.dataset, "__len__") and not len(loader.dataset):
+        raise ValueError(
+            "the training set must have at least one sample to prune data, it is empty: look at where "
+            f"{type(loader.dataset).__name__} reads them."
+        )
+    if loader.batch_size is None or not _is_plain(loader.batch_sampler):
+        found = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+        raise TypeError(
+            f"a batch sampler of the user's own ({type(found).__name__}) cannot be restricted to "
+            "the kept samples: give the DataLoader a `batch_size` and a plain sampler instead."
+        )
+    sampler: Any = loader.sampler
+    if isinstance(sampler, WeightedRandomSampler) and not sampler.replacement:
+        raise TypeError(
+            "a WeightedRandomSampler without replacement cannot be restricted to the kept samples: "
+            "use replacement=True or shuffle=True."
+        )
+    if not _knows_how_to_restrict(sampler):
+        raise TypeError(
+            f"a sampler of type {type(loader.sampler).__name__} cannot be restricted to the kept "
+            "samples: use shuffle=True, a WeightedRandomSampler, a SubsetRandomSampler or a "
+            "DistributedSampler."
+        )
+
+
+def _of_torchdata(sampler: Any) -> bool:
+    # Its samplers keep a state and do the same as torch's otherwise.
+    return type(sampler).__module__.startswith("torchdata.stateful_dataloader")
+
+
+def _is_plain(batch_sampler: Any) -> bool:
+    return type(batch_sampler) is BatchSampler or _of_torchdata(batch_sampler)
+
+
+def _knows_how_to_restrict(sampler: Any) -> bool:
+    # A subclass with an order of its own would lose it, so the iteration must be torch's.
+    known = (
+        RandomSampler,
+        SequentialSampler,
+        SubsetRandomSampler,
+        WeightedRandomSampler,
+        DistributedSampler,
+    )
+    return _of_torchdata(sampler) or any(type(sampler).__iter__ is kind.__iter__ for kind in known)

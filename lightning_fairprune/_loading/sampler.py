@@ -1,0 +1,120 @@
+"""Which samples an epoch draws, and in what order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data.distributed import DistributedSampler
+
+__all__ = ["EpochSampler"]
+
+
+class EpochSampler(DistributedSampler[Any]):
+    """Draws the kept samples in an order that depends on the seed and the epoch alone.
+
+    Each epoch is one permutation of the kept indices, dealt out to the ranks in turn, so every
+    number of ranks sees the same global batches. Being a DistributedSampler it is never wrapped
+    again by the Trainer, which also tells it the epoch.
+
+    Args:
+        num_samples: N of the dataset.
+        kept: indices to draw, int64 [n]; None for all.
+        shuffle: whether to permute them.
+        weights: probabilities to draw with replacement, float [N].
+        draws: samples an epoch of all N; None for each sample once.
+        seed: of the permutation.
+        num_replicas: ranks that share the epoch.
+        rank: this one.
+        drop_last: whether an uneven tail is dropped rather than filled with repeats.
+        epoch: the epoch to start with. Workers prefetch before the Trainer tells the epoch.
+        skip: samples of this rank that the starting epoch has already seen.
+
+    Example:
+        >>> sampler = EpochSampler(10, kept=torch.tensor([2, 3, 5]), shuffle=False)
+        >>> list(sampler), len(sampler)
+        ([2, 3, 5], 3)
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        *,
+        kept: Tensor | None = None,
+        shuffle: bool = True,
+        weights: Tensor | None = None,
+        draws: int | None = None,
+        seed: int = 0,
+        num_replicas: int = 1,
+        rank: int = 0,
+        drop_last: bool = False,
+        epoch: int = 0,
+        skip: int = 0,
+    ) -> None:
+        super().__init__(
+            range(num_samples),  # type: ignore[arg-type]
+            num_replicas=num_replicas,
+            rank=rank,
+            shuffle=shuffle,
+            seed=seed,
+            drop_last=drop_last,
+        )
+        self.weights = weights
+        self._draws = draws
+        self.epoch = epoch
+        self._skip = (epoch, skip)
+        self.keep(kept)
+
+    def keep(self, kept: Tensor | None) -> None:
+        """Draws from `kept` from the next epoch on; its length must be what the loader expects."""
+        population = len(self.dataset) if kept is None else len(kept)  # type: ignore[arg-type]
+        self.kept = kept
+        self.num_samples = self.size_of(population)
+        self.total_size = self.num_samples * self.num_replicas
+
+    def size_of(self, population: int) -> int:
+        """Samples of one rank in an epoch over `population` samples."""
+        draws = self._drawn(population)
+        return draws // self.num_replicas if self.drop_last else -(-draws // self.num_replicas)
+
+    def _drawn(self, population: int) -> int:
+        if self._draws is None:
+            return population
+        # As many draws per kept sample as there were per sample.
+        return round(self._draws * population / len(self.dataset))  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[int]:
+        order = self._order()
+        if self.total_size > len(order):  # the smallest number of repeats that evens out the ranks
+            repeats = -(-self.total_size // max(len(order), 1))
+            order = order.repeat(repeats)
+        mine = order[self.rank : self.total_size : self.num_replicas]
+        epoch, skip = self._skip
+        if skip and epoch == self.epoch:
+            mine = mine[skip:]
+        return iter(mine.tolist())
+
+    def _order(self) -> Tensor:
+        n = len(self.dataset) if self.kept is None else len(self.kept)  # type: ignore[arg-type]
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        if self.weights is not None:
+            # torch.multinomial stops at 2^24 categories; the inverse of the cumulative sum doesn't.
+            weights = self.weights if self.kept is None else self.weights[self.kept]
+            edges = weights.double().cumsum(0)
+            if not edges[-1] > 0:
+                raise ValueError(
+                    f"the sampler's weights are 0 for all {n} kept samples: give samples that may be "
+                    "kept a weight above 0."
+                )
+            drawn = torch.rand(self._drawn(n), generator=generator, dtype=torch.float64) * edges[-1]
+            order = torch.searchsorted(edges, drawn, right=True).clamp_(max=n - 1)
+        elif self.shuffle:
+            draws = self._drawn(n)
+            rounds = max(1, -(-draws // max(n, 1)))
+            order = torch.cat([torch.randperm(n, generator=generator) for _ in range(rounds)])
+            order = order[:draws]
+        else:
+            order = torch.arange(n)
+        return order if self.kept is None else self.kept[order]

@@ -1,0 +1,1 @@
+"""A user's network: lent, read and given back as it was."""

@@ -1,0 +1,1 @@
+"""What the steps and validations of a fit show."""

@@ -1,0 +1,134 @@
+"""Looking for the loss only where a step computes it: after the network."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+
+from lightning_fairprune._model.capture import LossCapture
+
+__all__ = ["LateCapture"]
+
+
+class LateCapture(LossCapture):
+    """A capture that learns from one step after which module the next ones compute their loss.
+
+    A function mode costs microseconds at each tensor function, and nearly all of them belong to the
+    network. The first step of an evaluation is looked at all the time. In the second the module is noted
+    that called most others and was done before the loss; from then on a step is looked at when that module is
+    done. Where there is no such module the mode is on all the time, and so it is where the first step has
+    compiled code, into which the hooks would go.
+
+    Example:
+        >>> from torch.nn.functional import cross_entropy
+        >>> network, capture = nn.Linear(1, 2), LateCapture()
+        >>> for batch_idx in range(3):
+        ...     capture.begin(batch_idx)
+        ...     _ = cross_entropy(network(torch.zeros(2, 1)), torch.tensor([batch_idx % 2, 1]))
+        ...     capture.leave()
+        >>> capture.pick(2)[1]
+        tensor([0, 1])
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._after: ref[nn.Module] | None = None
+        self._watching = ExitStack()  # hooks, while there are any
+        self._is_on = False
+        self._modes = 0  # that others had on when the step began
+        self._calls = 0  # of modules, in the step that is learnt from
+        self._begun_at: list[int] = []
+        self._done: list[tuple[int, ref[nn.Module]]] = []
+
+    @property
+    def after(self) -> nn.Module | None:
+        """The module after which the loss is looked for; None for all the time."""
+        return None if self._after is None else self._after()
+
+    def begin(self, batch_idx: int) -> None:
+        """Starts noting calls in a step of an evaluation."""
+        if self._owners == 0:
+            if batch_idx <= 1:
+                self._after = None
+            if batch_idx == 1 and not _has_compiled():
+                self._learn()
+            elif self.after is not None:
+                self._wait(self.after)
+                return
+        self.enter()
+
+    def _learn(self) -> None:
+        begun = register_module_forward_pre_hook(self._module_begins)
+        self._watching.callback(begun.remove)
+        self._watching.callback(register_module_forward_hook(self._module_ends).remove)
+
+    def _wait(self, module: nn.Module) -> None:
+        self._hits, self._owners = [], 1
+        self._modes = _modes()
+        self._watching.callback(module.register_forward_hook(self._arrived).remove)
+
+    def enter(self) -> None:
+        """Starts noting calls; forgets the earlier ones unless somebody is already noting."""
+        if self._owners == 0:
+            self._modes, self._is_on = _modes(), True
+        super().enter()
+
+    def leave(self) -> None:
+        """Stops noting calls; does nothing when no one is noting."""
+        if self._owners != 1:
+            super().leave()
+            return
+        self._watching.close()
+        if self._done and self.noted:
+            self._after = max(self._done, key=lambda done: done[0])[1]
+        self._calls, self._begun_at, self._done = 0, [], []
+        if self._is_on:
+            super().leave()
+        self._owners, self._is_on = 0, False
+
+    def _why_nothing_fits(self, batch_size: int | None) -> str:
+        why, module = super()._why_nothing_fits(batch_size), self.after
+        if self.noted or module is None:
+            return why
+        return (
+            f"{why} (It was looked for once {type(module).__name__} is done, as in the second batch of "
+            "this evaluation; a step that goes another way in other batches must return them.)"
+        )
+
+    def _module_begins(self, module: nn.Module, args: Any) -> None:
+        self._begun_at.append(self._calls)
+        self._calls += 1
+
+    def _module_ends(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not self._begun_at:  # begun before anyone listened, in another thread
+            return
+        calls = self._calls - self._begun_at.pop()
+        # Scripted modules take no hooks, and a mode must be left before one that was there earlier.
+        scripted = isinstance(module, torch.jit.ScriptModule)
+        if not self.noted and not scripted and _modes() == self._modes + 1:
+            self._done.append((calls, ref(module)))
+
+    def _arrived(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not self._is_on and _modes() == self._modes:
+            self.__enter__()  # type: ignore[no-untyped-call]
+            self._is_on = True
+
+
+def _modes() -> int:
+    """Returns how many function modes are on."""
+    return int(torch._C._len_torch_function_stack())
+
+
+def _has_compiled() -> bool:
+    """Whether anything was compiled in this process so far."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return dynamo is not None and bool(dynamo.counters["frames"])

@@ -1,0 +1,110 @@
+"""Finding out what a score needs by trying it on a few made-up samples."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_fairprune import signals
+from lightning_fairprune.records.dynamics import Dynamics
+
+__all__ = ["required_signals"]
+_NUM_SAMPLES = 16
+_NUM_CLASSES = 4
+
+
+def required_signals(score: Callable[[Dynamics], Tensor], *, num_epochs: int) -> tuple[str, ...]:
+    """Return the signals that a score reads, in the order in which it first reads them.
+
+    The score runs once on 16 made-up samples for which every signal of `signals.__all__` was recorded. So a recorder
+    can keep only what is needed, and a score that cannot work is told before the training starts.
+
+    Args:
+        score: A function of `lightning_fairprune.scores`, or any `Dynamics -> [N]`.
+        num_epochs: Epochs that will have been recorded when the score is computed, at least 1.
+
+    Returns:
+        Names out of `signals.__all__`; none for a score that looks only at targets, groups or `observed`.
+
+    Raises:
+        ValueError: If the score fails on the made-up samples, or does not return one number per sample.
+
+    Example:
+        >>> from lightning_fairprune import scores
+        >>> required_signals(scores.forgetting, num_epochs=5)
+        ('correct',)
+        >>> required_signals(lambda seen: seen.signal("loss")[-1], num_epochs=5)
+        ('loss',)
+    """
+    if num_epochs < 1:
+        raise ValueError(f"`num_epochs` must be at least 1, got {num_epochs}.")
+    dynamics = _made_up(num_epochs)
+    recording = _Recording(dynamics.signals)
+    object.__setattr__(dynamics, "signals", recording)
+    try:
+        with torch.no_grad():
+            result = score(dynamics)
+    except Exception as error:
+        raise ValueError(
+            f"`score` {_name(score)} fails on {num_epochs} made-up epochs of {_NUM_SAMPLES} samples: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    _check(score, result)
+    return tuple(recording.read)
+
+
+def _made_up(num_epochs: int) -> Dynamics:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(num_epochs * _NUM_SAMPLES, _NUM_CLASSES, generator=generator)
+    target = torch.arange(_NUM_SAMPLES) % _NUM_CLASSES
+    values = signals.compute(signals.__all__, logits, target.repeat(num_epochs))
+    return Dynamics(
+        target=target,
+        signals={name: value.view(num_epochs, -1) for name, value in values.items()},
+        group=target % 2,
+    )
+
+
+def _check(score: Callable[[Dynamics], Tensor], result: object) -> None:
+    if isinstance(result, Tensor):
+        found = f"{result.dtype} of shape {list(result.shape)}"
+        numbers = result.dtype != torch.bool and not result.is_complex()
+        if numbers and result.shape == (_NUM_SAMPLES,):
+            return
+    else:
+        found = type(result).__name__
+    raise ValueError(
+        f"`score` {_name(score)} must return a float or integer tensor with one value per sample, "
+        f"got {found} for {_NUM_SAMPLES} samples."
+    )
+
+
+def _name(score: object) -> str:
+    if isinstance(score, functools.partial):
+        return _name(score.func)
+    return str(getattr(score, "__qualname__", type(score).__qualname__))
+
+
+class _Recording(Mapping[str, Tensor]):
+    """A mapping that remembers which of its values were read, in order."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        self._values = values
+        self.read: dict[str, None] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        value = self._values[name]
+        self.read[name] = None
+        return value
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values  # looking whether it is there is no reading
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)

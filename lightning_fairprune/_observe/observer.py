@@ -1,0 +1,171 @@
+"""What callbacks share to look into steps: one capture a Trainer, sums over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from lightning_fairprune._model.borrowed import evaluating
+from lightning_fairprune._model.capture import from_graph
+from lightning_fairprune._observe.groups import LogitsFn
+from lightning_fairprune._observe.late import LateCapture
+
+# Callbacks open and close their captures in the same order, not in reverse. A stack of modes would
+# close the wrong one, so there is a single mode for all of them.
+_captures: WeakKeyDictionary[pl.Trainer, LateCapture] = WeakKeyDictionary()
+
+
+def capture_of(trainer: pl.Trainer) -> LateCapture:
+    """Returns the capture that all callbacks of a Trainer share."""
+    if trainer not in _captures:
+        _captures[trainer] = LateCapture()
+    return _captures[trainer]
+
+
+class StepObserver:
+    """Reads logits and targets of the steps that it is told of, by looking at their losses.
+
+    Args:
+        trainer: whose steps.
+        logits_fn: computes ``(logits, target)`` from module and batch; None to read them from the
+            step's own outputs or its loss.
+    """
+
+    def __init__(self, trainer: pl.Trainer, logits_fn: LogitsFn | None = None) -> None:
+        self._capture = capture_of(trainer)
+        self._logits_fn = logits_fn
+        self._open = False
+        self._own: tuple[Tensor, Tensor] | None = None
+
+    def open(self, module: pl.LightningModule, batch: Any, batch_idx: int | None = None) -> None:
+        """Before the step.
+
+        Args:
+            module: whose step it is.
+            batch: that the step is given.
+            batch_idx: of an evaluation; from what the first steps do the others are looked into for
+                less. None in training.
+        """
+        if self._logits_fn is not None:
+            # Before the step, so that the logits are those of the weights that the step sees.
+            with torch.no_grad(), evaluating(module):
+                self._own = self._logits_fn(module, batch)
+            return
+        if batch_idx is None:
+            self._capture.enter()
+        else:
+            self._capture.begin(batch_idx)
+        self._open = True
+
+    def close(self) -> None:
+        """After the forward pass; safe to call more than once."""
+        if self._open:
+            self._open = False
+            self._capture.leave()
+
+    @property
+    def saw_nothing(self) -> bool:
+        """Whether the step that was just closed computed no loss that could be noted."""
+        return self._own is None and not self._capture.noted
+
+    def read(self, outputs: Any, batch_size: int | None, where: str) -> tuple[Tensor, Tensor]:
+        """Returns logits [B, C] and target [B] of the step that was just closed."""
+        self.close()
+        if self._own is not None:
+            (logits, target), self._own = self._own, None
+        elif _has_logits(outputs):
+            logits, target = outputs["logits"], outputs["target"]
+        else:
+            try:
+                return self._capture.pick(batch_size)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+        if not isinstance(logits, Tensor) or not isinstance(target, Tensor):
+            raise ValueError(
+                f"{where}: logits and targets must be tensors, got {type(logits).__name__} and "
+                f"{type(target).__name__}: return those that the loss is given, or pass `logits_fn`."
+            )
+        if logits.ndim != 2 or target.ndim != 1 or target.is_floating_point():
+            raise ValueError(
+                f"{where}: logits must be [B, C] and targets one class index per sample, got "
+                f"{list(logits.shape)} and {target.dtype} {list(target.shape)}; soft and "
+                "multi-label targets have no class to balance: give class indices, or pass `logits_fn`."
+            )
+        if not logits.is_floating_point():
+            raise ValueError(
+                f"{where}: logits must be floating, got {logits.dtype}: return what the softmax is given."
+            )
+        expected = len(target) if batch_size is None else batch_size
+        if not len(logits) == len(target) == expected:
+            raise ValueError(
+                f"{where}: logits and targets must be of the {expected} samples of the batch, got "
+                f"{len(logits)} and {len(target)}: return those of every sample, in order."
+            )
+        return logits.detach(), target.detach()
+
+
+class TrainingObserver(StepObserver):
+    """Learns from the first training step where the logits of the others are found for less.
+
+    A step that returns them need not be looked into. Where the graph of the loss shows the same loss
+    as the function mode did, the graph is enough: the mode costs microseconds at each of the hundreds
+    of functions that a deep network calls, the graph a few in all.
+    """
+
+    def __init__(self, trainer: pl.Trainer, logits_fn: LogitsFn | None = None) -> None:
+        super().__init__(trainer, logits_fn)
+        self._graph: tuple[Tensor, Tensor] | None = None
+        self._way: Literal["any", "outputs", "graph", "mode"] = (
+            "any" if logits_fn is None else "mode"
+        )
+
+    def open(self, module: pl.LightningModule, batch: Any, batch_idx: int | None = None) -> None:
+        """Before the step."""
+        self._graph = None
+        if self._way in ("any", "mode"):
+            super().open(module, batch)
+
+    def look(self, loss: Tensor, batch_size: int) -> None:
+        """Between the forward and the backward pass; the first of several losses counts."""
+        if self._graph is None and self._way in ("any", "graph"):
+            self._graph = from_graph(loss, batch_size)
+
+    @property
+    def saw_nothing(self) -> bool:
+        """Whether the step that was just closed computed no loss that could be noted."""
+        if self._way != "graph":
+            return super().saw_nothing
+        if self._graph is None:
+            self._way = "mode"  # this batch is lost to the record, the next ones are not
+        return self._graph is None
+
+    def read_step(self, outputs: Any, batch_size: int) -> tuple[Tensor, Tensor] | None:
+        """Returns logits and target, or None for a step that did not do what the first one did."""
+        self.close()
+        if self._way == "graph":
+            return None if self.saw_nothing else self._graph
+        seen = self.read(outputs, batch_size, "training_step")
+        if self._way == "any":
+            self._way = "outputs" if _has_logits(outputs) else "mode"
+            if self._way == "mode" and self._graph is not None and _alike(self._graph, seen):
+                # Already for this step, so that a fit records the same bits wherever it resumes.
+                self._way, seen = "graph", self._graph
+        return seen
+
+
+def _has_logits(outputs: Any) -> bool:
+    return isinstance(outputs, Mapping) and {"logits", "target"} <= outputs.keys()
+
+
+def _alike(graph: tuple[Tensor, Tensor], called: tuple[Tensor, Tensor]) -> bool:
+    """Whether the graph shows the very loss that was called; waits for the device, once a fit."""
+    (found, found_target), (logits, target) = graph, called
+    if found.shape != logits.shape or not torch.equal(found_target, target):
+        return False
+    same = torch.allclose(found.float(), logits.float().log_softmax(1), atol=1e-3, equal_nan=True)
+    return bool(same)

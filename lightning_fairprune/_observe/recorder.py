@@ -1,0 +1,288 @@
+"""Filling Dynamics while training runs: one epoch on the device, finished epochs on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_fairprune import signals
+from lightning_fairprune._files import pack_bits, unpack_bits
+from lightning_fairprune.records.dynamics import Dynamics
+
+__all__ = ["EpochRecorder"]
+_HOST_DTYPE = {"correct": torch.bool, "loss": torch.float32, "margin": torch.float32}
+_UNSEEN = -1
+
+# Batches are put by and worked through together: on a small batch the dozen tensor functions that it
+# takes cost their fixed price, not their arithmetic. At most so many batches or logits wait.
+_MOST_BATCHES, _MOST_LOGITS = 16, 1 << 22
+
+
+class EpochRecorder:
+    """Per-sample signals of the running epoch and of the epochs before it.
+
+    On the device there is one value per sample and signal, the label and a flag, in the narrowest
+    types that serve: at most 24 bytes a sample however long training lasts, besides the logits of
+    sixteen batches at most. A finished epoch moves to host memory. Recording copies nothing to the
+    host and never waits for the device.
+
+    Args:
+        num_samples: N of the training set.
+        names: the signals to record, from :mod:`lightning_fairprune.signals`; may be empty, then
+            only the labels are learned.
+        grouped: whether a group id comes with every sample.
+        device: where the training step runs.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        names: Sequence[str] = (),
+        *,
+        grouped: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.names = tuple(names)
+        self.num_samples = num_samples
+        self.target = torch.full((num_samples,), _UNSEEN, dtype=torch.int64)
+        self.group = self.target.clone() if grouped else None
+        self.num_classes = 0
+        self._labels_missing = True
+        self._rows: dict[str, list[Tensor]] = {name: [] for name in self.names}
+        self._observed: list[Tensor] = []
+        self._now: dict[str, Tensor] = {}
+        self._waiting: list[tuple[Tensor, Tensor, Tensor, Tensor | None]] = []
+        self._waiting_logits = 0
+        self.to(device)
+
+    def to(self, device: torch.device | str) -> None:
+        """Moves the buffers of the running epoch, allocating them when there are none."""
+        if not self._now:
+            dtypes = {"target": torch.int32, "seen": torch.uint8}
+            for name in self.names:
+                dtype = _HOST_DTYPE.get(name, torch.float16)
+                dtypes[name] = torch.uint8 if dtype is torch.bool else dtype
+            if self.group is not None:
+                dtypes["group"] = torch.int32
+            self._now = {
+                name: torch.zeros(self.num_samples, dtype=dtype, device=device)
+                for name, dtype in dtypes.items()
+            }
+        self._now = {name: buffer.to(device) for name, buffer in self._now.items()}
+
+    def release(self) -> None:
+        """Gives the device memory back; what finished epochs saw stays."""
+        self._now = {}
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes held on the device."""
+        return sum(buffer.numel() * buffer.element_size() for buffer in self._now.values())
+
+    @property
+    def needed(self) -> bool:
+        """Whether the next epoch has anything left to record."""
+        return bool(self.names) or self._labels_missing
+
+    def update(
+        self, indices: Tensor, logits: Tensor, target: Tensor, group: Tensor | None = None
+    ) -> None:
+        """Notes one batch.
+
+        Args:
+            indices: which samples, int64 [B] on the device.
+            logits: [B, C].
+            target: int64 [B].
+            group: int64 [B] where groups are recorded.
+        """
+        if len(logits) != len(indices):
+            raise ValueError(
+                f"the collate function returned {len(logits)} samples for {len(indices)} indices: "
+                "it must neither drop nor repeat samples, or their indices are unknown."
+            )
+        self.num_classes = logits.shape[1]
+        # Copies: a compiled step or a loader may use the same memory again for the next batch.
+        group = None if group is None else group.clone()
+        logits = logits.detach().clone() if self.names else logits.detach()[:0]
+        self._waiting.append((indices, logits, target.clone(), group))
+        self._waiting_logits += logits.numel()
+        if len(self._waiting) >= _MOST_BATCHES or self._waiting_logits >= _MOST_LOGITS:
+            self._work_through()
+
+    def _work_through(self) -> None:
+        if not self._waiting:
+            return
+        columns = zip(*self._waiting, strict=True)
+        indices, logits, target, group = (
+            None if column[0] is None else torch.cat(column) for column in columns
+        )
+        self._waiting, self._waiting_logits = [], 0
+        assert indices is not None
+        assert logits is not None
+        assert target is not None
+        now = self._now
+        # A label out of range (-100 to be ignored) must not crash the device; finish_epoch names it.
+        inside = target.clamp(0, logits.shape[1] - 1)
+        with torch.no_grad():
+            now["target"].index_copy_(0, indices, target.to(torch.int32))
+            if group is not None:
+                now["group"].index_copy_(0, indices, group.to(torch.int32))
+            if self.names:
+                for name, value in signals.compute(self.names, logits, inside).items():
+                    now[name].index_copy_(0, indices, value.to(now[name].dtype))
+            now["seen"].index_fill_(0, indices, 1)
+
+    def finish_epoch(
+        self, epoch: int, reduce_sum: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    ) -> None:
+        """Closes the running epoch: adds up the ranks and moves the row to the host.
+
+        Args:
+            epoch: its number, for messages.
+            reduce_sum: sums a tensor over all ranks. A sample that padding gave to two ranks is
+                averaged.
+
+        Raises:
+            ValueError: If an observed value is not finite, a label is out of range, or a sample's
+                label is not the one it had before.
+        """
+        self._work_through()
+        total = {name: reduce_sum(buffer) for name, buffer in self._reducible().items()}
+        seen = total.pop("seen").cpu()
+        observed = seen > 0
+        if not observed.any():
+            return
+        mean = {name: (value.cpu() / seen.clamp(min=1)) for name, value in total.items()}
+        self._learn_labels("target", mean, observed, epoch)
+        if self.group is not None:
+            self._learn_labels("group", mean, observed, epoch)
+        for name in self.names:
+            row = mean[name]
+            bad = observed & ~row.isfinite()
+            if bad.any():
+                first = int(bad.nonzero()[0])
+                raise ValueError(
+                    f"`{name}` is {row[first].item()} for {int(bad.sum())} samples in epoch {epoch}, "
+                    f"first for sample {first}: the model's logits are not finite there; lower the "
+                    "learning rate or check that sample."
+                )
+            if _HOST_DTYPE.get(name) is torch.bool:
+                self._rows[name].append(row > 0.5)
+            else:
+                row = torch.where(observed, row, torch.nan)
+                self._rows[name].append(row.to(_HOST_DTYPE.get(name, torch.float16)))
+        if self.names:
+            self._observed.append(observed)
+        for buffer in self._now.values():
+            buffer.zero_()
+
+    def _reducible(self) -> dict[str, Tensor]:
+        # Counts go up to the number of ranks and values are averaged, so all need room.
+        wide = {"target": torch.float64, "group": torch.float64}
+        return {
+            name: buffer.to(wide.get(name, torch.float32)) for name, buffer in self._now.items()
+        }
+
+    def _learn_labels(
+        self, name: str, mean: Mapping[str, Tensor], observed: Tensor, epoch: int
+    ) -> None:
+        known: Tensor = getattr(self, name)
+        label = mean[name].round().long()
+        limit = self.num_classes if name == "target" else None
+        bad = observed & ((label < 0) | (label >= limit if limit else torch.zeros_like(observed)))
+        if bad.any():
+            first = int(bad.nonzero()[0])
+            bounds = f"in [0, {limit})" if limit else "0 or more"
+            raise ValueError(
+                f"every {name} must be {bounds}, got {int(label[first])} for sample {first} "
+                f"({int(bad.sum())} samples in epoch {epoch}): number them from 0, and leave samples "
+                "to be ignored out of the training set."
+            )
+        changed = observed & (known != _UNSEEN) & (known != label)
+        if changed.any():
+            first = int(changed.nonzero()[0])
+            raise ValueError(
+                f"the {name} of {int(changed.sum())} samples changed in epoch {epoch}, first for "
+                f"sample {first} from {int(known[first])} to {int(label[first])}: either the "
+                "training set is not the one that training began with, or the loss is not given "
+                "the samples' own labels (return 'logits' and 'target' from training_step then)."
+            )
+        setattr(self, name, torch.where(observed, label, known))
+        # Looked up in every step, so found out here.
+        self._labels_missing = bool((self.target == _UNSEEN).any())
+
+    def dynamics(self) -> Dynamics:
+        """Returns what the finished epochs saw; a signal that was not recorded is absent."""
+        return Dynamics(
+            target=self.target,
+            signals={name: torch.stack(rows) for name, rows in self._rows.items() if rows},
+            group=self.group,
+            **({"observed": torch.stack(self._observed)} if self._observed else {}),
+        )
+
+    def state_dict(
+        self, reduce_sum: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    ) -> dict[str, Any]:
+        """Returns CPU tensors and primitives only; inside an epoch also what it has seen so far.
+
+        `reduce_sum` adds up the ranks, whose means every rank may load: they weigh the same, so the
+        mean over the ranks stays theirs.
+        """
+        self._work_through()
+        running = {name: reduce_sum(buffer) for name, buffer in self._reducible().items()}
+        narrow = self.num_classes <= 2**15
+        return {
+            "names": list(self.names),
+            "num_samples": self.num_samples,
+            "num_classes": self.num_classes,
+            "target": self.target.to(torch.int16 if narrow else torch.int32),
+            "group": None if self.group is None else self.group.to(torch.int32),
+            "rows": {
+                name: [pack_bits(row) if row.dtype == torch.bool else row for row in rows]
+                for name, rows in self._rows.items()
+            },
+            "observed": [pack_bits(row) for row in self._observed],
+            "running": self._means(running) if running and running["seen"].any() else None,
+        }
+
+    def _means(self, total: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        # As narrow as the buffers, a third of the sums: what they are put back into.
+        seen = total["seen"]
+        means = {name: value / seen.clamp(min=1) for name, value in total.items() if name != "seen"}
+        means["seen"] = seen > 0
+        return {name: value.to(self._now[name].dtype).cpu() for name, value in means.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores `state_dict`; the recorder must have the same signals and samples."""
+        if state["num_samples"] != self.num_samples:
+            raise ValueError(
+                f"the checkpoint was written with {state['num_samples']} training samples, the "
+                f"training set now has {self.num_samples}: resume with the same data."
+            )
+        if tuple(state["names"]) != self.names:
+            raise ValueError(
+                f"the checkpoint recorded the signals {list(state['names'])}, the score now needs "
+                f"{list(self.names)}: resume with the same score."
+            )
+        self.num_classes = state["num_classes"]
+        self.target = state["target"].long()
+        self._labels_missing = bool((self.target == _UNSEEN).any())
+        if self.group is not None and state["group"] is not None:
+            self.group = state["group"].long()
+        n = self.num_samples
+        self._rows = {
+            name: [unpack_bits(row, n) if row.dtype == torch.uint8 else row for row in rows]
+            for name, rows in state["rows"].items()
+        }
+        self._observed = [unpack_bits(row, n) for row in state["observed"]]
+        if state["running"] is not None and self._now:
+            self._resume_running(state["running"])
+
+    def _resume_running(self, running: Mapping[str, Tensor]) -> None:
+        # Every rank goes on with the means of all of them, which count as one observation.
+        # Samples that are still to come overwrite nothing: an epoch visits a sample once.
+        for name, buffer in self._now.items():
+            buffer.copy_(running[name])

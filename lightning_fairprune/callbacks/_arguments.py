@@ -1,0 +1,47 @@
+"""Checks of arguments that callbacks share."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+from collections.abc import Mapping
+
+
+def number(name: str, value: object, *, whole: bool = False) -> None:
+    """Raises a TypeError unless a value is a number, of Python, numpy or torch."""
+    value = value.item() if getattr(value, "shape", None) == () else value  # type: ignore[attr-defined]
+    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+        kind = "a whole number" if whole else "a number"
+        raise TypeError(f"`{name}` must be {kind}, got {_short(value)}.")
+
+
+def function(name: str, value: object, example: str) -> None:
+    """Raises a TypeError unless a value is None or can be called."""
+    if value is not None and not callable(value):
+        raise TypeError(f"`{name}` must be a function, such as {example}, got {_short(value)}.")
+
+
+def _short(value: object) -> str:
+    return repr(value) if isinstance(value, str | int | float) else type(value).__name__
+
+
+def check_same(owner: str, now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    """Raises a ValueError that names the arguments that a fit did not begin with.
+
+    Args:
+        owner: the callback whose arguments they are.
+        now: arguments to compare.
+        before: those of the checkpoint; what it does not know is not compared.
+    """
+    changed = [name for name in now if name in before and now[name] != before[name]]
+    if changed:
+        raise ValueError(
+            f"a resumed fit must go on with the arguments it began with, but {owner} has "
+            + ", ".join(f"`{name}`={now[name]!r}" for name in changed)
+            + " where the checkpoint has "
+            + ", ".join(repr(before[name]) for name in changed)
+            + ": give the same, or begin a new fit from the weights of the checkpoint."
+        )

@@ -1,0 +1,144 @@
+"""From labels, scores and recalls to the samples that are kept, time after time in one fit."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_fairprune.records.pruning_record import Estimate
+from lightning_fairprune.selection import Selection, select
+
+__all__ = ["Decision"]
+Keep = Literal["random", "hard", "easy", "stratified"]
+
+
+class Decision:
+    """Sets quotas and draws subsets under them; every draw has a seed of its own.
+
+    Args:
+        density: fraction of samples to keep.
+        quota_fn: ``(sizes, recall, budget)`` or ``(sizes, budget) -> int64 [K]``; None for no quotas.
+        keep: which samples of a class, see :func:`~lightning_fairprune.select`.
+        seed: of the first draw; later draws count up from it.
+        floor: samples that each class keeps at least, handed to `quota_fn` unless 0.
+
+    Example:
+        >>> from lightning_fairprune import quotas
+        >>> decision = Decision(0.5, quotas.balanced)
+        >>> decision.learn(torch.tensor([0, 0, 0, 0, 1, 1]), num_classes=2)
+        >>> decision.estimate(epoch=3).tolist()
+        [2, 1]
+        >>> decision.draw().quota.tolist()
+        [2, 1]
+    """
+
+    def __init__(
+        self,
+        density: float,
+        quota_fn: Callable[..., Tensor] | None,
+        keep: Keep = "random",
+        seed: int = 0,
+        floor: int = 0,
+    ) -> None:
+        self.density, self.quota_fn, self.keep, self.seed = density, quota_fn, keep, seed
+        self.floor = floor
+        self.needs_recall = (
+            quota_fn is not None and "recall" in inspect.signature(quota_fn).parameters
+        )
+        self.quota: Tensor | None = None
+        self.history: list[Estimate] = []
+        self.draws = 0
+        self.target: Tensor | None = None
+        self.scores: Tensor | None = None
+        self._num_classes = 0
+        reset = getattr(quota_fn, "reset", None)
+        if reset is not None:  # a rule with memory may have served another fit
+            reset()
+
+    def budget(self, num_samples: int) -> int:
+        """Returns how many of `num_samples` are kept: at least one."""
+        return max(1, round(self.density * num_samples))
+
+    def learn(self, target: Tensor, scores: Tensor | None = None, num_classes: int = 0) -> None:
+        """Takes labels (or groups), -1 where a sample cannot be kept, and scores, both [N]."""
+        self.target, self.scores, self._num_classes = target, scores, num_classes
+
+    def estimate(self, epoch: int, recall: Tensor | None = None) -> Tensor | None:
+        """Sets the quotas, int64 [K], from float [K] recalls; NaN for classes without any."""
+        if self.quota_fn is None:
+            return None
+        target, budget = self._learned(), self.budget(len(self._learned()))
+        known = target[target >= 0]
+        num_classes = max(int(known.max()) + 1, self._num_classes)
+        if recall is not None:
+            num_classes = max(num_classes, len(recall))
+            unknown = recall.new_full((num_classes - len(recall),), torch.nan)
+            recall = torch.cat([recall, unknown])
+        sizes = torch.bincount(known, minlength=num_classes)
+        self.quota = self.quotas(sizes, recall, budget)
+        self.history.append(Estimate(epoch, recall, self.quota))
+        return self.quota
+
+    def quotas(self, sizes: Tensor, recall: Tensor | None, budget: int) -> Tensor:
+        """Returns the quotas that the rule gives, checked."""
+        assert self.quota_fn is not None
+        options = {"floor": self.floor} if self.floor else {}
+        given = (sizes, recall) if self.needs_recall else (sizes,)
+        quota: Tensor = self.quota_fn(*given, budget=budget, **options)
+        _check(quota, sizes, budget)
+        return quota
+
+    def draw(self) -> Selection:
+        """Returns the next subset under the quotas in force."""
+        target = self._learned()
+        quota = self.budget(len(target)) if self.quota is None else self.quota
+        seed = self.seed + self.draws
+        self.draws += 1
+        return select(target, quota, score=self.scores, keep=self.keep, seed=seed)
+
+    def _learned(self) -> Tensor:
+        if self.target is None:
+            raise RuntimeError("nothing is known of the samples yet: call learn() first.")
+        return self.target
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns CPU tensors and primitives."""
+        quota_state = getattr(self.quota_fn, "state_dict", None)
+        return {
+            "quota": self.quota,
+            "quota_fn": None if quota_state is None else quota_state(),
+            "history": [tuple(estimate) for estimate in self.history],
+            "draws": self.draws,
+            "target": None if self.target is None else _narrow(self.target),
+            "scores": self.scores,
+            "num_classes": self._num_classes,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where `state_dict` was taken."""
+        self.quota, self.draws = state["quota"], state["draws"]
+        self.history = [Estimate(*estimate) for estimate in state["history"]]
+        if state["target"] is not None:
+            self.learn(state["target"].long(), state["scores"], state["num_classes"])
+        if state["quota_fn"] is not None and hasattr(self.quota_fn, "load_state_dict"):
+            self.quota_fn.load_state_dict(state["quota_fn"])  # type: ignore[union-attr]
+
+
+def _narrow(target: Tensor) -> Tensor:
+    fits = int(target.max()) <= torch.iinfo(torch.int16).max
+    return target.to(torch.int16 if fits else torch.int32)
+
+
+def _check(quota: object, sizes: Tensor, budget: int) -> None:
+    """Raises a ValueError unless a quota function of the user's returned a quota."""
+    if not isinstance(quota, Tensor) or quota.shape != sizes.shape or quota.dtype != torch.int64:
+        raise ValueError(
+            f"`quota` must return int64 [{len(sizes)}], got "
+            f"{getattr(quota, 'dtype', type(quota).__name__)} {list(getattr(quota, 'shape', []))}."
+        )
+    if int(quota.sum()) != budget:
+        raise ValueError(f"`quota` must sum to the budget {budget}, got {int(quota.sum())}.")

@@ -1,0 +1,134 @@
+"""What pruning would do, printed before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from lightning_fairprune._loading.index import IndexedBatch
+from lightning_fairprune._loading.labels import labels_of
+from lightning_fairprune._observe.needs import required_signals
+from lightning_fairprune._observe.recorder import EpochRecorder
+from lightning_fairprune.callbacks._data.length import limited
+
+if TYPE_CHECKING:
+    from lightning_fairprune.callbacks.data_pruning import DataPruning
+
+
+_LABEL_KEYS = ("label", "labels", "target", "targets", "y")
+_MOST_ROWS = 40
+
+
+def dry_run(callback: DataPruning, trainer: pl.Trainer) -> None:
+    """Prints kept samples per class, memory and steps; then has the Trainer stop."""
+    source = callback.source
+    target = labels_of(source.dataset)
+    if target is None:
+        target = _read_labels(source.loader)
+    sizes = torch.bincount(target)
+    recall = _assumed(callback.dry_run, len(sizes))
+    budget = callback.decision.budget(len(target))
+    quota = _quota(callback, sizes, recall, budget)
+    _print(callback, trainer, sizes, recall, quota, budget)
+    # The Trainer honours should_stop only once the minima are met.
+    trainer.fit_loop.min_epochs = 0
+    trainer.fit_loop.epoch_loop.min_steps = None
+    trainer.should_stop = True
+
+
+def _assumed(given: bool | Sequence[float], num_classes: int) -> Tensor:
+    if isinstance(given, bool):
+        return torch.full((num_classes,), 0.5, dtype=torch.float64)
+    if len(given) != num_classes:
+        raise ValueError(
+            f"`dry_run` must give one recall for each of {num_classes} classes, got {len(given)}."
+        )
+    return torch.tensor(given, dtype=torch.float64)
+
+
+def _quota(callback: DataPruning, sizes: Tensor, recall: Tensor, budget: int) -> Tensor | None:
+    if callback.quota_fn is None:
+        return None
+    return callback.decision.quotas(sizes, recall, budget)
+
+
+def _read_labels(loader: Any) -> Tensor:
+    """Returns every sample's label by reading all batches once, where the data set has none."""
+    batches = track(loader, description="reading labels", transient=True)
+    return torch.cat([_labels_in(b.batch if isinstance(b, IndexedBatch) else b) for b in batches])
+
+
+def _labels_in(batch: Any) -> Tensor:
+    found = None
+    if isinstance(batch, Mapping):
+        found = next((batch[key] for key in _LABEL_KEYS if key in batch), None)
+    elif isinstance(batch, Sequence) and len(batch) > 1:
+        found = batch[1]
+    else:
+        found = next((getattr(batch, k) for k in _LABEL_KEYS if hasattr(batch, k)), None)
+    if not isinstance(found, Tensor) or found.ndim != 1 or found.is_floating_point():
+        raise ValueError(
+            "a dry run must know the labels, but the data set has no `targets` and a batch "
+            f"({type(batch).__name__}) no class indices second or under {', '.join(_LABEL_KEYS)}."
+        )
+    return found.long()
+
+
+@rank_zero_only
+def _print(
+    callback: DataPruning,
+    trainer: pl.Trainer,
+    sizes: Tensor,
+    recall: Tensor,
+    quota: Tensor | None,
+    budget: int,
+) -> None:
+    total = int(sizes.sum())
+    console = Console()
+    table = Table(title=f"DataPruning: would keep {budget} of {total} samples")
+    for name in ("class", "size", "assumed recall", "kept", "density"):
+        table.add_column(name, justify="right")
+    shown = min(len(sizes), _MOST_ROWS)
+    for k in range(shown if quota is not None else 0):
+        size, kept = int(sizes[k]), int(quota[k])  # type: ignore[index]
+        density = f"{kept / size:.3f}" if size else "-"
+        table.add_row(str(k), str(size), f"{recall[k]:.3f}", str(kept), density)
+    if shown < len(sizes):
+        table.caption = f"the first {shown} of {len(sizes)} classes"
+    if quota is None:
+        table.caption = "without quotas the score decides how many samples each class keeps"
+    console.print(table)
+    for line in _costs(callback, trainer, total, budget):
+        console.print(line)
+
+
+def _costs(callback: DataPruning, trainer: pl.Trainer, total: int, budget: int) -> list[str]:
+    source, warmup = callback.source, callback.warmup
+    names: Sequence[str] = ()
+    if callback.score is not None and callback.score_on == "training":
+        names = required_signals(callback.score, num_epochs=warmup)
+    recorder = EpochRecorder(1, names, grouped=callback.group_by is not None)
+    full = limited(source.num_batches(total), trainer)
+    short = limited(source.num_batches(budget), trainer)
+    lines = [
+        f"recorded signals: {', '.join(names) or 'labels only'}; "
+        f"{recorder.device_bytes} bytes a sample on the device, "
+        f"{recorder.device_bytes * total / 2**20:.1f} MiB",
+        f"batches an epoch (per rank): {full} in {warmup} warm-up epochs, then {short}",
+    ]
+    epochs = trainer.max_epochs
+    if epochs is not None and epochs > 0:
+        ran = warmup * full + (epochs - warmup) * short
+        lines.append(
+            f"batches in {epochs} epochs: {ran}, {ran / (epochs * full):.0%} of the {epochs * full} "
+            "without pruning"
+        )
+    return lines

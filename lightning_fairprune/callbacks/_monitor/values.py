@@ -1,0 +1,140 @@
+"""What a monitor logs of an evaluation, and what it needs to know of the Trainer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+
+from lightning_fairprune import recalls
+from lightning_fairprune.counts import ClassCounts
+from lightning_fairprune.records.recall_history import RecallHistory, is_of_groups
+
+# Every value that is logged through the module costs a reduction of its own; more classes than
+# this go to the loggers directly and cannot be monitored.
+MOST_MONITORED = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """What is logged of one evaluation.
+
+    Args:
+        summary: of all classes.
+        single: of each class that has a sample.
+    """
+
+    summary: dict[str, float]
+    single: dict[str, float]
+
+
+def values(
+    prefix: str, counts: ClassCounts, reference: ClassCounts | None, names: Sequence[str] | None
+) -> Values:
+    """Returns what is logged of counts (of classes or groups), by name."""
+    summary = {name: getattr(counts, name) for name in ("worst", "gap", "std", "mean")}
+    if reference is not None:
+        summary |= _distortion(counts, reference)
+    one = "group" if is_of_groups(prefix) else "class"
+    called = names or [str(k) for k in range(counts.num_classes)]
+    seen = (counts.support > 0).tolist()
+    return Values(
+        {f"{prefix}/recall/{name}": value for name, value in summary.items()},
+        {
+            f"{prefix}/recall/{one}/{name}": recall
+            for name, recall, has_any in zip(called, counts.recall.tolist(), seen, strict=True)
+            if has_any
+        },
+    )
+
+
+def log(trainer: pl.Trainer, module: pl.LightningModule, found: Values) -> None:
+    """Logs values so that callbacks can monitor them; single ones only while they are not too many."""
+    monitored = found.summary
+    if len(found.single) <= MOST_MONITORED:
+        monitored = monitored | found.single
+    else:
+        _send(trainer, found.single)
+    # All ranks hold the same values; saying so spares a warning of the Trainer's.
+    module.log_dict(monitored, sync_dist=trainer.world_size > 1, add_dataloader_idx=False)
+
+
+def log_part(
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    found: Mapping[str, ClassCounts],
+    history: RecallHistory,
+) -> None:
+    """Logs what is left of a validation that a checkpoint has cut in two, so that nothing misses it."""
+    rank_zero_warn(
+        f"the checkpoint was taken inside the validation of epoch {trainer.current_epoch}, and the Trainer "
+        "has run only a part of it: its recalls are logged, for callbacks that monitor them, but neither "
+        "compared nor kept. Checkpoints at the end of an epoch resume exactly."
+    )
+    for prefix, counts in found.items():
+        log(trainer, module, values(prefix, counts, None, history.names_of(prefix)))
+
+
+@rank_zero_only
+def _send(trainer: pl.Trainer, found: dict[str, float]) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics(found, step=trainer.global_step)
+
+
+def _distortion(counts: ClassCounts, reference: ClassCounts) -> dict[str, float]:
+    now, before = counts.recall, reference.recall
+    accuracies = counts.accuracy, reference.accuracy
+    return {
+        "alpha": float(recalls.intensification(now, before, *accuracies)),
+        "worst_change": float(recalls.worst(recalls.change(now, before))),
+        "disparity": float(recalls.disparity(now, before, *accuracies)),
+    }
+
+
+def pruned(trainer: pl.Trainer) -> bool:
+    """Whether a callback has pruned data or weights by now."""
+    return any(getattr(callback, "pruned", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+
+
+def seed() -> int | None:
+    """Returns what `seed_everything` was called with."""
+    value = os.environ.get("PL_GLOBAL_SEED")  # it leaves the seed there
+    return int(value) if value is not None else None
+
+
+def check_any_batch(batches: list[int | float], limit: float, what: str) -> None:
+    """Raises a ValueError if a loader of an evaluation is empty."""
+    if limit != 0 and 0 in batches:
+        raise ValueError(
+            f"RecallMonitor: loader {batches.index(0)} of the {what} must give at least one batch, it "
+            "is empty."
+        )
+
+
+def check_arguments(
+    *,
+    num_classes: int | None,
+    class_names: Sequence[str] | None,
+    group_names: Sequence[str] | None,
+    dataloader_names: Sequence[str] | None,
+    every_n_epochs: int,
+    grouped: bool,
+) -> None:
+    """Raises a ValueError if arguments of RecallMonitor are out of range or disagree."""
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"`num_classes` must be at least 1, got {num_classes}.")
+    if num_classes is not None and class_names is not None and num_classes != len(class_names):
+        raise ValueError(
+            f"`class_names` must name each of {num_classes} classes, got {len(class_names)}."
+        )
+    if group_names is not None and not grouped:
+        raise ValueError("`group_names` needs `group_by`, which says where the groups are.")
+    called = {"class_names": class_names, "group_names": group_names}
+    for name, names in {**called, "dataloader_names": dataloader_names}.items():
+        if names is not None and len(set(names)) < len(names):
+            raise ValueError(f"`{name}` must differ from each other, got {list(names)}.")
+    if every_n_epochs < 1:
+        raise ValueError(f"`every_n_epochs` must be at least 1, got {every_n_epochs}.")

@@ -1,0 +1,224 @@
+"""Masks at work: weights, gradients, optimiser states and averages that obey them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
+from torch.optim.swa_utils import AveragedModel
+from torchmetrics import Metric
+
+from lightning_fairprune import criteria, masks
+from lightning_fairprune._files import pack_bits, unpack_bits
+from lightning_fairprune._observe.ranks import max_over_ranks
+
+__all__ = ["MaskedWeights", "agreed", "averages", "selected", "unpack"]
+Masks = dict[str, Tensor]
+
+
+class MaskedWeights:
+    """Keeps the removed weights of a model at zero while optimisers work on it.
+
+    Parameters stay what they are. After every step of an optimiser, whoever calls it, a hook sets the
+    removed weights back to zero. For that it has a second copy of the masks, 0 and 1 in the precision
+    of the weights: multiplying all layers at once is ten times faster than filling by booleans.
+
+    Args:
+        module: whose weights.
+        optimizers: that train it.
+    """
+
+    def __init__(self, module: nn.Module, optimizers: Iterable[Optimizer]) -> None:
+        self.masks: Masks = {}
+        self._module = module
+        self._optimizers: list[Optimizer] = []
+        self._factors: dict[int, Tensor] = {}
+        # Of each optimiser: how many parameters it had, those of them that are pruned, their factors.
+        self._pruned: dict[int, tuple[int, list[Tensor], list[Tensor]]] = {}
+        self._hooks: list[Any] = []
+        for optimizer in optimizers:
+            self._follow(optimizer)
+
+    def _follow(self, optimizer: Optimizer) -> None:
+        if not any(optimizer is known for known in self._optimizers):
+            self._optimizers.append(optimizer)
+            self._hooks.append(optimizer.register_step_post_hook(self._after_step))
+
+    @property
+    def at_work(self) -> bool:
+        """Whether there are optimisers."""
+        return bool(self._optimizers)
+
+    def set(self, found: Mapping[str, Tensor]) -> None:
+        """Takes over masks, which the model and its optimisers obey already if they are restored."""
+        parameters = dict(self._module.named_parameters())
+        self.masks = {name: mask.to(parameters[name].device) for name, mask in found.items()}
+        self._factors = {
+            id(parameters[name]): mask.to(parameters[name].dtype)
+            for name, mask in self.masks.items()
+        }
+        self._pruned = {}
+
+    def enforce(self) -> None:
+        """Zeroes removed weights and what optimisers remember of them."""
+        masks.apply(self._module, self.masks)
+        for optimizer in self._optimizers:
+            if isinstance(optimizer, LBFGS):
+                optimizer.state.clear()  # curvature of another function, in one vector for all
+            for parameter, factor in zip(*self._of(optimizer), strict=True):
+                for value in optimizer.state.get(parameter, {}).values():
+                    if isinstance(value, Tensor) and value.shape == parameter.shape:
+                        value.masked_fill_(factor == 0, 0)
+
+    def _of(self, optimizer: Optimizer) -> tuple[list[Tensor], list[Tensor]]:
+        """Returns the pruned parameters of an optimiser and their factors."""
+        if not self._factors:
+            return [], []
+        count = sum(len(group["params"]) for group in optimizer.param_groups)
+        known = self._pruned.get(id(optimizer))
+        if known is None or known[0] != count:  # layers that are unfrozen later are added later
+            every: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+            pruned = [p for p in every if id(p) in self._factors]
+            known = count, pruned, [self._factors[id(p)] for p in pruned]
+            self._pruned[id(optimizer)] = known
+        return known[1:]
+
+    def zero_gradients(self, optimizer: Any) -> None:
+        """Before clipping and the step, so that neither norms nor momenta see removed weights."""
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # of a LightningOptimizer
+        self._follow(optimizer)  # one that was made in the middle of training
+        pairs = [(p.grad, f) for p, f in zip(*self._of(optimizer), strict=True)]
+        grads = [(grad, factor) for grad, factor in pairs if grad is not None]
+        if grads:
+            torch._foreach_mul_([grad for grad, _ in grads], [factor for _, factor in grads])
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        pruned, factors = self._of(optimizer)
+        if pruned:
+            torch._foreach_mul_(pruned, factors)
+
+    def detach(self) -> None:
+        """Lets go of the optimisers and the device; the masks stay."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._optimizers, self._factors, self._pruned = [], [], {}, {}
+        self.masks = {name: mask.cpu() for name, mask in self.masks.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the masks as bits."""
+        return {
+            name: [pack_bits(mask.flatten().cpu()), list(mask.shape)]
+            for name, mask in self.masks.items()
+        }
+
+
+def unpack(state: Mapping[str, Any]) -> Masks:
+    """Returns the masks of a state."""
+    found = {}
+    for name, (bits, shape) in state.items():
+        found[name] = unpack_bits(bits, torch.Size(shape).numel()).view(shape)
+    return found
+
+
+def selected(
+    module: nn.Module,
+    include: list[str] | None,
+    exclude: list[str] | None,
+    keep_classifier: bool,
+) -> tuple[str, ...]:
+    """Returns the names of the parameters to prune, in the order of the model."""
+    measuring = {id(p) for m in module.modules() if isinstance(m, Metric) for p in m.parameters()}
+    parameters = {n: p for n, p in module.named_parameters() if id(p) not in measuring}
+    prunable = tuple(name for name in criteria.prunable(module) if name in parameters)
+    every = list(parameters)
+    if include is not None:
+        _check_match("include", include, every)
+    names = [n for n in every if (n in prunable if include is None else _matches(n, include))]
+    if exclude is not None:
+        _check_match("exclude", exclude, every)
+        names = [name for name in names if not _matches(name, exclude)]
+    if keep_classifier:
+        last = _classifier(module, prunable, parameters)
+        names = [name for name in names if name != last]
+    if not names:
+        raise ValueError(
+            "WeightPruning must have weights to prune, but `include`, `exclude` and `keep_classifier`="
+            f"{keep_classifier} leave none of {type(module).__name__}, whose linear and convolution "
+            f"weights are {', '.join(prunable) or 'none'}."
+        )
+    frozen = [name for name in names if not parameters[name].requires_grad]
+    if frozen and include is None:
+        more = f" and {len(frozen) - 1} more" if len(frozen) > 1 else ""
+        rank_zero_warn(
+            f"WeightPruning removes weights that are frozen, too: {frozen[0]}{more}. If they are those of a "
+            "teacher or of a loss, leave them out with `exclude`; if not, name all weights in `include`."
+        )
+    return tuple(names)
+
+
+def _classifier(
+    module: nn.Module, prunable: tuple[str, ...], parameters: Mapping[str, nn.Parameter]
+) -> str | None:
+    """Returns the weight of the last linear layer; models without any often end in a convolution.
+
+    Of those that are trained, if any is: the classifier of a frozen teacher may come after it.
+    """
+    trained = [name for name in prunable if parameters[name].requires_grad] or list(prunable)
+    # By the shape: the weight of a layer with a parametrisation goes by another name.
+    names = [name for name in trained if parameters[name].ndim == 2] or trained
+    return names[-1] if names else None
+
+
+def _matches(name: str, patterns: list[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _check_match(argument: str, patterns: list[str] | str, names: list[str]) -> None:
+    if isinstance(patterns, str):
+        raise TypeError(f"`{argument}` must be a list of patterns, got the string {patterns!r}.")
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(
+                f"`{argument}`: no parameter has a name like {pattern!r}; there are "
+                f"{', '.join(names)}."
+            )
+
+
+def averages(trainer: pl.Trainer) -> Iterator[nn.Module]:
+    """Yields the averaged models that other callbacks keep (EMA, SWA)."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        average = getattr(callback, "_average_model", None)
+        if isinstance(average, nn.Module):
+            yield average.module if isinstance(average, AveragedModel) else average
+
+
+def agreed(trainer: pl.Trainer, found: Masks, *, from_data: bool) -> Masks:
+    """Returns rank 0's masks on every rank.
+
+    Raises:
+        RuntimeError: On every rank, if masks that come from data differ: each rank would have seen
+            its own part of the data, and rank 0's part alone would decide.
+    """
+    if trainer.world_size == 1:
+        return found
+    own = pack_bits(torch.cat([mask.flatten().cpu() for mask in found.values()]))
+    first = trainer.strategy.broadcast(own)
+    differs = torch.tensor(int(not torch.equal(own, first)), device=trainer.strategy.root_device)
+    if from_data and max_over_ranks(trainer)(differs):
+        raise RuntimeError(
+            "the ranks would remove different weights: a `criterion` that reads batches must give the "
+            "same saliency on all of them, so sum what it computes over the ranks."
+        )
+    sizes = [mask.numel() for mask in found.values()]
+    parts = torch.split(unpack_bits(first, sum(sizes)), sizes)
+    return {
+        name: part.view(mask.shape).to(mask.device, copy=True)
+        for (name, mask), part in zip(found.items(), parts, strict=True)
+    }

@@ -1,0 +1,176 @@
+"""Class counts: true positives and support, from which every per-class result is derived."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_fairprune import recalls
+
+__all__ = ["ClassCounts", "count"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClassCounts:
+    """True positives and support of each class (or group).
+
+    A class without support has recall NaN and is left out of worst, gap, std and mean.
+
+    Args:
+        tp: samples of class k that were predicted as k, int64 [K].
+        support: samples of class k, int64 [K].
+
+    Raises:
+        TypeError: If they are floating.
+        ValueError: If the shapes differ or a count is impossible.
+
+    Example:
+        >>> counts = ClassCounts(torch.tensor([9, 3, 0]), torch.tensor([10, 5, 0]))
+        >>> counts.recall
+        tensor([0.9000, 0.6000,    nan], dtype=torch.float64)
+        >>> round(counts.worst, 3), round(counts.gap, 3), round(counts.mean, 3)
+        (0.6, 0.3, 0.75)
+    """
+
+    tp: Tensor
+    support: Tensor
+
+    def __post_init__(self) -> None:
+        if self.tp.shape != self.support.shape or self.tp.ndim != 1:
+            raise ValueError(
+                "`tp` and `support` must both be [K], got "
+                f"{list(self.tp.shape)} and {list(self.support.shape)}."
+            )
+        if self.tp.is_floating_point() or self.support.is_floating_point():
+            raise TypeError(
+                "`tp` and `support` must be whole numbers of samples, got "
+                f"{self.tp.dtype} and {self.support.dtype}."
+            )
+        bad = (self.tp < 0) | (self.tp > self.support)
+        if bad.any():
+            k = int(bad.nonzero()[0])
+            raise ValueError(
+                "`tp` must be between 0 and `support`, got "
+                f"{int(self.tp[k])} of {int(self.support[k])} for class {k}."
+            )
+
+    @classmethod
+    def pooled(cls, counts: Sequence[ClassCounts]) -> ClassCounts:
+        """Returns the sum of several counts, as if their samples had been one set."""
+        if not counts:
+            raise ValueError("`counts` must hold at least one ClassCounts, got none.")
+        return cls(
+            torch.stack([c.tp for c in counts]).sum(0),
+            torch.stack([c.support for c in counts]).sum(0),
+        )
+
+    def padded(self, num_classes: int) -> ClassCounts:
+        """Returns the counts with classes (or groups) without support added up to `num_classes`."""
+        missing = self.tp.new_zeros(max(0, num_classes - self.num_classes))
+        return ClassCounts(torch.cat([self.tp, missing]), torch.cat([self.support, missing]))
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.tp)
+
+    @property
+    def recall(self) -> Tensor:
+        """Share of each class that was predicted right, float64 [K]; NaN without support."""
+        return self.tp.double() / self.support.double()
+
+    def shrunk_recall(self, pseudo: float) -> Tensor:
+        r"""Recall pulled towards the mean recall as if `pseudo` more samples had been seen.
+
+        .. math:: (tp_k + a \bar r) / (n_k + a)
+
+        A class with few validation samples has a noisy recall; its quota should not follow the
+        noise. With a = 0 this is `recall`; a class without support stays NaN.
+        """
+        shrunk = (self.tp + pseudo * self.recall.nanmean()) / (self.support.double() + pseudo)
+        return torch.where(self.support > 0, shrunk, torch.nan)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of all samples that were predicted right."""
+        return (self.tp.sum().double() / self.support.sum()).item()
+
+    @property
+    def mean(self) -> float:
+        """Mean recall over the classes with support (macro average)."""
+        return self.recall.nanmean().item()
+
+    @property
+    def worst(self) -> float:
+        """Lowest recall of a class with support; NaN when no class has any."""
+        return self._reduced(recalls.worst)
+
+    @property
+    def gap(self) -> float:
+        """Highest minus lowest recall."""
+        return self._reduced(recalls.gap)
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation of the recalls."""
+        return self._reduced(recalls.std)
+
+    def _reduced(self, function: Callable[[Tensor], Tensor]) -> float:
+        return function(self.recall).item() if self.num_classes else float("nan")
+
+    def first_other_support(self, other: ClassCounts) -> int | None:
+        """Returns the first class of which `other` saw another number of samples, None if there is none.
+
+        Up to 8 samples, or 1 %, may differ: with several ranks, the last batch repeats some.
+        """
+        apart = (other.support - self.support).abs()
+        beyond = apart > (torch.maximum(other.support, self.support) // 100).clamp(min=8)
+        return int(beyond.nonzero()[0]) if beyond.any() else None
+
+    def check_comparable(self, reference: ClassCounts, name: str) -> None:
+        """Raises a ValueError unless `reference` was counted on the same data.
+
+        Args:
+            reference: counts of another model.
+            name: what to call the data.
+        """
+        if reference.num_classes != self.num_classes:
+            raise ValueError(
+                f"the reference of {name!r} must have the {self.num_classes} classes of the model, it "
+                f"has {reference.num_classes}: it was counted with another model or other data."
+            )
+        k = self.first_other_support(reference)
+        if k is not None:
+            raise ValueError(
+                f"the reference of {name!r} must be counted on the same data: it has "
+                f"{int(reference.support[k])} samples of class {k}, this evaluation "
+                f"{int(self.support[k])}. Evaluate the reference model on this data."
+            )
+
+
+def count(pred: Tensor, target: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Returns true positives and support of one batch, without waiting for the device.
+
+    Args:
+        pred: predicted class or whether the prediction was right (bool), [B].
+        target: class (or group, with a bool `pred`) of each sample, int64 [B]; samples outside
+            [0, K) are not counted.
+        num_classes: K.
+
+    Returns:
+        tp int64 [K] and support int64 [K].
+
+    Example:
+        >>> count(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]), 3)
+        (tensor([1, 1, 0]), tensor([2, 1, 0]))
+    """
+    right = pred if pred.dtype == torch.bool else pred == target
+    known = (target >= 0) & (target < num_classes)
+    where = target.clamp(0, num_classes - 1).long()
+    zeros = torch.zeros(num_classes, dtype=torch.int64, device=target.device)
+    tp = zeros.index_add(0, where, (right & known).long())
+    support = zeros.index_add(0, where, known.long())
+    return tp, support

@@ -1,0 +1,1 @@
+"""Records of a run: written while it runs, read later."""

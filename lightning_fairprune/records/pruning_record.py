@@ -1,0 +1,148 @@
+"""What data pruning did in one run: settings, quotas over time, the samples kept last and their scores."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_fairprune._files import (
+    RUN_FOLDER,
+    read_tensors,
+    understanding,
+    write_tensors,
+    write_whole,
+)
+from lightning_fairprune.selection import Selection
+
+__all__ = ["Estimate", "PruningRecord"]
+
+
+class Estimate(NamedTuple):
+    """One estimate of the quotas: after which epoch, from which recalls."""
+
+    epoch: int
+    recall: Tensor | None
+    quota: Tensor | None
+
+
+_KIND, _VERSION = "PruningRecord", "1"
+_STEM = "pruning"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PruningRecord:
+    """What data pruning did in one run.
+
+    Args:
+        selection: the samples that were kept last.
+        target: class (or group) of every sample, int64 [N]; -1 for one that could not be kept.
+        score: how hard every sample was, float [N], higher = harder; None without a score.
+        history: every estimate of the quotas.
+        settings: the arguments of the callback as text, numbers and lists of them.
+
+    Raises:
+        ValueError: If `target` or `score` are not for the samples of `selection`.
+
+    Example:
+        >>> from lightning_fairprune import select
+        >>> target = torch.tensor([0, 0, 0, 1])
+        >>> kept = select(target, torch.tensor([2, 1]))
+        >>> PruningRecord(kept, target, settings={"density": 0.75}).dropped.numel()
+        1
+    """
+
+    selection: Selection
+    target: Tensor
+    score: Tensor | None = None
+    history: tuple[Estimate, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("target", "score"):
+            value = getattr(self, name)
+            if value is not None and value.shape != (self.selection.num_samples,):
+                raise ValueError(
+                    f"`{name}` must be [{self.selection.num_samples}], one for each sample that was "
+                    f"selected from, got {list(value.shape)}."
+                )
+
+    @property
+    def dropped(self) -> Tensor:
+        """Samples that were not kept last, int64, sorted."""
+        return (~self.selection.mask()).nonzero().squeeze(1)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes `pruning.safetensors`, which has everything, and `pruning.json`, to read.
+
+        Args:
+            folder: made if it is not there.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        chosen = self.selection
+        tensors = {"indices": chosen.indices, "quota": chosen.quota, "sizes": chosen.sizes}
+        tensors["target"] = self.target.to(torch.int32)
+        if self.score is not None:
+            tensors["score"] = self.score.to(torch.float32)
+        for i, estimate in enumerate(self.history):
+            for name in ("recall", "quota"):
+                value = getattr(estimate, name)
+                if value is not None:
+                    tensors[f"history/{i}/{name}"] = value
+        about = {
+            "settings": dict(self.settings),
+            "num_samples": chosen.num_samples,
+            "kept": len(chosen),
+            "keep": chosen.keep,
+            "seed": chosen.seed,
+            "epochs": [estimate.epoch for estimate in self.history],
+        }
+        head = {"format": _KIND, "version": _VERSION}
+        write_tensors(
+            folder / f"{_STEM}.safetensors", tensors, {**head, "record": json.dumps(about)}
+        )
+        classes = {"quota": chosen.quota.tolist(), "sizes": chosen.sizes.tolist()}
+        text = json.dumps({**head, **about, **classes}, indent=1) + "\n"
+        write_whole(folder / f"{_STEM}.json", lambda path: path.write_text(text))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> PruningRecord:
+        """Reads what `save` wrote.
+
+        Args:
+            path: the folder of a run, the folder that was given to `save`, or the safetensors file.
+
+        Raises:
+            FileNotFoundError: If there is nothing.
+            ValueError: If the file is damaged, of another kind or version, or contradicts itself.
+        """
+        path = Path(path)
+        name = f"{_STEM}.safetensors"
+        if path.is_dir():
+            path = path / name if (path / name).is_file() else path / RUN_FOLDER / name
+        tensors, metadata = read_tensors(path, _KIND, _VERSION)
+        with understanding(path):
+            about = json.loads(metadata["record"])
+            chosen = Selection(
+                indices=tensors["indices"],
+                num_samples=about["num_samples"],
+                quota=tensors["quota"],
+                sizes=tensors["sizes"],
+                keep=about["keep"],
+                seed=about["seed"],
+            )
+            history = tuple(
+                Estimate(
+                    epoch, tensors.get(f"history/{i}/recall"), tensors.get(f"history/{i}/quota")
+                )
+                for i, epoch in enumerate(about["epochs"])
+            )
+            target = tensors["target"].long()
+            return cls(chosen, target, tensors.get("score"), history, dict(about["settings"]))

@@ -1,0 +1,312 @@
+"""The recalls of one run: class counts of every evaluation, and the reference they are compared with."""
+
+from __future__ import annotations
+
+import json
+import os
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_fairprune._files import (
+    RUN_FOLDER,
+    read_json,
+    read_tensors,
+    understanding,
+    write_tensors,
+    write_whole,
+)
+from lightning_fairprune.counts import ClassCounts
+
+__all__ = ["Evaluation", "RecallHistory"]
+_KIND, _VERSION = "RecallHistory", "1"
+_STEM = "recalls"
+GROUPS = "/groups"
+
+
+def is_of_groups(name: str) -> bool:
+    """Whether an evaluation of this name counted groups in place of classes."""
+    return name.endswith(GROUPS)
+
+
+def printable(name: str) -> str:
+    r"""Returns a name in which characters that steer terminals, or the direction of text, are shown.
+
+    Example:
+        >>> print(printable("cat\u202egod\x1b[2J"))
+        cat\u202egod\x1b[2J
+    """
+    return "".join(map(_shown, name))
+
+
+def _shown(character: str) -> str:
+    steers = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    # Scripts and emoji need the two joiners.
+    if not steers or character in "\u200c\u200d":
+        return character
+    return character.encode("unicode_escape").decode()
+
+
+class Evaluation(NamedTuple):
+    """One validation or test.
+
+    Attributes:
+        name: of the data: ``"val"``, ``"test"``, ``"val/1"``, the prefix of the logged names; with
+            ``/groups`` behind it where groups were counted in place of classes.
+        epoch: of training in which or after which it took place, counted from 1; 0 outside of a fit.
+        step: optimiser steps that were done.
+        pruned: whether data or weights had been pruned by then.
+        counts: the class counts.
+    """
+
+    name: str
+    epoch: int
+    step: int
+    pruned: bool
+    counts: ClassCounts
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RecallHistory:
+    """Class counts of every evaluation of a run.
+
+    Args:
+        evaluations: in the order in which they took place.
+        class_names: how to call the classes, in order; None for their numbers.
+        reference: the counts that distortion is relative to, by the name of the data.
+        seed: of the run, as far as it is known.
+        group_names: how to call the groups.
+
+    Raises:
+        ValueError: If there are other classes than `class_names` says, or evaluations of the same data
+            or its reference differ in their number.
+
+    Example:
+        >>> counts = ClassCounts(torch.tensor([9, 3]), torch.tensor([10, 5]))
+        >>> history = RecallHistory((Evaluation("val", 1, 100, False, counts),), ("cat", "dog"))
+        >>> history.names
+        ('val',)
+        >>> history.last("val").counts.recall
+        tensor([0.9000, 0.6000], dtype=torch.float64)
+    """
+
+    evaluations: tuple[Evaluation, ...] = ()
+    class_names: tuple[str, ...] | None = None
+    reference: Mapping[str, ClassCounts] = field(default_factory=dict)
+    seed: int | None = None
+    group_names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        known = dict(self.reference)
+        for evaluation in self.evaluations:
+            first = known.setdefault(evaluation.name, evaluation.counts)
+            if first.num_classes != evaluation.counts.num_classes:
+                raise ValueError(
+                    f"all evaluations of {evaluation.name!r} must have the same classes, got "
+                    f"{first.num_classes} and {evaluation.counts.num_classes}."
+                )
+        for name, counts in known.items():
+            names, what = self.names_of(name), "group" if is_of_groups(name) else "class"
+            if names is not None and len(names) != counts.num_classes:
+                raise ValueError(
+                    f"`{what}_names` must name each of the {counts.num_classes} "
+                    f"{what}{'es' if what == 'class' else 's'} of {name!r}, got {len(names)}."
+                )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What was evaluated, in order of appearance."""
+        return tuple(dict.fromkeys(evaluation.name for evaluation in self.evaluations))
+
+    def names_of(self, name: str) -> tuple[str, ...] | None:
+        """Returns how to call what was counted in one data set: its classes, or its groups."""
+        return self.group_names if is_of_groups(name) else self.class_names
+
+    def of(self, name: str) -> tuple[Evaluation, ...]:
+        """Returns all evaluations of one data set."""
+        return tuple(evaluation for evaluation in self.evaluations if evaluation.name == name)
+
+    def last(self, name: str) -> Evaluation:
+        """Returns the last evaluation of one data set.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        found = self.of(name)
+        if not found:
+            raise ValueError(
+                f"there is no evaluation of {name!r}, only of {', '.join(self.names) or 'nothing'}."
+            )
+        return found[-1]
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes `recalls.safetensors`, which has everything, and `recalls.json`, to read.
+
+        The JSON file has the last evaluation of each data set and the reference, and can be loaded,
+        too. An interrupted write leaves the old files.
+
+        Args:
+            folder: made if it is not there.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"reference/{name}": _stacked([c]) for name, c in self.reference.items()}
+        for name in self.names:
+            found = self.of(name)
+            tensors[f"counts/{name}"] = _stacked([e.counts for e in found])
+            when = [[e.epoch, e.step, int(e.pruned)] for e in found]
+            tensors[f"when/{name}"] = torch.tensor(when)
+        order = torch.tensor([self.names.index(e.name) for e in self.evaluations])
+        tensors["order"] = order.to(torch.int32)
+        called = {"class_names": self.class_names, "group_names": self.group_names}
+        about = {**called, "seed": self.seed, "names": self.names}
+        head = {"format": _KIND, "version": _VERSION}
+        write_tensors(
+            folder / f"{_STEM}.safetensors", tensors, {**head, "history": json.dumps(about)}
+        )
+        readable: dict[str, Any] = {**head, **about, "last": {}, "reference": {}}
+        readable["last"] = {name: _readable(self.last(name)) for name in self.names}
+        readable["reference"] = {name: _numbers(c) for name, c in self.reference.items()}
+        text = json.dumps(readable, indent=1) + "\n"
+        write_whole(folder / f"{_STEM}.json", lambda path: path.write_text(text))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> RecallHistory:
+        """Reads what `save` wrote.
+
+        Args:
+            path: the folder of a run, the folder that was given to `save`, or one of its two files;
+                from the JSON file come the last evaluations only.
+
+        Raises:
+            FileNotFoundError: If there is nothing.
+            ValueError: If the file is damaged, of another kind or version, or contradicts itself.
+        """
+        path = _find(Path(path))
+        if path.suffix == ".json":
+            content = read_json(path, _KIND, _VERSION)
+            with understanding(path):
+                return cls._from_json(content)
+        tensors, metadata = read_tensors(path, _KIND, _VERSION)
+        with understanding(path):
+            return cls._from_tensors(tensors, json.loads(metadata["history"]))
+
+    def padded(self, name: str, num_groups: int) -> RecallHistory:
+        """Returns the history with groups that evaluations of `name` had not met added to them."""
+        evaluations = tuple(
+            e._replace(counts=e.counts.padded(num_groups)) if e.name == name else e
+            for e in self.evaluations
+        )
+        reference = dict(self.reference)
+        if name in reference:
+            reference[name] = reference[name].padded(num_groups)
+        return replace(self, evaluations=evaluations, reference=reference)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns everything but the seed as CPU tensors and primitives, for checkpoints."""
+        return {
+            "evaluations": [(*e[:4], _stacked([e.counts])[0]) for e in self.evaluations],
+            "class_names": None if self.class_names is None else list(self.class_names),
+            "group_names": None if self.group_names is None else list(self.group_names),
+            "reference": {name: _stacked([c])[0] for name, c in self.reference.items()},
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> RecallHistory:
+        """Returns what `state_dict` was taken of."""
+        evaluations = [
+            Evaluation(name, epoch, step, pruned, _unstacked(stacked[None])[0])
+            for name, epoch, step, pruned, stacked in state["evaluations"]
+        ]
+        reference = {name: _unstacked(pair[None])[0] for name, pair in state["reference"].items()}
+        classes, groups = _called(state)
+        return cls(tuple(evaluations), classes, reference, group_names=groups)
+
+    @classmethod
+    def _from_tensors(cls, tensors: dict[str, Tensor], about: dict[str, Any]) -> RecallHistory:
+        queues = {}
+        for name in about["names"]:
+            counts, when = _unstacked(tensors[f"counts/{name}"]), tensors[f"when/{name}"].tolist()
+            queues[name] = iter(
+                [
+                    Evaluation(name, epoch, step, bool(pruned), c)
+                    for (epoch, step, pruned), c in zip(when, counts, strict=True)
+                ]
+            )
+        order = [about["names"][i] for i in tensors["order"].tolist()]
+        reference = {
+            key.removeprefix("reference/"): _unstacked(tensor)[0]
+            for key, tensor in tensors.items()
+            if key.startswith("reference/")
+        }
+        evaluations = tuple(next(queues[name]) for name in order)
+        classes, groups = _called(about)
+        return cls(evaluations, classes, reference, about["seed"], groups)
+
+    @classmethod
+    def _from_json(cls, content: dict[str, Any]) -> RecallHistory:
+        evaluations = [
+            Evaluation(name, last["epoch"], last["step"], last["pruned"], _counts(last))
+            for name, last in content["last"].items()
+        ]
+        reference = {name: _counts(numbers) for name, numbers in content["reference"].items()}
+        classes, groups = _called(content)
+        return cls(tuple(evaluations), classes, reference, content["seed"], groups)
+
+
+def _find(path: Path) -> Path:
+    if path.is_dir():
+        for folder in (path, path / RUN_FOLDER):
+            for suffix in (".safetensors", ".json"):
+                if (folder / (_STEM + suffix)).is_file():
+                    return folder / (_STEM + suffix)
+        raise FileNotFoundError(
+            f"There are no recalls in {str(path)!r}: train or test with RecallMonitor and a logger."
+        )
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no file {str(path)!r}: give the folder of a run with RecallMonitor and a logger, "
+            "or its file of recalls."
+        )
+    return path
+
+
+def _stacked(counts: list[ClassCounts]) -> Tensor:
+    """Returns int32 [E, 2, K] where that is wide enough."""
+    stacked = torch.stack([torch.stack([c.tp, c.support]) for c in counts])
+    fits = not stacked.numel() or int(stacked.max()) <= torch.iinfo(torch.int32).max
+    return stacked.to(torch.int32) if fits else stacked
+
+
+def _unstacked(stacked: Tensor) -> list[ClassCounts]:
+    return [ClassCounts(tp, support) for tp, support in stacked.long().unbind(0)]
+
+
+def _numbers(counts: ClassCounts) -> dict[str, Any]:
+    return {"tp": counts.tp.tolist(), "support": counts.support.tolist()}
+
+
+def _readable(evaluation: Evaluation) -> dict[str, Any]:
+    counts = evaluation.counts
+    summary = {name: getattr(counts, name) for name in ("accuracy", "mean", "worst", "gap", "std")}
+    # JSON knows no NaN.
+    summary = {name: None if value != value else value for name, value in summary.items()}
+    when = {name: getattr(evaluation, name) for name in ("epoch", "step", "pruned")}
+    return {**when, **summary, **_numbers(counts)}
+
+
+def _counts(numbers: dict[str, Any]) -> ClassCounts:
+    return ClassCounts(
+        torch.tensor(numbers["tp"], dtype=torch.int64),
+        torch.tensor(numbers["support"], dtype=torch.int64),
+    )
+
+
+def _called(names: Mapping[str, Any]) -> list[tuple[str, ...] | None]:
+    found = [names.get(key) for key in ("class_names", "group_names")]
+    return [None if value is None else tuple(value) for value in found]

@@ -1,0 +1,155 @@
+"""What weight pruning did in one run: its settings, and the sparsity after every pruning."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning_fairprune._files import RUN_FOLDER, read_json, understanding, write_whole
+
+__all__ = ["PruneStep", "SparsityRecord"]
+_KIND, _VERSION = "SparsityRecord", "1"
+_FILE = "sparsity.json"
+
+
+class PruneStep(NamedTuple):
+    """One pruning of weights.
+
+    Attributes:
+        epoch: of training in which it took place, counted from 1; 0 before training.
+        step: optimiser steps that were done.
+        target: sparsity that was asked for, in [0, 1].
+        total: fraction of the weights that are removed since then, in [0, 1].
+        layers: the same of each parameter that is pruned, by its name; NaN for one without weights.
+
+    Example:
+        >>> PruneStep(2, 100, 0.5, 0.5, {"conv.weight": 0.25, "fc.weight": 0.75}).layers[
+        ...     "fc.weight"
+        ... ]
+        0.75
+    """
+
+    epoch: int
+    step: int
+    target: float
+    total: float
+    layers: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class SparsityRecord:
+    """What weight pruning did in one run.
+
+    Args:
+        settings: the arguments of the callback as text, numbers and lists of them.
+        steps: every pruning, in the order in which they took place.
+
+    Raises:
+        ValueError: If a sparsity is not in [0, 1], or a pruning comes before the one that it follows.
+
+    Example:
+        >>> first = PruneStep(2, 100, 0.5, 0.5, {"fc.weight": 0.5})
+        >>> last = PruneStep(4, 200, 0.9, 0.9, {"fc.weight": 0.9})
+        >>> record = SparsityRecord({"criterion": "magnitude"}, (first, last))
+        >>> record
+        SparsityRecord(prunings=2, sparsity=0.9)
+        >>> record.at(99), record.at(100), record.at(250)
+        (0.0, 0.5, 0.9)
+    """
+
+    settings: dict[str, Any]
+    steps: tuple[PruneStep, ...]
+
+    def __post_init__(self) -> None:
+        before = 0
+        for i, step in enumerate(self.steps):
+            for name, value in (("target", step.target), ("total", step.total)):
+                if not 0 <= value <= 1:
+                    raise ValueError(
+                        f"`{name}` must be a sparsity in [0, 1], got {value} of pruning {i + 1}."
+                    )
+            if step.step < before:
+                raise ValueError(
+                    f"`steps` must be in the order in which they took place, got pruning {i + 1} after "
+                    f"{step.step} optimiser steps, following one after {before}."
+                )
+            before = step.step
+
+    def __repr__(self) -> str:
+        last = self.steps[-1].total if self.steps else 0.0
+        return f"SparsityRecord(prunings={len(self.steps)}, sparsity={last:.6g})"
+
+    def at(self, step: int) -> float:
+        """Returns the sparsity in force when so many optimiser steps were done; 0 before any pruning.
+
+        A pruning after this very step counts: it goes before the validation that follows.
+        """
+        done = bisect_right([pruning.step for pruning in self.steps], step)
+        return self.steps[done - 1].total if done else 0.0
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes `sparsity.json`. An interrupted write leaves the old file.
+
+        Args:
+            folder: made if it is not there.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "format": _KIND,
+            "version": _VERSION,
+            "settings": self.settings,
+            "steps": [_readable(step) for step in self.steps],
+        }
+        text = json.dumps(content, indent=1) + "\n"
+        write_whole(folder / _FILE, lambda path: path.write_text(text, encoding="utf-8"))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> SparsityRecord:
+        """Reads what `save` wrote.
+
+        Args:
+            path: the folder of a run, the folder that was given to `save`, or the file.
+
+        Raises:
+            FileNotFoundError: If there is nothing.
+            ValueError: If the file is damaged, of another kind or version, or contradicts itself.
+        """
+        file = _find(Path(path))
+        content = read_json(file, _KIND, _VERSION)
+        with understanding(file):
+            steps = tuple(_step(entry) for entry in content["steps"])
+            return cls(dict(content["settings"]), steps)
+
+
+def _find(path: Path) -> Path:
+    if path.is_dir():
+        for folder in (path, path / RUN_FOLDER):
+            if (folder / _FILE).is_file():
+                return folder / _FILE
+        raise FileNotFoundError(
+            f"There is no {_FILE} in {str(path)!r}: train with WeightPruning and a logger."
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {str(path)!r}.")
+    return path
+
+
+def _readable(step: PruneStep) -> dict[str, Any]:
+    # JSON knows no NaN.
+    layers = {name: None if math.isnan(value) else value for name, value in step.layers.items()}
+    return {**step._asdict(), "layers": layers}
+
+
+def _step(entry: Mapping[str, Any]) -> PruneStep:
+    layers = {
+        name: math.nan if value is None else float(value) for name, value in entry["layers"].items()
+    }
+    target, total = float(entry["target"]), float(entry["total"])
+    return PruneStep(int(entry["epoch"]), int(entry["step"]), target, total, layers)

@@ -1,0 +1,284 @@
+"""Small pictures of samples that pruning kept and dropped, the hardest and the easiest of each class."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from lightning_fairprune.records.pruning_record import PruningRecord
+
+__all__ = ["ClassExamples", "Example", "Examples", "examples"]
+MOST_CLASSES = 20
+NAMES = ("image", "img", "pixel_values", "x")
+CHANNELS = (1, 3, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One sample: its index, its score (higher = harder; None without one), and a PNG file."""
+
+    index: int
+    score: float | None
+    png: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ClassExamples:
+    """Samples of one class; none appears twice.
+
+    With scores the four fields on the hardest and easiest are filled, without scores the two random ones.
+
+    Args:
+        label: the class (or group).
+        hardest_kept: the hardest first.
+        easiest_kept: the easiest first.
+        hardest_dropped: the hardest first.
+        easiest_dropped: the easiest first.
+        random_kept: drawn at random from those kept.
+        random_dropped: drawn at random from those dropped.
+    """
+
+    label: int
+    hardest_kept: tuple[Example, ...] = ()
+    easiest_kept: tuple[Example, ...] = ()
+    hardest_dropped: tuple[Example, ...] = ()
+    easiest_dropped: tuple[Example, ...] = ()
+    random_kept: tuple[Example, ...] = ()
+    random_dropped: tuple[Example, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """The examples of several classes, or why there are none.
+
+    Args:
+        classes: one entry per class; none where the samples are not images.
+        reason: a sentence on why there are no examples; "" when there are.
+        stretched: whether pixels of an image were not in [0, 1] (it was normalised, say) and were stretched from
+            its lowest to its highest value, so that colours are not the true ones.
+    """
+
+    classes: tuple[ClassExamples, ...] = ()
+    reason: str = ""
+    stretched: bool = False
+
+
+def examples(
+    record: PruningRecord,
+    dataset: Any,
+    *,
+    per_class: int = 6,
+    classes: Sequence[int] | None = None,
+    size: int = 48,
+) -> Examples:
+    """Returns pictures of samples of each class that pruning kept and dropped.
+
+    Only samples that are shown are read. A sample is an image, or has one as its first element or under "image",
+    "img", "pixel_values" or "x": a PIL image, or an array or tensor [C,H,W], [H,W,C] or [H,W] of 1, 3 or 4
+    channels. A dataset that augments at random leaves the caller's random numbers as they were.
+
+    Args:
+        record: what pruning did.
+        dataset: the data that it pruned, map-style, in the same order.
+        per_class: pictures of each kind (hardest kept, ...) of each class.
+        classes: which classes; None for the 20 that keep the smallest share, the smallest first.
+        size: longer side of a picture in pixels.
+
+    Returns:
+        The pictures, or the reason why there are none.
+
+    Raises:
+        ValueError: If the dataset has another length than the one pruned, or an argument is out of range.
+        ImportError: If Pillow is missing.
+
+    Example:
+        >>> from lightning_fairprune import select
+        >>> target = torch.tensor([0, 0, 0, 1])
+        >>> record = PruningRecord(
+        ...     select(target, torch.tensor([1, 1])), target, torch.tensor([0.5, 0.9, 0.1, 0.2])
+        ... )
+        >>> images = torch.arange(4 * 8 * 8).view(4, 8, 8) / 256
+        >>> first = examples(record, images).classes[0]
+        >>> first.label, [example.index for example in first.hardest_dropped]
+        (0, [1])
+    """
+    if per_class < 1 or size < 1:
+        raise ValueError(f"`per_class` and `size` must be at least 1, got {per_class} and {size}.")
+    labels = _labels(record, classes)
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
+        return Examples(reason="Samples cannot be looked up: the dataset is not map-style.")
+    if len(dataset) != record.selection.num_samples:
+        raise ValueError(
+            f"`dataset` must be the one that was pruned, of {record.selection.num_samples} samples, got "
+            f"{len(dataset)}."
+        )
+    kept = record.selection.mask()
+    generator = torch.Generator().manual_seed(record.selection.seed)
+    found, stretched = [], False
+    with _random_state_kept():
+        for label in labels:
+            shown: dict[str, tuple[Example, ...]] = {}
+            for kind, chosen in _chosen(record, kept, label, per_class, generator).items():
+                pictures = []
+                for index in chosen:
+                    picture = _picture(dataset, index, size)
+                    if isinstance(picture, str):
+                        return Examples(reason=picture)
+                    score = None if record.score is None else float(record.score[index])
+                    pictures.append(Example(index, score, picture[0]))
+                    stretched |= picture[1]
+                shown[kind] = tuple(pictures)
+            found.append(ClassExamples(label, **shown))
+    return Examples(tuple(found), stretched=stretched)
+
+
+def _labels(record: PruningRecord, classes: Sequence[int] | None) -> list[int]:
+    sizes = record.selection.sizes
+    if classes is None:
+        order = record.selection.class_density.argsort(stable=True)  # sorting puts NaN last
+        return order[: min(int((sizes > 0).sum()), MOST_CLASSES)].tolist()
+    wrong = [label for label in classes if not 0 <= label < len(sizes)]
+    if wrong:
+        raise ValueError(f"`classes` must be in [0, {len(sizes)}), got {wrong[0]}.")
+    return [int(label) for label in classes]
+
+
+def _chosen(
+    record: PruningRecord, kept: Tensor, label: int, most: int, generator: torch.Generator
+) -> dict[str, list[int]]:
+    """Returns the samples to show, by field of `ClassExamples`."""
+    found = {}
+    for part, mask in (("kept", kept), ("dropped", ~kept)):
+        members = ((record.target == label) & mask).nonzero().squeeze(1)
+        if record.score is None:
+            order = torch.randperm(len(members), generator=generator)[:most]
+            found[f"random_{part}"] = members[order].tolist()
+            continue
+        scores = record.score[members]
+        members, scores = members[~scores.isnan()], scores[~scores.isnan()]
+        order = scores.argsort(descending=True, stable=True)
+        hardest = min(most, (len(order) + 1) // 2)
+        easiest = min(most, len(order) - hardest)
+        found[f"hardest_{part}"] = members[order[:hardest]].tolist()
+        found[f"easiest_{part}"] = members[order[len(order) - easiest :].flip(0)].tolist()
+    return found
+
+
+@contextlib.contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Seeds what a dataset may draw from, for the same pictures every time, and restores it."""
+    import numpy as np
+
+    state, state_of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (the one in use)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            np.random.seed(0)  # noqa: NPY002
+            random.seed(0)
+            yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(state_of_numpy)  # noqa: NPY002
+
+
+def _picture(dataset: Any, index: int, size: int) -> tuple[bytes, bool] | str:
+    """Returns a PNG file and whether it was stretched, or a sentence on what is wrong."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError(
+            "thumbnails need Pillow: pip install 'lightning-fairprune[report]'."
+        ) from error
+
+    try:
+        sample = dataset[index]
+    except OSError as error:  # the files are elsewhere by now
+        return f"Sample {index} cannot be read: {error}."
+    image, stretched = _content(sample), False
+    if isinstance(image, Image.Image) and image.mode.startswith(("I", "F")):
+        import numpy as np
+
+        image = np.asarray(image)
+    if not isinstance(image, Image.Image):
+        pixels = None if image is None else _pixels(image)
+        if pixels is None:
+            return f"The samples are no images: sample {index} is {_in_words(sample)}."
+        image, stretched = Image.fromarray(pixels[0]), pixels[1]
+    elif image.mode not in ("L", "RGB", "RGBA"):
+        transparent = "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBa")
+        image = image.convert("RGBA" if transparent else "RGB")
+    scale = size / max(image.size)
+    # A small image stays crisp; a large one is averaged.
+    how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+    width, height = (max(1, round(scale * side)) for side in image.size)
+    file = io.BytesIO()
+    image.resize((width, height), how).save(file, format="PNG", optimize=True)
+    return file.getvalue(), stretched
+
+
+def _content(sample: Any, depth: int = 3) -> Any:
+    """Returns what may be an image in a sample; None for nothing."""
+    from PIL import Image
+
+    if isinstance(sample, Image.Image | Tensor) or hasattr(sample, "__array_interface__"):
+        return sample
+    if depth == 0:
+        return None
+    if isinstance(sample, Mapping):
+        return next((_content(sample[n], depth - 1) for n in NAMES if n in sample), None)
+    for name in NAMES:
+        if hasattr(sample, name):
+            return _content(getattr(sample, name), depth - 1)
+    if isinstance(sample, Sequence) and not isinstance(sample, str | bytes) and len(sample):
+        return _content(sample[0], depth - 1)
+    return None
+
+
+def _pixels(image: Any) -> tuple[Any, bool] | None:
+    """Returns uint8 [H,W] or [H,W,C] and whether it was stretched; None for what is no image."""
+    import numpy as np
+
+    channels_first = isinstance(image, Tensor)  # where the shape does not tell
+    if isinstance(image, Tensor):
+        image = image.detach().cpu()
+        image = (image.float() if image.is_floating_point() else image).numpy()
+    image = np.asarray(image)
+    if image.ndim not in (2, 3) or not image.size or image.dtype.kind not in "buif":
+        return None
+    if image.ndim == 3:
+        first, last = image.shape[0] in CHANNELS, image.shape[-1] in CHANNELS
+        if not first and not last:
+            return None
+        if first and (channels_first or not last):
+            image = image.transpose(1, 2, 0)
+        if image.shape[-1] == 1:
+            image = image[..., 0]
+    if image.dtype == np.uint8:
+        return np.ascontiguousarray(image), False
+    whole = 1.0 if image.dtype.kind in "bf" else 255.0
+    image = np.nan_to_num(image.astype(np.float64), posinf=0.0, neginf=0.0) / whole
+    low, high = image.min(), image.max()
+    stretched = bool(low < -1e-6 or high > 1 + 1e-6)
+    if stretched:
+        image = (image - low) / max(high - low, 1e-12)
+    return (255 * image.clip(0, 1)).round().astype(np.uint8), stretched
+
+
+def _in_words(sample: Any) -> str:
+    """Returns what a sample is: its type, and the shape or the names in it."""
+    if isinstance(sample, tuple | list) and len(sample):
+        return f"a {type(sample).__name__} with {_in_words(sample[0])} first"
+    if isinstance(sample, Mapping):
+        return (
+            f"a {type(sample).__name__} with {', '.join(str(key) for key in sample) or 'nothing'}"
+        )
+    shape = getattr(sample, "shape", None)
+    return f"a {type(sample).__name__}" + ("" if shape is None else f" {list(shape)}")

@@ -1,0 +1,310 @@
+"""Who may import whom. A wing is a file or folder at the root of the package."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from jsonargparse import ArgumentParser
+
+import lightning_fairprune as lfp
+
+PACKAGE = "lightning_fairprune"
+ROOT = Path(lfp.__file__).parent
+
+# Each wing and the wings that it imports, ground floor first: a row names earlier rows only.
+WINGS: dict[str, set[str]] = {
+    "_files": set(),
+    "signals": set(),
+    "recalls": set(),
+    "quotas": set(),
+    "masks": set(),
+    "weighting": set(),
+    "_model": {"_files"},
+    "selection": {"_files"},
+    "counts": {"recalls"},
+    "statistics": {"recalls"},
+    "_lightning": {"_model"},
+    "criteria": {"_model"},
+    "geometry": {"_model"},
+    "gradients": {"_model", "signals"},
+    "representation": {"_files", "_model"},
+    "metrics": {"counts", "recalls"},
+    "records": {"_files", "counts", "selection"},
+    "history": {"records"},
+    "scores": {"records"},
+    "figures": {"recalls", "records", "statistics"},
+    "table": {"_files", "quotas", "records", "selection"},
+    "_loading": {"_files", "_lightning", "selection"},
+    "_observe": {"_files", "_loading", "_model", "counts", "records", "signals"},
+    "report": {
+        "_files",
+        "counts",
+        "figures",
+        "recalls",
+        "records",
+        "representation",
+        "statistics",
+    },
+    "scoring": {
+        "_files",
+        "_lightning",
+        "_loading",
+        "_model",
+        "_observe",
+        "geometry",
+        "records",
+        "signals",
+    },
+    "callbacks": {
+        "_files",
+        "_lightning",
+        "_loading",
+        "_model",
+        "_observe",
+        "counts",
+        "criteria",
+        "figures",
+        "masks",
+        "quotas",
+        "recalls",
+        "records",
+        "scoring",
+        "selection",
+        "weighting",
+    },
+    "_twins": {"callbacks"},
+    "pl": {"_loading", "_twins", "selection"},
+    "demo": {"_files", "callbacks", "counts", "quotas", "scores"},
+    "experiments": {
+        "_files",
+        "_loading",
+        "_observe",
+        "callbacks",
+        "counts",
+        "criteria",
+        "geometry",
+        "quotas",
+        "records",
+        "report",
+        "scoring",
+        "selection",
+        "signals",
+        "statistics",
+    },
+    "cli": {"_loading", "callbacks", "demo", "experiments", "report", "table"},
+}
+
+# Files, and folders, that import Lightning.
+LIGHTNING = (
+    "_lightning/",
+    "_loading/source.py",
+    "_loading/wrapper.py",
+    "_observe/groups.py",
+    "_observe/observer.py",
+    "_observe/ranks.py",
+    "_observe/validation.py",
+    "_twins.py",
+    "callbacks/",
+    "cli.py",
+    "demo/",
+    "experiments/",
+    "pl.py",
+    "scoring/",
+)
+
+# A plain import of the package must not pull these in.
+LAZY = ("duckdb", "jinja2", "matplotlib", "pandas", "pyarrow", "scipy", "sklearn")
+
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path) for path in FILES}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yields every module that a file imports, anywhere in it and for type checkers as well."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module, f"{path} imports relatively"
+            found = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in MODULES else node.module for name in found)
+
+
+def ours(path: Path) -> set[str]:
+    return {name for name in imported(path) if name.split(".")[0] == PACKAGE}
+
+
+def wing_of(module: str) -> str:
+    return [*module.split("."), ""][1]
+
+
+GRAPH = {module_of(path): ours(path) for path in FILES}
+
+
+# 1. A row of the table equals what is imported, and names lower floors only.
+
+
+@pytest.mark.parametrize("wing", sorted({wing_of(m) for m in MODULES} - {""} | WINGS.keys()))
+def test_wings(wing: str) -> None:
+    assert wing in WINGS, f"{wing} has no row in the table"
+    lower = list(WINGS)[: list(WINGS).index(wing)]
+    found = {wing_of(n) for m, names in GRAPH.items() if wing_of(m) == wing for n in names}
+    assert found - {wing, ""} == WINGS[wing]
+    assert set(lower) >= WINGS[wing], "a wing imports lower floors only"
+
+
+# 2. No circle among modules, whatever an import is for.
+
+
+def circles(graph: dict[str, set[str]]) -> list[set[str]]:
+    """Returns the sets of modules that import each other, directly or on a way round."""
+
+    def reached(start: str) -> set[str]:
+        found: set[str] = set()
+        waiting = list(graph[start])
+        while waiting:
+            module = waiting.pop()
+            if module not in found:
+                found.add(module)
+                waiting += graph.get(module, ())
+        return found
+
+    behind = {module: reached(module) for module in graph}
+    rings = {
+        frozenset(other for other in behind[module] if module in behind.get(other, ()))
+        for module in graph
+        if module in behind[module]
+    }
+    return [set(ring) for ring in rings]
+
+
+def test_a_circle_is_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set()}) == [{"a", "b", "c"}]
+
+
+def test_no_circle() -> None:
+    # A package's own file lists what its modules define; a module never imports that list.
+    assert circles(GRAPH) == []
+
+
+# 3. What begins with an underscore is private to the package that holds it.
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_private(path: Path) -> None:
+    module = f"{module_of(path)}."
+    for name in ours(path):
+        parts = name.split(".")
+        hidden = [i for i, part in enumerate(parts) if part.startswith("_")]
+        for i in hidden:
+            owner = ".".join(parts[:i]) + "."
+            assert module.startswith(owner), f"{module} imports {name}, private to {owner}"
+
+
+# 4. Lightning is imported in listed files only.
+
+
+def test_lightning_stays_at_the_rim() -> None:
+    using = {
+        str(path.relative_to(ROOT))
+        for path in FILES
+        if {name.split(".")[0] for name in imported(path)} & {"lightning", "pytorch_lightning"}
+    }
+    listed = {file for file in using if file.startswith(LIGHTNING)}
+    assert using == listed
+    for place in LIGHTNING:
+        assert any(file.startswith(place) for file in using), f"{place} imports no Lightning"
+
+
+# 5. A public object has at most two import paths, and its name is in the docs.
+
+
+def namespaces() -> dict[str, ModuleType]:
+    names = [m.name for m in pkgutil.iter_modules(lfp.__path__) if not m.name.startswith("_")]
+    inner = {name: importlib.import_module(f"{PACKAGE}.{name}") for name in names}
+    return {"": lfp, **inner}
+
+
+def public() -> dict[str, list[str]]:
+    """Returns every public class and function, by the paths that it can be imported from."""
+    paths: dict[int, list[str]] = {}
+    for space, module in namespaces().items():
+        for name in getattr(module, "__all__", ()):
+            value = getattr(module, name)
+            if inspect.isclass(value) or inspect.isfunction(value):
+                paths.setdefault(id(value), []).append(f"{space}.{name}".lstrip("."))
+    return {found[0].rsplit(".", 1)[-1]: found for found in paths.values()}
+
+
+@pytest.mark.parametrize(("name", "paths"), public().items(), ids=lambda value: str(value))
+def test_public(name: str, paths: list[str]) -> None:
+    assert len(paths) <= 2
+    top = ROOT.parent
+    pages = [*top.glob("*.md"), *top.glob("docs/*.md"), *top.glob("examples/**/*.*")]
+    if not any(page.name == "README.md" for page in pages):
+        pytest.skip("an installed package has no docs beside it")
+    texts = (page.read_text() for page in pages if page.suffix in (".md", ".py", ".yaml"))
+    assert any(re.search(rf"\b{name}\b", text) for text in texts), f"{name} is in no page"
+
+
+# 6. The import path that a saved YAML holds stays as it is.
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "DataPruning",
+        "WeightPruning",
+        "RecallMonitor",
+        "ClassWeighting",
+        "ScorePass",
+        "FairPruneDataModule",
+        "quotas.Minimax",
+        "quotas.drop",
+        "scores.el2n",
+        "gradients.grad_norm",
+        "geometry.k_center",
+        "criteria.undecayed",
+        "masks.globally",
+        "masks.schedules.cubic",
+        "weighting.cdb_w",
+        "metrics.WorstClassRecall",
+    ],
+)
+def test_saved_paths(path: str) -> None:
+    parser = ArgumentParser()
+    value: object = lfp
+    for part in path.split("."):
+        value = getattr(value, part)
+    kind = type[value] if inspect.isclass(value) else Callable  # type: ignore[valid-type]
+    parser.add_argument("--it", type=kind)
+    config = parser.parse_args([f"--it={PACKAGE}.{path}"])
+    assert parser.dump(config).strip() == f"it: {PACKAGE}.{path}"
+
+
+def test_import_is_lean() -> None:
+    code = (
+        "import lightning.pytorch, sys; before = set(sys.modules); import lightning_fairprune; "
+        f"print([m for m in {LAZY!r} if m in set(sys.modules) - before])"
+    )
+    out = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert out.stdout.strip() == "[]"
