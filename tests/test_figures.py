@@ -13,7 +13,7 @@ from lightning_fairprune import figures
 from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.figures import _points, _time
 from lightning_fairprune.history import Evaluation
-from lightning_fairprune.records.pruning_record import Estimate
+from lightning_fairprune.selection.decision import Estimate
 
 LONG = "German short-haired pointer, Kurzhaar"
 

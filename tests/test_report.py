@@ -18,10 +18,11 @@ from torch import Tensor
 from lightning_fairprune import cli, recalls, select, statistics
 from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.history import Evaluation, RecallHistory
-from lightning_fairprune.records.pruning_record import Estimate, PruningRecord
+from lightning_fairprune.records.pruning_record import PruningRecord
 from lightning_fairprune.report import _build, _draw, _settings, _words, main, report
 from lightning_fairprune.report._compare import Comparison, compare
 from lightning_fairprune.report._read import natural, read
+from lightning_fairprune.selection.decision import Estimate
 
 NAMES = ("cat", "dog", "<script>alert(1)</script>", "a|b")
 FULL = ((90, 80, 60, 70), (92, 78, 62, 71), (88, 81, 58, 69))

@@ -1,6 +1,6 @@
 """Trainer callbacks: they decide *when*; the functions they call know *what*."""
 
-from lightning_fairprune.callbacks._data.score_pass import ScorePass
+from lightning_fairprune.callbacks._data.settings import ScorePass
 from lightning_fairprune.callbacks.class_weighting import ClassWeighting
 from lightning_fairprune.callbacks.data_pruning import DataPruning
 from lightning_fairprune.callbacks.recall_monitor import RecallMonitor

@@ -36,7 +36,9 @@ def distortion_claims(experiment: Experiment, rows: Sequence[Row]) -> list[Claim
             criteria.magnitude, criteria.gradient, criteria.undecayed, criteria.random
         )
     )  # fmt: skip
-    chance = [n for n, m in experiment.weights.items() if m.prune().criterion is criteria.random]
+    chance = [
+        n for n, m in experiment.weights.items() if m.prune().settings.criterion is criteria.random
+    ]
     others = [name for name in alpha if name not in chance]
     return [
         Claim(
@@ -81,7 +83,7 @@ def _first(weights: Mapping[str, WeightMethod], criterion: Callable[..., Any]) -
         (
             name
             for name, method in weights.items()
-            if method.prune().criterion is criterion and method.start == method.end == 0
+            if method.prune().settings.criterion is criterion and method.start == method.end == 0
         ),
         None,
     )

@@ -34,7 +34,7 @@ MOST_MARKERS = 12
 
 
 class EstimateLike(Protocol):
-    """What is drawn of :class:`~lightning_fairprune.records.pruning_record.Estimate`."""
+    """What is drawn of :class:`~lightning_fairprune.selection.decision.Estimate`."""
 
     @property
     def epoch(self) -> int:
@@ -131,7 +131,7 @@ def quotas_over_time(
         ImportError: If matplotlib is missing.
 
     Example:
-        >>> from lightning_fairprune.records.pruning_record import Estimate
+        >>> from lightning_fairprune.selection.decision import Estimate
         >>> history = [
         ...     Estimate(2, None, torch.tensor([3, 1])),
         ...     Estimate(4, None, torch.tensor([2, 2])),
