@@ -360,9 +360,10 @@ def no_process() -> int:
     return process.pid
 
 
-def old_and_empty(path: Path) -> Path:
+def empty(path: Path, written: float) -> Path:
+    """A lock without content, so many seconds from now."""
     path.touch()
-    os.utime(path, (time.time() - 60, time.time() - 60))
+    os.utime(path, (time.time() + written, time.time() + written))
     return path
 
 
@@ -373,8 +374,8 @@ def old_and_empty(path: Path) -> Path:
         (lambda path: write_lock(path, pid=no_process()), True),
         (lambda path: write_lock(path, identity="boot:1"), True),  # the number was given anew
         (lambda path: write_lock(path, host="elsewhere", pid=no_process()), False),
-        (lambda path: path.touch(), False),  # about to be written
-        (old_and_empty, True),
+        (lambda path: empty(path, 600), False),  # about to be written, however slow this process is
+        (lambda path: empty(path, -60), True),
     ],
 )
 def test_locks_of_dead_processes_of_this_host_are_taken_over(
@@ -391,13 +392,14 @@ def test_locks_of_dead_processes_of_this_host_are_taken_over(
 RIVAL = """
 import importlib.util, json, sys, time
 from pathlib import Path
-path, folder, names, start = sys.argv[1:]
+path, folder, names = sys.argv[1:]
 spec = importlib.util.spec_from_file_location("lock", path)
 lock = sys.modules["lock"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(lock)
 is_dead = lock._is_dead
 lock._is_dead = lambda path: (is_dead(path), time.sleep(0.01))[0]  # room for the others
-time.sleep(max(0, float(start) - time.time()))
+print("ready", flush=True)
+sys.stdin.readline()  # all go at once
 won = [name for name in json.loads(names) if lock.acquire(Path(folder, name))]
 print(json.dumps(won), flush=True)
 sys.stdin.read()  # whoever has a lock lives on
@@ -408,7 +410,7 @@ def test_of_many_that_take_over_a_lock_one_has_it(tmp_path: Path) -> None:
     dead, names = no_process(), [f"{i}.lock" for i in range(10)]
     for name in names:
         write_lock(tmp_path / name, pid=dead)
-    told = [_lock.__file__, str(tmp_path), json.dumps(names), str(time.time() + 0.7)]
+    told = [_lock.__file__, str(tmp_path), json.dumps(names)]
     rivals = [
         subprocess.Popen(
             [sys.executable, "-S", "-c", RIVAL, *told],
@@ -419,6 +421,13 @@ def test_of_many_that_take_over_a_lock_one_has_it(tmp_path: Path) -> None:
         for _ in range(6)
     ]
     won = []
+    for rival in rivals:
+        assert rival.stdout is not None
+        assert rival.stdout.readline() == "ready\n"
+    for rival in rivals:
+        assert rival.stdin is not None
+        rival.stdin.write("go\n")
+        rival.stdin.flush()
     for rival in rivals:
         assert rival.stdout is not None
         won.append(json.loads(rival.stdout.readline()))
