@@ -16,7 +16,7 @@ from lightning_fairprune.statistics._numbers import (
     fractions,
     moments,
     numbers,
-    special,
+    scipy_stats,
 )
 
 __all__ = ["Summary", "half_widths", "intensification_line", "intensification_ratio", "summarise"]
@@ -162,8 +162,7 @@ def summarise(
         raise ValueError(f"`alpha` must be [M], one value per model, got {list(values.shape)}.")
     if not 0 < level < 1:
         raise ValueError(f"`level` must be in (0, 1), got {level}.")
-    n, mean, squares = moments(values)
-    sd = (squares / (n - 1)).sqrt()
+    n, mean, sd = moments(values)
     reach = half_widths(values, level)
     low, high = float(mean - reach), float(mean + reach)
     slack = ROUNDING * max(abs(against), 1.0)
@@ -200,10 +199,9 @@ def half_widths(values: Tensor | Sequence[Any], level: float = 0.95) -> Tensor:
         raise ValueError("`values` must be [M, ...], one value per model, got a single number.")
     if not 0 < level < 1:
         raise ValueError(f"`level` must be in (0, 1), got {level}.")
-    n, _, squares = moments(found.movedim(0, -1))
-    freedom = (n - 1).clamp(min=1)
-    t = torch.as_tensor(special().stdtrit(freedom.numpy(), (1 + level) / 2))
-    return (t * (squares / freedom / n).sqrt()).where(n > 1, torch.nan)
+    n, _, sd = moments(found.movedim(0, -1))
+    t = scipy_stats().t.ppf((1 + level) / 2, (n - 1).numpy())
+    return torch.as_tensor(t, dtype=torch.float64) * sd / n.sqrt()
 
 
 def _arguments(
