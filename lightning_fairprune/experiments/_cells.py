@@ -134,7 +134,10 @@ def needs(cell: Cell, experiment: Experiment) -> list[Cell]:
 
 
 def ready(
-    cells: Sequence[Cell], experiment: Experiment, finished: Collection[str], taken: Collection[str]
+    cells: Sequence[Cell],
+    experiment: Experiment,
+    finished: Collection[str],
+    failed: Collection[str],
 ) -> list[Cell]:
     """Returns the cells that could be begun now, in order.
 
@@ -142,13 +145,13 @@ def ready(
         cells: all of the experiment.
         experiment: that they belong to.
         finished: keys of those that are done.
-        taken: keys of those that are in work or have failed.
+        failed: keys of those that are not tried again.
     """
     return [
         cell
         for cell in cells
         if cell.key not in finished
-        and cell.key not in taken
+        and cell.key not in failed
         and all(need.key in finished for need in needs(cell, experiment))
     ]
 

@@ -139,19 +139,20 @@ def _say_what_failed(
 
 
 def _list(cells: Sequence[Cell], experiment: Experiment, out: Path, console: Console) -> None:
-    status = Store(out).status(cells) if (out / "cells").is_dir() else None
-    finished: frozenset[str] = status.finished if status else frozenset()
+    status, running = Status(frozenset(), frozenset()), {}
+    if (out / "cells").is_dir():
+        status, running = Store(out).status(cells), Store(out).running(cells)
     for cell in cells:
         state = "      "
-        if status and cell.key in finished:
+        if cell.key in status.finished:
             state = "done  "
-        elif status and cell.key in status.failed:
+        elif cell.key in status.failed:
             state = "failed"
-        elif status and cell.key in status.running:
+        elif cell.key in running:
             state = "works "
         console.print(f"{state} {cell.key}", highlight=False, markup=False, soft_wrap=True)
     console.print(
-        f"{len(finished)} of {len(cells)} cells of {experiment.name} are finished in {out}.",
+        f"{len(status.finished)} of {len(cells)} cells of {experiment.name} are finished in {out}.",
         highlight=False,
         markup=False,
         soft_wrap=True,

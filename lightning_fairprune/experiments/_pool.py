@@ -222,16 +222,17 @@ class _View:
         new = self._read(status)
         failed = [key for key in status.failed if key not in self.failed]
         self.failed |= status.failed
-        left = self._left(status)
+        running = self.store.running(self.cells)
+        left = self._left(running)
         for key in new:
             self._line(self._told(key), left)
         for key in failed:
             self._line(f"{self.experiment_cells[key].label}: failed", left)
-        running = [self.experiment_cells[key].label for key in status.running]
+        labels = [self.experiment_cells[key].label for key in running]
         self.bar.update(
             self.task,
             completed=len(self.results) + len(self.failed),
-            description="; ".join(running) or ("starting" if self._open(status) else "done"),
+            description="; ".join(labels) or ("starting" if self._open(status) else "done"),
             left=left,
         )
         return any(self.experiment_cells[key].in_table for key in new)
@@ -259,9 +260,9 @@ class _View:
         text = f"{done} {text}{f'; {left}' if left else ''}"
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def _left(self, status: Status) -> str:
+    def _left(self, running: Mapping[str, float]) -> str:
         now = time.time()
-        elapsed = {key: now - holder.since for key, holder in status.running.items()}
+        elapsed = {key: now - since for key, since in running.items()}
         seconds = {key: result["seconds"] for key, result in self.results.items()}
         todo = [cell for cell in self.cells if cell.key not in self.failed]
         left = seconds_left(todo, seconds, elapsed, self.jobs)

@@ -39,7 +39,7 @@ def work(settings: Mapping[str, Any], store: Store, wanted: Callable[[], bool]) 
     while wanted():
         status = store.status(cells)
         closed = status.finished | status.failed
-        open_ready = ready(cells, experiment, status.finished, status.failed | set(status.running))
+        open_ready = ready(cells, experiment, status.finished, status.failed)
         cell = next((cell for cell in open_ready if store.take(cell)), None)
         if cell is not None:
             attempt(cell, settings, store)
