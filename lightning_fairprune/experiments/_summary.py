@@ -51,9 +51,8 @@ def summarise(
         notes.append(
             'No figure and no report pages without matplotlib and scipy: pip install "lightning-fairprune[report]".'
         )
-    console.print("Written: " + ", ".join(map(str, files)), highlight=False, soft_wrap=True)
-    for note in notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    for text in ("Written: " + ", ".join(map(str, files)), *notes):
+        console.print(text)
     return files
 
 
