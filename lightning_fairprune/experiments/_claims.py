@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -114,12 +115,8 @@ Alphas = Mapping[str, Mapping[float, Mapping[int, float]]]
 def _distortion_claims(experiment: Experiment, rows: Sequence[Row]) -> list[Claim]:
     """Compares the criteria that the claims are about, pruned at once."""
     alpha = _alphas(rows)
-    magnitude, gradient, undecayed, random = (
-        _at_once(experiment.weights, criterion)
-        for criterion in (
-            criteria.magnitude, criteria.gradient, criteria.undecayed, criteria.random
-        )
-    )  # fmt: skip
+    known = (criteria.magnitude, criteria.gradient, criteria.undecayed, criteria.random)
+    magnitude, gradient, undecayed, random = (_at_once(experiment.weights, c) for c in known)
     chance = [n for n, m in experiment.weights.items() if m.prune().criterion is criteria.random]
     others = [name for name in alpha if name not in chance]
     tests = {
@@ -160,20 +157,14 @@ def _at_once(weights: Mapping[str, WeightMethod], criterion: Callable[..., Any])
     )
 
 
-def _below_one(
-    alpha: Alphas, names: Sequence[str], most: float = float("inf")
-) -> tuple[Number, ...]:
+def _below_one(alpha: Alphas, names: Sequence[str], most: float = math.inf) -> tuple[Number, ...]:
     return tuple(
         number
         for name in names
-        for sparsity, values in alpha.get(name, {}).items()
-        if ratio(sparsity) <= most
+        for at, values in alpha.get(name, {}).items()
+        if ratio(at) <= most
         for number in compared(
-            f"alpha of {name} below 1",
-            _at(sparsity),
-            values,
-            dict.fromkeys(values, 1.0),
-            below=True,
+            f"alpha of {name} below 1", _at(at), values, dict.fromkeys(values, 1.0), below=True
         )
     )
 
@@ -182,29 +173,21 @@ def _rising(alpha: Alphas, names: Sequence[str]) -> tuple[Number, ...]:
     return tuple(
         number
         for name in names
-        for low, high in itertools.pairwise(alpha[name])
-        for number in compared(
-            f"alpha of {name} above that at {_at(low)}",
-            _at(high),
-            alpha[name][high],
-            alpha[name][low],
-        )
+        for (low, less), (high, more) in itertools.pairwise(alpha[name].items())
+        for number in compared(f"alpha of {name} above that at {_at(low)}", _at(high), more, less)
     )
 
 
 def _lower(
     alpha: Alphas, ours: str | None, other: str | None, least: float = 0.0
 ) -> tuple[Number, ...]:
-    if ours is None or other is None:
-        return ()
-    against = alpha.get(other, {})
+    against = alpha.get(other or "", {})
+    what = f"alpha of {ours} below {other}"
     return tuple(
         number
-        for sparsity, values in alpha.get(ours, {}).items()
-        if ratio(sparsity) >= least and sparsity in against
-        for number in compared(
-            f"alpha of {ours} below {other}", _at(sparsity), values, against[sparsity], below=True
-        )
+        for at, values in alpha.get(ours or "", {}).items()
+        if ratio(at) >= least and at in against
+        for number in compared(what, _at(at), values, against[at], below=True)
     )
 
 

@@ -28,14 +28,10 @@ __all__ = [
 ]
 
 MEASURES = ("average", "worst", "gap", "std")
-NUMBERS = (
-    *MEASURES,
-    *("samples_seen", "steps", "seconds", "select_seconds", "query_seconds", "sparsity", "alpha"),
-)
-HEAD = (
-    *("method", "seeds", *MEASURES),
-    *("fewest kept of a class", "samples seen", "s", "s to select"),
-)
+FACTS = ("samples_seen", "steps", "seconds", "select_seconds", "query_seconds", "sparsity", "alpha")
+COLUMNS = ("method", "kind", "density", "seed", *MEASURES, *FACTS)
+LAST = ("fewest kept of a class", "samples seen", "s", "s to select")
+HEAD = ("method", "seeds", *MEASURES, *LAST)
 WEIGHTS_HEAD = ("method", "seeds", "alpha", *MEASURES, "s")
 
 
@@ -189,8 +185,7 @@ def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Returns flat records for files: recall and kept of each class in columns of their own."""
     found = []
     for row in rows:
-        record: dict[str, Any] = {n: getattr(row, n) for n in ("method", "kind", "density", "seed")}
-        record |= {name: getattr(row, name) for name in NUMBERS}
+        record: dict[str, Any] = {name: getattr(row, name) for name in COLUMNS}
         names = _unique(row.classes)
         record |= {f"recall_{n}": v for n, v in zip(names, row.recall, strict=True)}
         kept = row.kept or (None,) * len(names)
@@ -224,8 +219,6 @@ def write_parquet(rows: Sequence[Row], folder: Path) -> Path | None:
         import pyarrow.parquet as pq
     except ImportError:
         return None
-    path = folder / "results.parquet"
-    write_whole(
-        path, lambda temporary: pq.write_table(pa.Table.from_pylist(table(rows)), temporary)
-    )
+    path, whole = folder / "results.parquet", pa.Table.from_pylist(table(rows))
+    write_whole(path, lambda temporary: pq.write_table(whole, temporary))
     return path

@@ -27,23 +27,14 @@ RESULT, ERROR = "result.json", "error.txt"
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How far the cells are, by their keys.
-
-    Args:
-        finished: with a result.
-        failed: with an error, in the current attempt.
-    """
+    """How far the cells are, by their keys."""
 
     finished: frozenset[str]
-    failed: frozenset[str]
+    failed: frozenset[str]  # in the current attempt
 
 
 class Store:
-    """Reads and writes the folder.
-
-    Args:
-        out: the folder; made if it is not there.
-    """
+    """Reads and writes the folder, which is made if it is not there."""
 
     def __init__(self, out: str | os.PathLike[str]) -> None:
         self.out = Path(out)
@@ -52,7 +43,6 @@ class Store:
             (self.out / name).mkdir(parents=True, exist_ok=True)
 
     def folder(self, cell: Cell) -> Path:
-        """Where a cell keeps its files."""
         return self.out / "cells" / cell.key
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
@@ -71,7 +61,6 @@ class Store:
             return None
 
     def status(self, cells: Sequence[Cell]) -> Status:
-        """Looks at all cells."""
         finished = {cell.key for cell in cells if (self.folder(cell) / RESULT).exists()}
         failed = {cell.key for cell in cells if (self.folder(cell) / ERROR).exists()}
         return Status(frozenset(finished), frozenset(failed - finished))
@@ -118,7 +107,6 @@ class Store:
             self._held.pop(cell.key).release()
 
     def forget_failures(self, cells: Sequence[Cell]) -> None:
-        """Has the cells that failed tried once more."""
         for cell in cells:
             (self.folder(cell) / ERROR).unlink(missing_ok=True)
 

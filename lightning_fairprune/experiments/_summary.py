@@ -33,13 +33,11 @@ def summarise(
     if not rows:
         return []
     files, notes = list(tables), []
-    parquet = write_parquet(rows, store.out)
-    if parquet is None:
-        notes.append(
-            'No results.parquet without pyarrow: pip install "lightning-fairprune[parquet]".'
-        )
-    else:
+    if parquet := write_parquet(rows, store.out):
         files.append(parquet)
+    else:
+        install = 'pip install "lightning-fairprune[parquet]"'
+        notes.append(f"No results.parquet without pyarrow: {install}.")
     claims = store.out / "claims.md"
     text = markdown(claims_of(experiment, rows), experiment.name)
     write_whole(claims, partial(Path.write_text, data=text))

@@ -28,7 +28,7 @@ class Summary:
 
     Args:
         mean: mean over the models; NaN without one.
-        sd: unbiased standard deviation; NaN below two models, as are the ends of the interval.
+        sd: unbiased standard deviation; NaN below two models, as are `low` and `high`.
         low: lower end of the confidence interval of the mean.
         high: upper end.
         label: ">" if the interval lies above the value compared with, "<" if below, "?" otherwise.
@@ -97,17 +97,8 @@ def intensification_line(
     Good et al., Figure 5. The mean of the models' own ratios is another number: here a model with large
     balances weighs more.
 
-    Args:
-        recall_before: recalls of the unpruned models, [M, K].
-        recall_after: recalls of the same models after pruning, [M, K].
-        accuracy_before: as for `intensification_ratio`, [M].
-        accuracy_after: as for `intensification_ratio`, [M].
-
-    Returns:
-        The slope and r^2; NaN where undefined.
-
-    Raises:
-        ValueError: If the shapes do not fit or a value is infinite.
+    Arguments and errors are those of `intensification_ratio`, with recalls [M, K] and accuracies [M]; slope and
+    r^2 are NaN where undefined.
 
     Example:
         Balances of 1/8 and 1/4 either way become twice as large in both models.

@@ -37,16 +37,8 @@ def holm(p: Tensor | Sequence[Any]) -> Tensor:
     """Return Holm's adjusted p-values: never above Bonferroni's, for the same family-wise error.
 
     The i-th smallest of m is multiplied by `m - i + 1`, and is at least the one before it: Holm, "A simple
-    sequentially rejective multiple test procedure" (Scandinavian Journal of Statistics, 1979).
-
-    Args:
-        p: as for `bonferroni`.
-
-    Returns:
-        Adjusted p-values, float64, of the shape of `p`.
-
-    Raises:
-        ValueError: If a value is outside [0, 1].
+    sequentially rejective multiple test procedure" (Scandinavian Journal of Statistics, 1979). Argument,
+    shape and errors are those of `bonferroni`.
 
     Example:
         >>> holm([0.01, 0.4, float("nan"), 0.02])
@@ -62,17 +54,8 @@ def benjamini_hochberg(p: Tensor | Sequence[Any]) -> Tensor:
     """Return adjusted p-values that bound the share of false findings among all findings.
 
     The i-th smallest of m is multiplied by `m / i`, and is at most the one after it: Benjamini and Hochberg,
-    "Controlling the False Discovery Rate" (Journal of the Royal Statistical Society B, 1995).
-
-    Args:
-        p: as for `bonferroni`.
-
-    Returns:
-        Adjusted p-values, float64, of the shape of `p`.
-
-    Raises:
-        ValueError: If a value is outside [0, 1].
-        ImportError: If scipy is missing.
+    "Controlling the False Discovery Rate" (Journal of the Royal Statistical Society B, 1995). Argument,
+    shape and errors are those of `bonferroni`, besides the need for scipy.
 
     Example:
         >>> benjamini_hochberg([0.01, 0.4, float("nan"), 0.02])

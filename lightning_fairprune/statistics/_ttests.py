@@ -115,15 +115,14 @@ def consecutive_tests(alphas: Tensor | Sequence[Any], alternative: Alternative =
     number of tests.
 
     Args:
-        alphas: intensification ratios, in the order of the pruning ratios, [T, M].
+        alphas: intensification ratios in the order of the pruning ratios, [T, M] with T of at least 2.
         alternative: "less" for the alternative that the first of two is the smaller.
 
     Returns:
         The tests, [T - 1]; `adjusted` is the paper's p.
 
     Raises:
-        ValueError: If `alphas` is not [T, M] with T of at least 2.
-        ImportError: If scipy is missing.
+        ValueError: If `alphas` has another shape.
 
     Example:
         Mean differences -.3 and -.4, both with deviation .1: t is -5.196 and -6.928.
@@ -144,14 +143,13 @@ def all_pairs_tests(alphas: Tensor | Sequence[Any]) -> tuple[Tensor, TTest]:
     Good et al., section 7.4, where the rows are pruning methods applied to the same models.
 
     Args:
-        alphas: one row per method, [T, M].
+        alphas: one row per method, [T, M] with T of at least 2.
 
     Returns:
         The rows compared, int64 [P, 2] with P = T (T - 1) / 2, and their tests, [P].
 
     Raises:
-        ValueError: If `alphas` is not [T, M] with T of at least 2.
-        ImportError: If scipy is missing.
+        ValueError: If `alphas` has another shape.
 
     Example:
         >>> pairs, found = all_pairs_tests([[1.0, 2.0], [2.0, 4.0], [4.0, 5.0]])
@@ -177,10 +175,9 @@ def _t_test(
     x: Tensor, y: Tensor, values: Tensor, alternative: Alternative, equal_var: bool
 ) -> TTest:
     """Return the test of x against y, which were made of `values`: what differs by their rounding is equal."""
-    if alternative not in get_args(Alternative):
-        raise ValueError(
-            f"`alternative` must be one of {get_args(Alternative)}, got {alternative!r}."
-        )
+    ways = get_args(Alternative)
+    if alternative not in ways:
+        raise ValueError(f"`alternative` must be one of {ways}, got {alternative!r}.")
     slack = ROUNDING * values.abs().nansum(-1)
     (n, mean, sd), (n2, mean2, sd2) = moments(x), moments(y)
     mean2 = mean.where((mean - mean2).abs() <= slack, mean2)
