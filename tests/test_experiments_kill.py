@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import yaml
 from experiment_grid import GRID, HOLD, diary, held_at, plain, results, times
+from lightning_fairprune.experiments._lock import Holder
 
 from lightning_fairprune import experiments
 from lightning_fairprune.experiments import _command, _pool
 from lightning_fairprune.experiments._cells import cells_of
-from lightning_fairprune.experiments._lock import Holder
 
 # Where the tests' modules lie.
 TESTS = Path(__file__).parent

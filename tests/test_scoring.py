@@ -891,6 +891,13 @@ def test_checkpoints_that_do_not_fit(tmp_path: Path) -> None:
         lfp.score_pass(Net(), loader, scores.el2n, checkpoints=[path], progress=False)
 
 
-def test_a_bar_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_is_shown_on_a_terminal(
+    terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
     lfp.score_pass(Net(), DataLoader(data(), 10), scores.el2n)
-    assert "scoring pass" in capsys.readouterr().err
+    assert ("scoring pass" in capsys.readouterr().err) is terminal

@@ -26,7 +26,6 @@ from lightning_fairprune.experiments._train import (
     END,
     RUN,
     Meter,
-    Training,
     keep_weights,
     loaded,
     monitor,
@@ -35,7 +34,6 @@ from lightning_fairprune.experiments._train import (
 )
 from lightning_fairprune.records.pruning_record import PruningRecord
 from lightning_fairprune.records.settings import name_of
-from lightning_fairprune.selection import Selection
 from lightning_fairprune.selection.decision import Decision
 
 __all__ = ["run_baseline", "run_final", "run_one_fit", "tested"]
@@ -46,16 +44,15 @@ def run_baseline(cell: Cell, experiment: Experiment, folder: Path, seed: int) ->
     data, model = experiment.data(), experiment.model()
     training = loaded(data)
     weighting = experiment.baselines[cell.name].weighting
-    length = _final_length(experiment, training, training.total, 1.0)
+    length = final_length(experiment.final, training.total, 1.0, training)
     counted, meter = monitor(experiment, data), Meter()
     callbacks: list[pl.Callback] = [meter, counted]
-    options: dict[str, Any] = {"limit_val_batches": 0}
-    if weighting is not None:
+    limits: Any = {"max_epochs": length.epochs, "max_steps": length.steps}
+    if weighting is None:
+        limits["limit_val_batches"] = 0
+    else:
         callbacks.append(weighting())
-        options = {}
-    fit = trainer(
-        experiment, folder, callbacks, max_epochs=length.epochs, max_steps=length.steps, **options
-    )
+    fit = trainer(experiment, folder, callbacks, **limits)
     fit.fit(model, datamodule=data)
     if experiment.weights and cell.name == experiment.dense:
         keep_weights(model, folder / END)
@@ -69,17 +66,9 @@ def run_baseline(cell: Cell, experiment: Experiment, folder: Path, seed: int) ->
 def run_final(
     cell: Cell, experiment: Experiment, folder: Path, seed: int, known: Known
 ) -> dict[str, Any]:
-    """Chooses a subset, trains a model on it from scratch and tests that.
+    """Chooses a subset by what the query models say, trains a model on it from scratch and tests that.
 
-    Args:
-        cell: method, density and seed.
-        experiment: whose.
-        folder: gets the selection among the records of its logger.
-        seed: of the choice and of the order of samples.
-        known: what the query models say.
-
-    Returns:
-        What `result.json` says.
+    Leaves the selection among the records of the logger, and returns what `result.json` says.
     """
     start = time.perf_counter()
     record = _choose(cell, experiment, known, seed)
@@ -87,21 +76,15 @@ def run_final(
     users, model = experiment.data(), experiment.model()
     training = loaded(users)
     selection = record.selection
-    length = _final_length(experiment, training, len(selection), cell.density)
+    length = final_length(experiment.final, len(selection), cell.density, training)
     data = FairPruneDataModule(users, selection, seed=seed)
     counted, meter = monitor(experiment, users), Meter()
-    fit = trainer(
-        experiment,
-        folder,
-        [meter, counted],
-        max_epochs=length.epochs,
-        max_steps=length.steps,
-        limit_val_batches=0,
-    )
+    limits: Any = {"max_epochs": length.epochs, "max_steps": length.steps, "limit_val_batches": 0}
+    fit = trainer(experiment, folder, [meter, counted], **limits)
     fit.fit(model, datamodule=data)
     record.save(folder / RUN / RUN_FOLDER)
     return tested(experiment, fit, model, data, counted, meter) | {
-        "kept": _kept(selection),
+        "kept": selection.quota.tolist(),
         "select_seconds": round(seconds, 3),
         "query_seconds": round(known.query_seconds, 3),
     }
@@ -147,46 +130,18 @@ def run_one_fit(cell: Cell, experiment: Experiment, folder: Path, seed: int) -> 
     training = loaded(data)
     setting = experiment.one_fit[cell.name]
     kept = max(1, round(cell.density * training.total))
-    length = one_fit_length(
-        experiment.final,
-        setting.warmup,
-        kept,
-        training.total,
-        cell.density,
-        training.batch_size,
-        drop_last=training.drop_last,
-    )
+    length = one_fit_length(experiment.final, setting.warmup, kept, cell.density, training)
     more: dict[str, Any] = {"seed": seed}
     if experiment.group_by is not None:
         more["group_by"] = experiment.group_by
     prune: DataPruning = setting.prune(cell.density, length.warmup, **more)
     counted, meter = monitor(experiment, data), Meter()
-    fit = trainer(
-        experiment,
-        folder,
-        [meter, prune, counted],
-        max_epochs=length.epochs,
-        max_steps=length.steps,
-    )
+    limits: Any = {"max_epochs": length.epochs, "max_steps": length.steps}
+    fit = trainer(experiment, folder, [meter, prune, counted], **limits)
     fit.fit(model, datamodule=data)
     assert prune.selection is not None
-    return tested(experiment, fit, model, data, counted, meter) | {"kept": _kept(prune.selection)}
-
-
-def _final_length(experiment: Experiment, training: Training, kept: int, density: float) -> Any:
-    return final_length(
-        experiment.final,
-        kept,
-        training.total,
-        density,
-        training.batch_size,
-        drop_last=training.drop_last,
-    )
-
-
-def _kept(selection: Selection) -> list[int]:
-    found: list[int] = selection.quota.tolist()
-    return found
+    found = tested(experiment, fit, model, data, counted, meter)
+    return found | {"kept": prune.selection.quota.tolist()}
 
 
 def tested(

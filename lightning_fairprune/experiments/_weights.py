@@ -25,17 +25,9 @@ __all__ = ["Slower", "check_dense", "run_weights"]
 def run_weights(
     cell: Cell, experiment: Experiment, folder: Path, seed: int, dense: Path
 ) -> dict[str, Any]:
-    """Prunes the weights of a dense model, trains the others on and tests.
+    """Prunes the weights of the model in the folder `dense`, trains the others on and tests.
 
-    Args:
-        cell: method, sparsity and seed.
-        experiment: whose.
-        folder: gets the records of the logger, with those of the pruning.
-        seed: of random criteria and of the order of samples.
-        dense: folder of the dense model.
-
-    Returns:
-        What `result.json` says, with the intensification ratio against the dense model.
+    Returns what `result.json` says, with the intensification ratio against the dense model.
     """
     data, model = experiment.data(), experiment.model()
     loaded(data)
@@ -62,17 +54,12 @@ def _numbers(recall: Sequence[float | None]) -> Tensor:
 
 
 class Slower(pl.Callback):
-    """Multiplies the learning rates of a module's own optimisers and schedules.
-
-    Args:
-        factor: above 0.
-    """
+    """Multiplies the learning rates of a module's own optimisers and schedules."""
 
     def __init__(self, factor: float) -> None:
         self.factor = factor
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Multiplies them."""
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 for name in ("lr", "initial_lr", "max_lr", "min_lr"):  # those of OneCycleLR too

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_fairprune.callbacks._data.planned import planned_stepping_batches
+from lightning_fairprune.callbacks import planned_stepping_batches
+from lightning_fairprune.experiments.models._initial import xavier
 
 __all__ = ["Classifier", "lr_factor"]
 
@@ -103,17 +104,33 @@ class Classifier(pl.LightningModule):
         channels_last: bool = True,
     ) -> None:
         super().__init__()
-        _check(lr, schedule, milestones, gamma, rise, init)
+        if not lr > 0:
+            raise ValueError(f"`lr` must be above 0, got {lr}.")
+        if schedule not in ("multistep", "triangle", "cosine", None):
+            raise ValueError(
+                f"`schedule` must be 'multistep', 'triangle', 'cosine' or None, got {schedule!r}."
+            )
+        shares = all(0 < m < 1 for m in milestones)
+        epochs = all(m >= 1 and m == int(m) for m in milestones)
+        if not (shares or epochs) or list(milestones) != sorted(milestones):
+            raise ValueError(
+                "`milestones` must be shares of training in (0, 1) or whole epochs from 1, all of one kind "
+                f"and rising, got {list(milestones)}."
+            )
+        if not gamma > 0:
+            raise ValueError(f"`gamma` must be above 0, got {gamma}.")
+        if not 0 <= rise < 1:
+            raise ValueError(f"`rise` must be in [0, 1), got {rise}.")
+        if init not in ("xavier", None):
+            raise ValueError(f"`init` must be 'xavier' or None, got {init!r}.")
         self.network = network if isinstance(network, nn.Module) else network()
-        self.criterion = (
-            nn.CrossEntropyLoss()
-        )  # a module, which ClassWeighting can lend its weights
+        self.criterion = nn.CrossEntropyLoss()  # a module, so that ClassWeighting can weight it
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
         self.nesterov = nesterov
         self.schedule, self.milestones, self.gamma, self.rise = schedule, milestones, gamma, rise
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         if init == "xavier":
-            self.network.apply(_xavier)
+            self.network.apply(xavier)
         if channels_last:
             self.network.to(memory_format=torch.channels_last)
 
@@ -173,39 +190,3 @@ class Classifier(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
-
-
-def _check(
-    lr: float,
-    schedule: str | None,
-    milestones: Sequence[float],
-    gamma: float,
-    rise: float,
-    init: str | None,
-) -> None:
-    if not lr > 0:
-        raise ValueError(f"`lr` must be above 0, got {lr}.")
-    if schedule not in ("multistep", "triangle", "cosine", None):
-        raise ValueError(
-            f"`schedule` must be 'multistep', 'triangle', 'cosine' or None, got {schedule!r}."
-        )
-    shares = all(0 < m < 1 for m in milestones)
-    epochs = all(m >= 1 and m == int(m) for m in milestones)
-    if not (shares or epochs) or list(milestones) != sorted(milestones):
-        raise ValueError(
-            "`milestones` must be shares of training in (0, 1) or whole epochs from 1, all of one kind "
-            f"and rising, got {list(milestones)}."
-        )
-    if not gamma > 0:
-        raise ValueError(f"`gamma` must be above 0, got {gamma}.")
-    if not 0 <= rise < 1:
-        raise ValueError(f"`rise` must be in [0, 1), got {rise}.")
-    if init not in ("xavier", None):
-        raise ValueError(f"`init` must be 'xavier' or None, got {init!r}.")
-
-
-def _xavier(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.xavier_normal_(module.weight, gain=math.sqrt(2))
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
