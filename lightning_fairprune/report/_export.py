@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from lightning_fairprune import recalls
-from lightning_fairprune.report._compare import Comparison, Group
+from lightning_fairprune.report._compare import Comparison, Setting
 from lightning_fairprune.report._rows import MEASURES, measured, rows
 from lightning_fairprune.report._words import (
     NOTHING,
@@ -49,15 +49,15 @@ def runs_csv(comparison: Comparison) -> str:
     names = [m.name for m in MEASURES]
     head = ["setting", "run", "seed", "epoch", "step", "compared_with", "worst_class", "accuracy"]
     table: list[Sequence[object]] = []
-    for group in comparison.groups:
-        for m, run in enumerate(group.runs):
+    for setting in comparison.settings:
+        for m, run in enumerate(setting.runs):
             last = run.history.last(comparison.data)
-            weakest = int(group.recall[m].nan_to_num(torch.inf).argmin())
+            weakest = int(setting.recall[m].nan_to_num(torch.inf).argmin())
             chosen = None if run.record is None else run.record.selection
             table.append(
-                [group.label, run.path.as_posix(), run.seed, last.epoch, last.step]
-                + [group.pairing, comparison.class_names[weakest], last.counts.accuracy]
-                + [float(group.values[name][m]) for name in names]
+                [setting.label, run.path.as_posix(), run.seed, last.epoch, last.step]
+                + [setting.pairing, comparison.class_names[weakest], last.counts.accuracy]
+                + [float(setting.values[name][m]) for name in names]
                 + ([None, None] if chosen is None else [len(chosen), chosen.num_samples])
             )
     return _csv([*head, *names, "kept", "num_samples"], table)
@@ -68,23 +68,27 @@ def classes_csv(comparison: Comparison) -> str:
     head = ["setting", "run", "seed", "class_index", "class", "support", "recall_before", "recall"]
     head += ["change", "retention", "adjusted_change", "intensification", "size", "kept", "density"]
     table: list[Sequence[object]] = []
-    for group in comparison.groups:
-        before = group.recall * torch.nan if group.before is None else group.before
+    for setting in comparison.settings:
+        before = setting.recall * torch.nan if setting.before is None else setting.before
         columns = torch.stack(
             [
                 before,
-                group.recall,
-                recalls.change(group.recall, before),
-                recalls.retention(group.recall, before),
-                recalls.adjusted_change(group.recall, before),
-                recalls.class_intensification(group.recall, before),
+                setting.recall,
+                recalls.change(setting.recall, before),
+                recalls.retention(setting.recall, before),
+                recalls.adjusted_change(setting.recall, before),
+                recalls.class_intensification(setting.recall, before),
             ],
             -1,
         ).tolist()
-        support, sizes, kept = group.support.tolist(), group.sizes.tolist(), group.kept.tolist()
-        shares = (group.kept / group.sizes).tolist()
-        for m, run in enumerate(group.runs):
-            place = [group.label, run.path.as_posix(), run.seed]
+        support, sizes, kept = (
+            setting.support.tolist(),
+            setting.sizes.tolist(),
+            setting.kept.tolist(),
+        )
+        shares = (setting.kept / setting.sizes).tolist()
+        for m, run in enumerate(setting.runs):
+            place = [setting.label, run.path.as_posix(), run.seed]
             table += [
                 [
                     *place,
@@ -109,7 +113,7 @@ def markdown(comparison: Comparison) -> str:
         _md(compared_with(comparison)),
         _settings(comparison),
     ]
-    parts += [_classes(comparison, group) for group in comparison.groups]
+    parts += [_classes(comparison, setting) for setting in comparison.settings]
     parts += ["\n".join(f"- {_md(note)}" for note in comparison.notes)] if comparison.notes else []
     parts.append(
         f"Recalls in percent, mean over the runs; ± {percent(comparison.level)} t interval. α: > or < 1 at "
@@ -128,24 +132,24 @@ def _settings(comparison: Comparison) -> str:
     return _table(head, cells)
 
 
-def _classes(comparison: Comparison, group: Group) -> str:
+def _classes(comparison: Comparison, setting: Setting) -> str:
     head = ["class", "before", "after", "change", "density", "significant"]
-    before, after, change = group.mean_before, group.mean, group.change.nanmean(0)
-    marked = marks(group)
+    before, after, change = setting.mean_before, setting.mean, setting.change.nanmean(0)
+    marked = marks(setting)
     lines = [
         [
             comparison.class_names[k],
             points(float(before[k])),
             points(float(after[k])),
             signed(float(change[k])),
-            points(float(group.density[k])),
+            points(float(setting.density[k])),
             marked.get(k, NOTHING),
         ]
-        for k in group.order[:MOST_CLASSES].tolist()
+        for k in setting.order[:MOST_CLASSES].tolist()
     ]
     rest = len(after) - len(lines)
     more = f"\n\n{rest} more classes in classes.csv." if rest else ""
-    return f"## {_md(group.label)}\n\n{_table(head, lines)}{more}"
+    return f"## {_md(setting.label)}\n\n{_table(head, lines)}{more}"
 
 
 def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:

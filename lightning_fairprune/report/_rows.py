@@ -15,7 +15,7 @@ from lightning_fairprune.statistics import Summary, summarise
 
 
 class Measure(NamedTuple):
-    """A column: its name in `Group.values`, its heading, and how a value is written."""
+    """A column: its name in `Setting.values`, its heading, and how a value is written."""
 
     name: str
     heading: str
@@ -92,10 +92,10 @@ def rows(comparison: Comparison) -> list[Row]:
         }
         own["zero_recall"] = summarise(values["zero_recall"], comparison.level)
         found.append(Row("reference", len(recall), names[weakest], own, is_reference=True))
-    for group in comparison.groups:
+    for setting in comparison.settings:
         # One run has no interval to lie on a side of 1.
-        told = group.before is not None and group.summaries["alpha"].num_models > 1
-        label = group.alpha_label if told else ""
-        weakest_name = names[group.weakest]
-        found.append(Row(group.label, len(group.runs), weakest_name, group.summaries, label))
+        told = setting.before is not None and setting.summaries["alpha"].num_models > 1
+        label = setting.alpha_label if told else ""
+        weakest_name = names[setting.weakest]
+        found.append(Row(setting.label, len(setting.runs), weakest_name, setting.summaries, label))
     return found

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from rich import box
-from rich.console import Group as Lines
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lightning_fairprune.report._compare import Comparison, Group
+from lightning_fairprune.report._compare import Comparison, Setting
 from lightning_fairprune.report._rows import MEASURES, rows
 from lightning_fairprune.report._words import (
     compared_with,
@@ -32,7 +31,7 @@ def tables(comparison: Comparison) -> RenderableType:
         _classes(comparison),
     ]
     parts += [Text(f"Note: {note}", style="dim") for note in comparison.notes]
-    return Lines(*parts)
+    return Group(*parts)
 
 
 def _settings(comparison: Comparison) -> Table:
@@ -65,21 +64,25 @@ def _classes(comparison: Comparison) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("density", justify="right", no_wrap=True)
     table.add_column("")
-    for group in comparison.groups[:MOST_ROWS]:
-        _add_classes(table, comparison, group)
+    for setting in comparison.settings[:MOST_ROWS]:
+        _add_classes(table, comparison, setting)
     return table
 
 
-def _add_classes(table: Table, comparison: Comparison, group: Group) -> None:
-    marked, change, lost = marks(group), group.change.nanmean(0), comparison.reference is not None
-    for i, k in enumerate(group.order[:MOST_CLASSES].tolist()):
-        recall = points(float(group.mean[k]))
-        before = points(float(group.mean_before[k]))
+def _add_classes(table: Table, comparison: Comparison, setting: Setting) -> None:
+    marked, change, lost = (
+        marks(setting),
+        setting.change.nanmean(0),
+        comparison.reference is not None,
+    )
+    for i, k in enumerate(setting.order[:MOST_CLASSES].tolist()):
+        recall = points(float(setting.mean[k]))
+        before = points(float(setting.mean_before[k]))
         table.add_row(
-            Text(group.label if i == 0 else ""),
+            Text(setting.label if i == 0 else ""),
             Text(comparison.class_names[k]),
             *((before, recall, signed(float(change[k]))) if lost else (recall,)),
-            points(float(group.density[k])),
+            points(float(setting.density[k])),
             Text("significant" if k in marked else ""),
         )
     table.add_section()
