@@ -812,5 +812,7 @@ def test_missing_extras_are_named(
     monkeypatch.setitem(sys.modules, "scipy", None)
     assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 1
     assert 'pip install "lightning-fairprune[report]"' in capsys.readouterr().err
-    with pytest.raises(ImportError, match="needs jinja2, matplotlib and scipy, and scipy is not installed"):
+    with pytest.raises(
+        ImportError, match="needs jinja2, matplotlib and scipy, and scipy is not installed"
+    ):
         report(tmp_path)

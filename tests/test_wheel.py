@@ -133,7 +133,15 @@ def test_the_metadata_says_what_is_needed(built: tuple[Path, Path]) -> None:
     needed = found.get_all("Requires-Dist", [])
     always = {line.split(">")[0].split("[")[0] for line in needed if "extra ==" not in line}
     assert always >= {"lightning", "torch", "torchmetrics", "safetensors"}
-    assert not always & {"jinja2", "matplotlib", "scipy", "scikit-learn", "pyarrow", "duckdb", "pytest"}
+    assert not always & {
+        "jinja2",
+        "matplotlib",
+        "scipy",
+        "scikit-learn",
+        "pyarrow",
+        "duckdb",
+        "pytest",
+    }
     assert any(line.startswith("jinja2") and "report" in line for line in needed)
     with zipfile.ZipFile(built[0]) as archive:
         name = next(n for n in archive.namelist() if n.endswith("entry_points.txt"))
