@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_fairprune import recalls, statistics
 from lightning_fairprune.figures._classes import fractions, left_out, named
+from lightning_fairprune.figures._lines import DASHED
 from lightning_fairprune.figures._points import name_points
 from lightning_fairprune.figures._sheet import (
     BLUE,
@@ -18,7 +19,7 @@ from lightning_fairprune.figures._sheet import (
     SKY,
     VERMILION,
     Sheet,
-    settings,
+    paper,
 )
 
 if TYPE_CHECKING:
@@ -78,8 +79,7 @@ def intensification_scatter(
     y = recalls.normalised_balance(second.masked_fill(missing, torch.nan))
     unknown = (x + y).isnan()
     x, y = x.masked_fill(unknown, torch.nan), y.masked_fill(unknown, torch.nan)
-    with settings():
-        sheet = Sheet(narrow)
+    with paper(narrow) as sheet:
         sheet.title(_in_words(first, second))
         if bool(unknown.all()):
             sheet.text("No class has samples.")
@@ -122,12 +122,7 @@ def _draw(
     dot: dict[str, Any] = {"linestyle": "", "marker": "o", "markeredgewidth": 0}
     mean: dict[str, Any] = {**dot, "color": BLUE, "alpha": 0.9, "markersize": 6 if few else 3.5}
     one: dict[str, Any] = {**dot, "color": SKY, "alpha": 0.7, "markersize": 4 if few else 2.5}
-    same: dict[str, Any] = {
-        "color": GREY,
-        "linestyle": (0, (4, 3)),
-        "linewidth": 1.2,
-        "zorder": 2.5,
-    }
+    same: dict[str, Any] = {**DASHED, "color": GREY, "linewidth": 1.2, "zorder": 2.5}
     fit: dict[str, Any] = {"color": VERMILION, "linewidth": 1.8, "zorder": 2.5}
     handles = [
         Line2D([], [], label="class, mean over models" if several else "class", **mean),

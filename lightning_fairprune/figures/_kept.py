@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_fairprune.figures._classes import Rows, curve, fractions, left_out, limits, named
 from lightning_fairprune.figures._points import name_points
-from lightning_fairprune.figures._sheet import BLUE, GRID, PALE, Sheet, settings
+from lightning_fairprune.figures._sheet import BLUE, GRID, PALE, Sheet, paper
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,8 +57,7 @@ def density_against_recall(
     names = named(names, len(y))
     known = ~(x + y).isnan()
     classes = known.nonzero().squeeze(1)
-    with settings():
-        sheet = Sheet(narrow)
+    with paper(narrow) as sheet:
         if not len(classes):
             sheet.text("No class has samples.")
             return sheet.finish()
@@ -113,8 +112,7 @@ def kept_by_class(
     names = named(names, len(sizes))
     share = quota / sizes
     order = share.argsort(stable=True)[: int((sizes > 0).sum())]  # sorting puts NaN last
-    with settings():
-        sheet = Sheet(narrow)
+    with paper(narrow) as sheet:
         if len(order):
             _draw(sheet, quota, sizes, order, names)
         else:

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from lightning_fairprune import statistics
 from lightning_fairprune.figures._classes import Rows, curve, fractions, left_out, limits, named
+from lightning_fairprune.figures._lines import DASHED, extremes
 from lightning_fairprune.figures._sheet import (
     BLUE,
     DARK,
     GREY,
     VERMILION,
     Sheet,
-    settings,
+    paper,
 )
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ DOT: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 6.5}
 BEFORE: dict[str, Any] = {**DOT, "markerfacecolor": "white", "markeredgecolor": GREY}
 HIGHER: dict[str, Any] = {**DOT, "color": BLUE}
 LOWER: dict[str, Any] = {**DOT, "color": VERMILION, "marker": "D"}
-AFTER_MEAN: dict[str, Any] = {"color": DARK, "linewidth": 1.0, "zorder": 1}
-BEFORE_MEAN: dict[str, Any] = {**AFTER_MEAN, "color": GREY, "linestyle": (0, (4, 3))}
+AFTER_MEAN: dict[str, Any] = {**DASHED, "color": DARK, "linestyle": "-"}
+BEFORE_MEAN: dict[str, Any] = {**DASHED, "color": GREY}
 FEW = 5  # seeds, below which lowest and highest say more than an interval
 
 
@@ -79,8 +80,7 @@ def recall_by_class(
     known = ~torch.stack(means).isnan().any(0)
     key = means[0] if first is None else means[0] - means[1]
     order = key.masked_fill(~known, torch.inf).argsort(stable=True)[: int(known.sum())]
-    with settings():
-        sheet = Sheet(narrow)
+    with paper(narrow) as sheet:
         sheet.title(title)
         if len(order):
             _draw(sheet, first, second, order, names, labels)
@@ -105,8 +105,7 @@ def recalls(name: str, value: Tensor) -> Tensor:
 def interval(values: Tensor) -> tuple[Tensor, Tensor]:
     """Returns lowest and highest of [M, n] over the seeds, or the ends of the t interval from five on."""
     if len(values) < FEW:
-        infinite = values.masked_fill(values.isnan(), torch.inf)
-        return infinite.amin(0), values.masked_fill(values.isnan(), -torch.inf).amax(0)
+        return extremes(values)
     mean, reach = values.nanmean(0), statistics.half_widths(values, 0.95)
     return mean - reach, mean + reach
 

@@ -17,7 +17,7 @@ BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 PURPLE, SKY, BLACK = "#CC79A7", "#56B4E9", "#000000"
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 DARK, GREY, PALE, FAINT = "#333333", "#767676", "#D9D9D9", "#EBEBEB"
-# Said to each axis: ticks made when the figure is drawn would else follow the caller's settings.
+# Given to each axis: ticks made when the figure is drawn would else follow the caller's settings.
 GRID: dict[str, Any] = {"color": FAINT, "linewidth": 0.8}
 
 WIDE, NARROW = 9.0, 4.2  # inches: a desktop page, a phone of 390 pixels
@@ -28,8 +28,8 @@ TICKS = 0.27  # inches for the numbers below an axis
 
 
 @contextlib.contextmanager
-def settings() -> Iterator[None]:
-    """Matplotlib's own settings with ours on top, whatever the caller has set, and his again after."""
+def paper(narrow: bool) -> Iterator[Sheet]:
+    """Yields an empty sheet; matplotlib has its own settings with ours on top, and the caller's again after."""
     try:
         import matplotlib
         from matplotlib import style
@@ -40,7 +40,7 @@ def settings() -> Iterator[None]:
 
     fonts = {key: matplotlib.rcParams[key] for key in ("font.family", "font.sans-serif")}
     ours: dict[str, Any] = {
-        **fonts,  # the caller's, who knows which one has the letters of his class names
+        **fonts,  # the caller's, who knows which has the letters of the class names
         "font.size": FONT,
         "text.parse_math": False,  # a class may be called "$5 note, $10 note"
         "axes.edgecolor": GREY,
@@ -49,7 +49,7 @@ def settings() -> Iterator[None]:
         "axes.axisbelow": True,
     }
     with style.context(["default", ours]):
-        yield
+        yield Sheet(narrow)
 
 
 class Sheet:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from lightning_fairprune import figures
 from lightning_fairprune.counts import ClassCounts
+from lightning_fairprune.figures._classes import listed
 from lightning_fairprune.report._compare import Comparison
 from lightning_fairprune.report._draw import Drawing
 from lightning_fairprune.report._read import Run
-from lightning_fairprune.report._words import listed
 
 CURVE, LAYERS = "sparsity", "layer_sparsity"
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from lightning_fairprune import recalls
+from lightning_fairprune.figures._classes import listed
 from lightning_fairprune.report._compare import RATE, Comparison, Setting
 
 NOTHING = "–"
@@ -110,12 +109,6 @@ def findings(comparison: Comparison, setting: Setting) -> str:
         return "No class changed significantly relative to the average."
     parts = [f"{kind}: {listed(several)}" for kind, several in names.items() if several]
     return f"Changed significantly relative to the average - {'; '.join(parts)}."
-
-
-def listed(items: Sequence[str], most: int = 8) -> str:
-    """Returns the first of several words, and how many more there are."""
-    more = len(items) - most
-    return ", ".join(items[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _clause(comparison: Comparison, setting: Setting) -> str:
