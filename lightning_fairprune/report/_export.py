@@ -11,7 +11,7 @@ import torch
 
 from lightning_fairprune import recalls
 from lightning_fairprune.report._compare import Comparison, Setting
-from lightning_fairprune.report._rows import MEASURES, measured, rows
+from lightning_fairprune.report._tables import MEASURES, rows, settings_table
 from lightning_fairprune.report._words import (
     NOTHING,
     compared_with,
@@ -89,47 +89,30 @@ def classes_csv(comparison: Comparison) -> str:
         shares = (setting.kept / setting.sizes).tolist()
         for m, run in enumerate(setting.runs):
             place = [setting.label, run.path.as_posix(), run.seed]
-            table += [
-                [
-                    *place,
-                    k,
-                    name,
-                    support[m][k],
-                    *columns[m][k],
-                    sizes[m][k],
-                    kept[m][k],
-                    shares[m][k],
-                ]
-                for k, name in enumerate(comparison.class_names)
-            ]
+            for k, name in enumerate(comparison.class_names):
+                counted = [sizes[m][k], kept[m][k], shares[m][k]]
+                table.append([*place, k, name, support[m][k], *columns[m][k], *counted])
     return _csv(head, table)
 
 
 def markdown(comparison: Comparison) -> str:
     """Returns verdict, settings and the classes that lost most, in percent."""
+    table = settings_table(comparison)
+    cells = [[row, *(f"{c.text} {c.small}".strip() for c in line)] for row, line in table.rows]
     parts = [
         f"# Recall on `{_md(comparison.data)}`",
         "\n".join(f"- {_md(sentence)}" for sentence in verdict(comparison)),
         _md(compared_with(comparison)),
-        _settings(comparison),
+        _table(table.head, cells),
     ]
     parts += [_classes(comparison, setting) for setting in comparison.settings]
-    parts += ["\n".join(f"- {_md(note)}" for note in comparison.notes)] if comparison.notes else []
+    if comparison.notes:
+        parts.append("\n".join(f"- {_md(note)}" for note in comparison.notes))
     parts.append(
         f"Recalls in percent, mean over the runs; ± {percent(comparison.level)} t interval. α: > or < 1 at "
         "99 %."
     )
     return "\n\n".join(parts) + "\n"
-
-
-def _settings(comparison: Comparison) -> str:
-    told = measured(comparison)
-    head = ["setting", "runs", *(m.heading for m in told), "worst class"]
-    cells = [
-        [row.label, str(row.runs), *(" ".join(row.cell(m)).strip() for m in told), row.weakest]
-        for row in rows(comparison)
-    ]
-    return _table(head, cells)
 
 
 def _classes(comparison: Comparison, setting: Setting) -> str:

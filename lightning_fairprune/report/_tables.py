@@ -1,20 +1,21 @@
-"""The tables of the page: what is in each cell, not how it looks."""
+"""The tables: what is in each cell, on whatever medium."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from lightning_fairprune import recalls, statistics
+from lightning_fairprune import recalls
 from lightning_fairprune.figures._compression import in_percent
 from lightning_fairprune.report._compare import Comparison, Setting, measures
-from lightning_fairprune.report._rows import measured, rows
 from lightning_fairprune.report._settings import configuration, differences, shown
 from lightning_fairprune.report._similarity import LayerSimilarity
 from lightning_fairprune.report._sparsity import SparsityCurve
-from lightning_fairprune.report._words import NOTHING, marks, points, ratio, signed
+from lightning_fairprune.report._words import NOTHING, amount, marks, points, ratio, signed
+from lightning_fairprune.statistics import Summary, half_widths, summarise
 
 Write = Callable[[float], str]
 
@@ -43,13 +44,82 @@ class Table(NamedTuple):
     text: Sequence[str] = ()
 
 
-def settings_table(comparison: Comparison) -> Table:
-    """Returns the measures of each setting."""
-    told = measured(comparison)
-    head = ["setting", "runs", *(m.heading for m in told), "worst class"]
+class Measure(NamedTuple):
+    """A column: its name in `Setting.values`, its heading, and how a value is written."""
+
+    name: str
+    heading: str
+    write: Callable[[float], str]
+
+
+MEASURES = (
+    Measure("average", "average", points),
+    Measure("worst", "worst", points),
+    Measure("gap", "gap", points),
+    Measure("std", "std", points),
+    Measure("alpha", "α", ratio),
+    Measure("disparity", "max disparity", points),
+    Measure("zero_recall", "classes at 0", amount),
+    Measure("density", "density", points),
+    Measure("sparsity", "sparsity", lambda v: NOTHING if v != v else in_percent(v)),
+)
+
+
+class Row(NamedTuple):
+    """One setting, or the reference: its number of runs, weakest class, and summaries by name of the measure.
+
+    `alpha_label` is ">", "<" or "?"; empty where it means nothing. The reference has not all measures.
+    """
+
+    label: str
+    runs: int
+    weakest: str
+    summaries: Mapping[str, Summary]
+    alpha_label: str = ""
+    is_reference: bool = False
+
+    def cell(self, measure: Measure) -> Cell:
+        """Returns the mean, and half the width of its interval or nothing."""
+        found = self.summaries.get(measure.name)
+        if found is None:
+            return Cell(measure.write(float("nan")))
+        reach = (found.high - found.low) / 2
+        mean = measure.write(found.mean)
+        if measure.name == "alpha" and self.alpha_label:
+            mean += f" {self.alpha_label}"
+        # Classes at 0 are counted, they have no distribution that a t interval suits.
+        plain = reach != reach or measure.name in ("zero_recall", "density", "sparsity")
+        return Cell(mean, "" if plain else f"±{measure.write(reach)}")
+
+
+def rows(comparison: Comparison) -> list[Row]:
+    """Returns the reference, if there is one, and all settings."""
+    found = []
+    names = comparison.class_names
+    if comparison.reference is not None:
+        recall = comparison.reference.recall
+        weakest = names[int(recall.nanmean(0).nan_to_num(torch.inf).argmin())]
+        alone = ("average", "worst", "gap", "std", "zero_recall")
+        values = measures(recall, None)
+        own = {name: summarise(values[name], comparison.level) for name in alone}
+        found.append(Row("reference", len(recall), weakest, own, is_reference=True))
+    for setting in comparison.settings:
+        # One run has no interval to lie on a side of 1.
+        told = setting.before is not None and setting.summaries["alpha"].num_models > 1
+        label = setting.alpha_label if told else ""
+        weakest = names[setting.weakest]
+        found.append(Row(setting.label, len(setting.runs), weakest, setting.summaries, label))
+    return found
+
+
+def settings_table(comparison: Comparison, shown: Sequence[str] = ()) -> Table:
+    """Returns the measures of each setting: those that are named, else sparsity only where a run has one."""
+    sparse = any(run.sparsity is not None for run in comparison.runs)
+    some = [m for m in MEASURES if (m.name in shown if shown else sparse or m.name != "sparsity")]
+    head = ["setting", "runs", *(m.heading for m in some), "worst class"]
     lines = [
-        (r.label, [Cell(str(r.runs)), *(Cell(*r.cell(m)) for m in told), Cell(r.weakest)])
-        for r in rows(comparison)
+        (row.label, [Cell(str(row.runs)), *map(row.cell, some), Cell(row.weakest)])
+        for row in rows(comparison)
     ]
     return Table("Settings", head, lines, ["worst class"])
 
@@ -121,7 +191,7 @@ def _column(write: Write, values: Tensor) -> list[Cell]:
 def _means(write: Write, values: Tensor, level: float) -> list[Cell]:
     """Returns the mean of each column of [M, n] over the runs, half of its interval in small print."""
     reach = ratio if write is ratio else points
-    widths = statistics.half_widths(values, level).tolist()
+    widths = half_widths(values, level).tolist()
     return [
         Cell(write(mean), "" if width != width else f"±{reach(width)}")
         for mean, width in zip(values.nanmean(0).tolist(), widths, strict=True)

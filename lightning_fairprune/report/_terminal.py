@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_fairprune.report._compare import Comparison, Setting
-from lightning_fairprune.report._rows import MEASURES, rows
+from lightning_fairprune.report._tables import settings_table
 from lightning_fairprune.report._words import (
     compared_with,
     marks,
@@ -36,22 +36,18 @@ def tables(comparison: Comparison) -> RenderableType:
 
 def _settings(comparison: Comparison) -> Table:
     table = _table(f"Recall on {comparison.data}, percent")
-    shown = [m for m in MEASURES if m.name in SHOWN]
-    table.add_column("setting", overflow="fold")
-    table.add_column("runs", justify="right", no_wrap=True)
-    for measure in shown:
-        table.add_column(measure.heading, justify="right", no_wrap=True)
-    table.add_column("worst class", overflow="fold")
-    found = rows(comparison)
-    for row in found[:MOST_ROWS]:
-        cells = []
-        for measure in shown:
-            mean, reach = row.cell(measure)
-            cells.append(Text(mean))
-            cells[-1].append(f"\n{reach}" if reach else "", style="dim")
-        table.add_row(Text(row.label), str(row.runs), *cells, Text(row.weakest))
-    if len(found) > MOST_ROWS:
-        table.add_row(Text(f"{len(found) - MOST_ROWS} more in summary.csv", style="dim"))
+    given = settings_table(comparison, SHOWN)
+    for name in given.head:
+        if name in ("setting", *given.text):
+            table.add_column(name, overflow="fold")
+        else:
+            table.add_column(name, justify="right", no_wrap=True)
+    for label, cells in given.rows[:MOST_ROWS]:
+        small = [f"\n{cell.small}" if cell.small else "" for cell in cells]
+        texts = [Text.assemble(c.text, (s, "dim")) for c, s in zip(cells, small, strict=True)]
+        table.add_row(Text(label), *texts)
+    if len(given.rows) > MOST_ROWS:
+        table.add_row(Text(f"{len(given.rows) - MOST_ROWS} more in summary.csv", style="dim"))
     return table
 
 
