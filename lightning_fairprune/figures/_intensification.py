@@ -52,9 +52,6 @@ def intensification_scatter(
         names: of the classes; None for their numbers.
         narrow: for a phone.
 
-    Returns:
-        The figure.
-
     Raises:
         ValueError: If a recall is not in [0, 1] or shapes or names do not fit.
         ImportError: If matplotlib is missing; or scipy, with several models.

@@ -37,9 +37,6 @@ def density_against_recall(
         names: of the classes; None for their numbers.
         narrow: for a phone.
 
-    Returns:
-        The figure.
-
     Raises:
         ValueError: If a value is not in [0, 1] or shapes or names do not fit.
         ImportError: If matplotlib is missing.
@@ -95,9 +92,6 @@ def kept_by_class(
         sizes: samples of each class, int64 [K]; a class without any is left out.
         names: of the classes; None for their numbers.
         narrow: for a phone.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: If a quota is not between 0 and the size or shapes or names do not fit.

@@ -42,9 +42,6 @@ def layer_sparsity(
         total: the same of all weights together, for a dashed line; None draws none.
         narrow: for a phone.
 
-    Returns:
-        The figure.
-
     Raises:
         ValueError: If there is no layer, or a value is out of range.
         ImportError: If matplotlib is missing.
@@ -88,9 +85,6 @@ def similarity(
             NaN is not drawn.
         measure: what the values are.
         narrow: for a phone.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: If there is no label, one has no layer, or a value is out of range.

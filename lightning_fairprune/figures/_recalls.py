@@ -54,9 +54,6 @@ def recall_by_class(
         labels: how to call `before` and `after`.
         narrow: for a phone.
 
-    Returns:
-        The figure.
-
     Raises:
         ValueError: If a recall is not in [0, 1] or shapes or names do not fit.
         ImportError: If matplotlib is missing; or scipy, with five seeds or more.

@@ -42,9 +42,6 @@ def sparsity_curve(
             no alpha.
         narrow: for a phone.
 
-    Returns:
-        The figure.
-
     Raises:
         ValueError: If there is no label, one has no sparsity, or a value is out of range or of another shape.
         ImportError: If matplotlib is missing.

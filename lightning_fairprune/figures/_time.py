@@ -55,9 +55,6 @@ def recalls_over_epochs(
         runs: by label, the evaluations of one data set of each seed.
         narrow: for a phone.
 
-    Returns:
-        The figure.
-
     Raises:
         ValueError: If a label has no evaluation, or a run those of several data sets.
         ImportError: If matplotlib is missing.
@@ -109,9 +106,6 @@ def quotas_over_time(
         sizes: samples of each class, int64 [K]; a class without any is left out.
         names: of the classes; None for their numbers.
         narrow: for a phone.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: If a quota is not between 0 and the size or shapes or names do not fit.

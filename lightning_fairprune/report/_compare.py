@@ -155,16 +155,10 @@ def compare(
     data: str | None = None,
     level: float = 0.95,
 ) -> Comparison:
-    """Compares settings with each other and with a reference.
+    """Compares settings with each other and with a reference; a ValueError says why that cannot be done.
 
-    Args:
-        runs: of all settings; those that are the reference's, too, are left out.
-        reference: the runs that distortion is relative to; none for what the runs have kept.
-        data: the name of the data; by default the test, the validation or what all have in common.
-        level: of the intervals, in (0, 1).
-
-    Raises:
-        ValueError: If the runs cannot be compared.
+    Runs of the reference are left out of the settings. Without a reference, the one that the runs have kept is
+    used. `data` is by default the test, the validation, or what all runs have in common.
     """
     if not 0 < level < 1:
         raise ValueError(f"`level` must be between 0 and 1, got {level:g}.")
@@ -237,11 +231,10 @@ def _setting(
     values = measures(recall, before)
     sizes, kept = _kept(runs, data, recall.shape[1])
     share = [torch.nan if r.record is None else r.record.selection.density for r in runs]
-    values["density"] = torch.tensor(share, dtype=torch.float64)
     removed = [
         torch.nan if r.sparsity is None else r.sparsity.at(r.history.last(data).step) for r in runs
     ]
-    values["sparsity"] = torch.tensor(removed, dtype=torch.float64)
+    values["density"], values["sparsity"] = torch.tensor([share, removed], dtype=torch.float64)
     test = None
     if before is not None and reference is not None and min(len(runs), len(reference.recall)) > 1:
         test = class_change_test(reference.recall, recall)

@@ -11,16 +11,8 @@ import torch
 
 from lightning_fairprune import recalls
 from lightning_fairprune.report._compare import Comparison, Setting
-from lightning_fairprune.report._tables import MEASURES, rows, settings_table
-from lightning_fairprune.report._words import (
-    NOTHING,
-    compared_with,
-    marks,
-    percent,
-    points,
-    signed,
-    verdict,
-)
+from lightning_fairprune.report._tables import MEASURES, first_classes, rows, settings_table
+from lightning_fairprune.report._words import compared_with, percent, verdict
 
 MOST_CLASSES = 10  # of a setting in the Markdown file
 # A class may be called so, and a spreadsheet would compute it: names are marked as text then.
@@ -116,23 +108,11 @@ def markdown(comparison: Comparison) -> str:
 
 
 def _classes(comparison: Comparison, setting: Setting) -> str:
-    head = ["class", "before", "after", "change", "density", "significant"]
-    before, after, change = setting.mean_before, setting.mean, setting.change.nanmean(0)
-    marked = marks(setting)
-    lines = [
-        [
-            comparison.class_names[k],
-            points(float(before[k])),
-            points(float(after[k])),
-            signed(float(change[k])),
-            points(float(setting.density[k])),
-            marked.get(k, NOTHING),
-        ]
-        for k in setting.order[:MOST_CLASSES].tolist()
-    ]
-    rest = len(after) - len(lines)
+    lines = first_classes(comparison, setting, MOST_CLASSES)
+    rest = len(setting.order) - len(lines)
     more = f"\n\n{rest} more classes in classes.csv." if rest else ""
-    return f"## {_md(setting.label)}\n\n{_table(head, lines)}{more}"
+    table = _table(list(lines[0]), [list(line.values()) for line in lines])
+    return f"## {_md(setting.label)}\n\n{table}{more}"
 
 
 def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:

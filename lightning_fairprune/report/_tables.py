@@ -152,6 +152,23 @@ def class_table(comparison: Comparison, setting: Setting) -> Table:
     return Table(f"Classes with {setting.label}", ["class", *columns], lines)
 
 
+def first_classes(comparison: Comparison, setting: Setting, most: int) -> list[dict[str, str]]:
+    """Returns the classes that lost most, a text for each heading."""
+    before, after, change = setting.mean_before, setting.mean, setting.change.nanmean(0)
+    marked = marks(setting)
+    return [
+        {
+            "class": comparison.class_names[k],
+            "before": points(float(before[k])),
+            "after": points(float(after[k])),
+            "change": signed(float(change[k])),
+            "density": points(float(setting.density[k])),
+            "significant": marked.get(k, NOTHING),
+        }
+        for k in setting.order[:most].tolist()
+    ]
+
+
 def sparsity_table(comparison: Comparison, curve: SparsityCurve) -> Table:
     """Returns the recalls at each sparsity."""
     shown = {"worst": points, "average": points, "gap": points}

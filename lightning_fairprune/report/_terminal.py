@@ -7,15 +7,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lightning_fairprune.report._compare import Comparison, Setting
-from lightning_fairprune.report._tables import settings_table
-from lightning_fairprune.report._words import (
-    compared_with,
-    marks,
-    points,
-    signed,
-    verdict,
-)
+from lightning_fairprune.report._compare import Comparison
+from lightning_fairprune.report._tables import first_classes, settings_table
+from lightning_fairprune.report._words import NOTHING, compared_with, verdict
 
 MOST_ROWS, MOST_CLASSES = 20, 5
 SHOWN = ("average", "worst", "gap", "std", "alpha", "density")
@@ -53,35 +47,24 @@ def _settings(comparison: Comparison) -> Table:
 
 def _classes(comparison: Comparison) -> Table:
     lost = comparison.reference is not None
+    numbers = ["before", "after", "change", "density"] if lost else ["after", "density"]
     table = _table("Classes that lost most" if lost else "Classes with the lowest recall")
-    table.add_column("setting", overflow="fold")
-    table.add_column("class", overflow="fold")
-    for heading in ("before", "after", "change") if lost else ("recall",):
+    for name in ("setting", "class"):
+        table.add_column(name, overflow="fold")
+    for name in numbers:
+        heading = name if lost or name == "density" else "recall"
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("density", justify="right", no_wrap=True)
     table.add_column("")
     for setting in comparison.settings[:MOST_ROWS]:
-        _add_classes(table, comparison, setting)
+        for i, line in enumerate(first_classes(comparison, setting, MOST_CLASSES)):
+            table.add_row(
+                Text("" if i else setting.label),
+                Text(line["class"]),
+                *(line[name] for name in numbers),
+                "" if line["significant"] == NOTHING else "significant",
+            )
+        table.add_section()
     return table
-
-
-def _add_classes(table: Table, comparison: Comparison, setting: Setting) -> None:
-    marked, change, lost = (
-        marks(setting),
-        setting.change.nanmean(0),
-        comparison.reference is not None,
-    )
-    for i, k in enumerate(setting.order[:MOST_CLASSES].tolist()):
-        recall = points(float(setting.mean[k]))
-        before = points(float(setting.mean_before[k]))
-        table.add_row(
-            Text(setting.label if i == 0 else ""),
-            Text(comparison.class_names[k]),
-            *((before, recall, signed(float(change[k]))) if lost else (recall,)),
-            points(float(setting.density[k])),
-            Text("significant" if k in marked else ""),
-        )
-    table.add_section()
 
 
 def _table(title: str) -> Table:
