@@ -45,6 +45,18 @@ def fractions(name: str, value: Tensor) -> Tensor:
     return found
 
 
+def per_model(name: str, value: Tensor) -> Tensor:
+    """Returns fractions as [M, K]."""
+    found = fractions(name, value)
+    found = found[None] if found.ndim == 1 else found
+    if found.ndim != 2 or not found.numel():
+        raise ValueError(
+            f"`{name}` must be [K], or [M, K] for M seeds, with at least one class, "
+            f"got {list(value.shape)}."
+        )
+    return found
+
+
 def left_out(count: int, why: str = "without samples") -> str:
     """Returns the note on classes that are not drawn; nothing when all are."""
     if not count:
@@ -59,11 +71,7 @@ def listed(items: Sequence[str], most: int = 8) -> str:
 
 
 class Rows:
-    """Rows for classes in the order given, first on top; only both ends where there are too many.
-
-    Args:
-        order: the classes that could be drawn, int64 [n].
-    """
+    """Rows for classes in the order given, int64 [n], first on top; only both ends where there are too many."""
 
     def __init__(self, order: Tensor) -> None:
         self.order = order
@@ -73,16 +81,9 @@ class Rows:
     def draw(
         self, sheet: Sheet, names: Sequence[str], column: Sequence[str], heading: str
     ) -> tuple[Any, Any]:
-        """Adds axes with a row for each class shown, its name to the left and a text to the right.
+        """Adds axes with a row for each class shown: its name to the left, and to the right a column with a heading.
 
-        Args:
-            sheet: to add to.
-            names: of all classes.
-            column: the text of each class shown.
-            heading: above that text.
-
-        Returns:
-            The axes, and the height of each class shown on them as an array.
+        Returns the axes, and the height of each class shown on them as an array.
         """
         room = 1.5 if sheet.narrow else 2.9
         labels = [sheet.wrap(names[k], room, most=2) for k in self.shown.tolist()]

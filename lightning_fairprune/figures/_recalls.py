@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_fairprune import statistics
-from lightning_fairprune.figures._classes import Rows, curve, fractions, left_out, limits, named
+from lightning_fairprune.figures._classes import Rows, curve, left_out, limits, named, per_model
 from lightning_fairprune.figures._lines import DASHED, extremes
 from lightning_fairprune.figures._sheet import (
     BLUE,
@@ -65,10 +65,10 @@ def recall_by_class(
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
         ['dog', 'cat']
     """
-    second = recalls("after", after)
+    second = per_model("after", after)
     num_classes = second.shape[1]
     names = named(names, num_classes)
-    first = None if before is None else recalls("before", before)
+    first = None if before is None else per_model("before", before)
     if first is not None and first.shape[1] != num_classes:
         raise ValueError(
             f"`before` and `after` must have the same classes, got {first.shape[1]} and {num_classes}."
@@ -85,18 +85,6 @@ def recall_by_class(
             sheet.text("No class has samples.")
         sheet.text(left_out(num_classes - len(order)))
         return sheet.finish()
-
-
-def recalls(name: str, value: Tensor) -> Tensor:
-    """Returns float64 [M, K] on the host."""
-    found = fractions(name, value)
-    found = found[None] if found.ndim == 1 else found
-    if found.ndim != 2 or not found.numel():
-        raise ValueError(
-            f"`{name}` must be [K], or [M, K] for M seeds, with at least one class, "
-            f"got {list(value.shape)}."
-        )
-    return found
 
 
 def interval(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,11 +53,7 @@ def paper(narrow: bool) -> Iterator[Sheet]:
 
 
 class Sheet:
-    """Stacks text, legends and axes; `finish` sets the height that they came to.
-
-    Args:
-        narrow: for a phone.
-    """
+    """Stacks text, legends and axes; `finish` sets the height that they came to."""
 
     def __init__(self, narrow: bool) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -104,7 +100,6 @@ class Sheet:
         return f"{line.rstrip()}…"
 
     def gap(self, inches: float) -> None:
-        """Leaves room."""
         self._used += inches
 
     def text(self, text: str, *, size: float = FONT, weight: str = "normal") -> None:
@@ -155,14 +150,9 @@ class Sheet:
         above: Sequence[str] = ("",),
         bold: bool = False,
     ) -> list[Any]:
-        """Adds a row of axes.
+        """Adds a row of axes, `left` and `right` inches free beside each.
 
-        Args:
-            height: of each, in inches.
-            left: inches free to the left of each.
-            right: inches free to the right of each.
-            above: what the vertical axis of each is, written above it, where no turned text is needed.
-            bold: whether this is written bold.
+        What the vertical axis of each is, is written above it, where no turned text is needed.
         """
         cell = self.width / len(above)
         self._used += LINE + 0.1 if any(above) else 0.0
@@ -187,11 +177,10 @@ class Sheet:
         self._used += TICKS + (1 + text.count("\n")) * LINE + 0.08
 
     def size_of(self, axis: Any) -> tuple[float, float]:
-        """Returns width and height of axes in inches."""
+        """Returns width and height in inches."""
         return next((w, h) for known, _, _, w, h in self._axes if known is axis)
 
     def finish(self) -> Figure:
-        """Returns the figure."""
         height = self._used + PAD
         self.chart.set_size_inches(self.width, height)
         for item, x, y in self._texts:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_fairprune import recalls, statistics
-from lightning_fairprune.figures._classes import fractions, left_out
+from lightning_fairprune.figures._classes import left_out, per_model
 from lightning_fairprune.figures._compression import AXIS, mark, place
 from lightning_fairprune.figures._lines import DASHED, draw, explain, handles, panels, style
 from lightning_fairprune.figures._sheet import GREY, GRID, Sheet, paper
@@ -91,7 +91,7 @@ def _curve(label: str, values: Mapping[float, Tensor]) -> Curve:
             raise ValueError(
                 f"`recall` must be by sparsity, in [0, 1), got {sparsity:g} of {label!r}."
             )
-        found[sparsity] = _models("recall", values[sparsity])
+        found[sparsity] = per_model("recall", values[sparsity])
     shapes = sorted({tuple(value.shape) for value in found.values()})
     if len(shapes) > 1:
         raise ValueError(
@@ -101,19 +101,12 @@ def _curve(label: str, values: Mapping[float, Tensor]) -> Curve:
     return found
 
 
-def _models(name: str, value: Tensor) -> Tensor:
-    found = fractions(name, value)
-    if found.ndim not in (1, 2) or not found.numel():
-        raise ValueError(f"`{name}` must be [K], or [M, K] of M models, got {list(found.shape)}.")
-    return found if found.ndim == 2 else found[None]
-
-
 def _reference(before: Mapping[str, Tensor], curves: Mapping[str, Curve]) -> dict[str, Tensor]:
     found = {}
     for label, value in before.items():
         if label not in curves:
             raise ValueError(f"`before` must be of labels of `recall`, got {label!r}.")
-        found[label] = _models("before", value)
+        found[label] = per_model("before", value)
         shape = next(iter(curves[label].values())).shape
         if found[label].shape != shape:
             raise ValueError(

@@ -35,12 +35,10 @@ class EstimateLike(Protocol):
     """What is drawn of :class:`~lightning_fairprune.decision.Estimate`."""
 
     @property
-    def epoch(self) -> int:
-        """Epochs that were done."""
+    def epoch(self) -> int: ...
 
     @property
-    def quota(self) -> Tensor | None:
-        """Samples to keep of each class, int64 [K]."""
+    def quota(self) -> Tensor | None: ...
 
 
 def recalls_over_epochs(
