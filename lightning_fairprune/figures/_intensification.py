@@ -12,15 +12,7 @@ from lightning_fairprune import recalls, statistics
 from lightning_fairprune.figures._classes import fractions, left_out, named
 from lightning_fairprune.figures._lines import DASHED
 from lightning_fairprune.figures._points import name_points
-from lightning_fairprune.figures._sheet import (
-    BLUE,
-    GREY,
-    GRID,
-    SKY,
-    VERMILION,
-    Sheet,
-    paper,
-)
+from lightning_fairprune.figures._sheet import BLUE, GREY, GRID, SKY, VERMILION, Sheet, paper
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,11 +23,7 @@ WORDS = {">": "widens", "<": "shrinks", "?": "does not clearly change"}
 
 
 def intensification_scatter(
-    before: Tensor,
-    after: Tensor,
-    names: Sequence[object] | None = None,
-    *,
-    narrow: bool = False,
+    before: Tensor, after: Tensor, names: Sequence[object] | None = None, *, narrow: bool = False
 ) -> Figure:
     r"""Draws the normalised recall balance of every class and model after pruning against that before.
 

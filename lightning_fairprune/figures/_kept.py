@@ -20,11 +20,7 @@ EXTREMES = 3  # above, so many at each end of either axis
 
 
 def density_against_recall(
-    density: Tensor,
-    recall: Tensor,
-    names: Sequence[object] | None = None,
-    *,
-    narrow: bool = False,
+    density: Tensor, recall: Tensor, names: Sequence[object] | None = None, *, narrow: bool = False
 ) -> Figure:
     """Draws the share of each class that is kept against its recall.
 
@@ -77,11 +73,7 @@ def density_against_recall(
 
 
 def kept_by_class(
-    quota: Tensor,
-    sizes: Tensor,
-    names: Sequence[object] | None = None,
-    *,
-    narrow: bool = False,
+    quota: Tensor, sizes: Tensor, names: Sequence[object] | None = None, *, narrow: bool = False
 ) -> Figure:
     """Draws how many samples of each class are kept and dropped, the class that keeps least on top.
 

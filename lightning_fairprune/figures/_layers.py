@@ -71,10 +71,7 @@ def layer_sparsity(
 
 
 def similarity(
-    values: Mapping[str, Mapping[str, float]],
-    *,
-    measure: str = "linear CKA",
-    narrow: bool = False,
+    values: Mapping[str, Mapping[str, float]], *, measure: str = "linear CKA", narrow: bool = False
 ) -> Figure:
     """Draws how alike each layer is to the same layer of a dense network, a line for each label.
 

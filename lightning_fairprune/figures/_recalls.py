@@ -11,14 +11,7 @@ from torch import Tensor
 from lightning_fairprune import statistics
 from lightning_fairprune.figures._classes import Rows, curve, left_out, limits, named, per_model
 from lightning_fairprune.figures._lines import DASHED, extremes
-from lightning_fairprune.figures._sheet import (
-    BLUE,
-    DARK,
-    GREY,
-    VERMILION,
-    Sheet,
-    paper,
-)
+from lightning_fairprune.figures._sheet import BLUE, DARK, GREY, VERMILION, Sheet, paper
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

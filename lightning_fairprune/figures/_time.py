@@ -11,16 +11,7 @@ from torch import Tensor
 from lightning_fairprune.figures._classes import left_out, limits, named
 from lightning_fairprune.figures._kept import kept_of
 from lightning_fairprune.figures._lines import DASHED, draw, explain, handles, marker, panels, style
-from lightning_fairprune.figures._sheet import (
-    DARK,
-    FONT,
-    GREY,
-    GRID,
-    LINE,
-    PALE,
-    Sheet,
-    paper,
-)
+from lightning_fairprune.figures._sheet import DARK, FONT, GREY, GRID, LINE, PALE, Sheet, paper
 from lightning_fairprune.history import Evaluation
 
 if TYPE_CHECKING:

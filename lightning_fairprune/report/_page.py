@@ -14,9 +14,7 @@ from lightning_fairprune.report._similarity import similarities
 
 
 def page(
-    comparison: Comparison,
-    pictures: Sequence[Picture],
-    thumbnails: Sequence[SettingExamples] = (),
+    comparison: Comparison, pictures: Sequence[Picture], thumbnails: Sequence[SettingExamples] = ()
 ) -> str:
     """Returns the page as HTML, rendered from the files in `templates`.
 
