@@ -76,7 +76,6 @@ def done(command: list[str], folder: Path, **environment: str) -> str:
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"} | environment,
         capture_output=True,
         text=True,
-        timeout=500,
     )
     assert found.returncode == 0, found.stdout[-2000:] + found.stderr[-4000:]
     return found.stdout
