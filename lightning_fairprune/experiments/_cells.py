@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -102,13 +103,9 @@ def cells_of(experiment: Experiment) -> list[Cell]:
 
 
 def _scores(experiment: Experiment, seed: int, member: int) -> list[Cell]:
-    wanted = [
-        cell
-        for method in experiment.methods.values()
-        for cell in _passes(method, experiment, seed)
-        if cell.member == member
-    ]
-    return list(dict.fromkeys(wanted))
+    every = (_passes(method, experiment, seed) for method in experiment.methods.values())
+    cells = itertools.chain.from_iterable(every)
+    return list(dict.fromkeys(cell for cell in cells if cell.member == member))
 
 
 def _passes(method: Method, experiment: Experiment, seed: int) -> list[Cell]:

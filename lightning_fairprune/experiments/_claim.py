@@ -55,18 +55,9 @@ def compared(
     below: bool = False,
     slack: float = 0.0,
 ) -> list[Number]:
-    """Compares the values by seed of two sides over the seeds that both have.
+    """Compares the values by seed of two sides over the seeds that both have; nothing if there is none.
 
-    Args:
-        what: the two sides, in words.
-        at: where.
-        ours: of the side that the claim is about.
-        other: of the other.
-        below: whether the claim says that ours is lower; else higher.
-        slack: by how much it may miss.
-
-    Returns:
-        The number; none without a common seed.
+    The claim is that `ours` is higher, or with `below` lower, and may miss that by `slack`.
 
     Example:
         >>> (found,) = compared("a above b", "density 0.3", {0: 0.5, 1: 0.7}, {0: 0.6, 1: 0.4})

@@ -29,7 +29,7 @@ def claims_of(experiment: Experiment, rows: Sequence[Row]) -> list[Claim]:
     """Compares the methods that the claims are about, known by their settings and not by their names.
 
     Args:
-        experiment: whose methods. Claims on pruning data need `densities`, those on weights `weights`.
+        experiment: with `densities` for the claims on pruning data, `weights` for those on weights.
         rows: of the models that are finished.
 
     Example:

@@ -29,12 +29,7 @@ _WHOLE: dict[str, Any] = {"skip_unset" if _RENAMED else "skip_none": False}
 ASKED = "give the path of a YAML file, or one of those that come with this package: " + ", ".join(
     sorted(file.name for file in CONFIGS.glob("*.yaml"))
 )
-_RECORDS: dict[str, Any] = {
-    "methods": Method,
-    "one_fit": OneFit,
-    "baselines": Baseline,
-    "weights": WeightMethod,
-}
+_PARTS = {"methods": Method, "one_fit": OneFit, "baselines": Baseline, "weights": WeightMethod}
 OWN = ("config", "out", "jobs", "threads", "dry_run")
 # Where data lie and how they are loaded is no setting: another machine has them elsewhere.
 _PLACES = ("root", "cache", "num_workers", "download")
@@ -61,10 +56,10 @@ def plain(parsed: Any) -> dict[str, Any]:
     text = parser().dump(without, format="json", **_WHOLE)
     found: dict[str, Any] = json.loads(text)
     # Older versions of jsonargparse leave defaults out of records that are values of a dictionary.
-    for name, record in _RECORDS.items():
+    for name, record in _PARTS.items():
         defaults = {field.name: field.default for field in fields(record)}
         plainly = {
-            k: v for k, v in defaults.items() if v is None or isinstance(v, (str, float, int))
+            k: v for k, v in defaults.items() if v is None or isinstance(v, str | float | int)
         }
         found[name] = {key: plainly | value for key, value in found[name].items()}
     return {key: value for key, value in found.items() if key not in OWN}

@@ -30,16 +30,13 @@ def epoch_correction(epochs: int, density: float) -> int:
 
     .. math:: E_d = \lfloor (0.5 + 0.5 d) \, E / d \rfloor
 
-    Between the E / d epochs that take as many steps as E on all the data, and half of them. In the
-    code of Vysogorets, Ahuja and Kempe (github avysogorets/fair-data-pruning, 2024); we did not find
-    it in their paper.
+    Between the E / d epochs over the kept samples that take as many steps as E on all the data, and half
+    of them. In the code of Vysogorets, Ahuja and Kempe (github avysogorets/fair-data-pruning, 2024), not
+    in their paper.
 
     Args:
         epochs: of a model on all the data, E.
         density: fraction that is kept, d in (0, 1].
-
-    Returns:
-        Epochs over the kept samples.
 
     Example:
         >>> epoch_correction(160, 0.1), epoch_correction(200, 0.5), epoch_correction(160, 1.0)

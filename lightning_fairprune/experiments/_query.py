@@ -172,9 +172,7 @@ class _Scoring(pl.Callback):
 class Known:
     """What the query models of one seed say to one method."""
 
-    target: (
-        Tensor  # class or group of each sample, int64 [N]; -1 for one that no query model was shown
-    )
+    target: Tensor  # class or group of each sample, int64 [N]; -1 if no query model was shown it
     recall: Tensor  # of each class, float64 [K], NaN without a validation sample
     score: Tensor | None  # of each sample, float [N], higher = harder; None if the method has none
     seconds: float  # that the score took, over all passes

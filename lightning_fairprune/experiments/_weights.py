@@ -14,10 +14,10 @@ from torch import Tensor
 
 from lightning_fairprune import statistics
 from lightning_fairprune.experiments._cells import Cell, needs
-from lightning_fairprune.experiments._model import tested
+from lightning_fairprune.experiments._model import train_and_test
 from lightning_fairprune.experiments._records import Experiment
 from lightning_fairprune.experiments._store import RESULT, Store
-from lightning_fairprune.experiments._train import END, Meter, loaded, monitor, trainer
+from lightning_fairprune.experiments._train import END, loaded
 
 __all__ = ["Slower", "check_dense", "run_weights"]
 
@@ -33,17 +33,11 @@ def run_weights(
     loaded(data)
     model.load_state_dict(torch.load(dense / END, weights_only=True))
     prune = experiment.weights[cell.name].at(cell.sparsity, seed)
-    finetune, counted, meter = experiment.finetune, monitor(experiment, data), Meter()
+    finetune = experiment.finetune
     # Slower first: a pruning that rewinds puts back the learning rates that it finds.
-    fit = trainer(
-        experiment,
-        folder,
-        [meter, Slower(finetune.lr_factor), prune, counted],
-        max_epochs=finetune.epochs,
-        limit_val_batches=0,
-    )
-    fit.fit(model, datamodule=data)
-    found = tested(experiment, fit, model, data, counted, meter)
+    callbacks = [Slower(finetune.lr_factor), prune]
+    limits: Any = {"max_epochs": finetune.epochs, "limit_val_batches": 0}
+    found = train_and_test(experiment, folder, model, data, data, callbacks, **limits)
     before = json.loads((dense / RESULT).read_text())["recall"]
     alpha = float(statistics.intensification_ratio(_numbers(before), _numbers(found["recall"])))
     return found | {"alpha": alpha if math.isfinite(alpha) else None}

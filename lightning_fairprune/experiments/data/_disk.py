@@ -27,7 +27,7 @@ class ImageFiles(Dataset[Any]):
         paths: N files.
         targets: labels, int64 [N].
         transform: from a Pillow image to a tensor.
-        groups: int64 [N]; None for samples ``(image, label)`` without a group.
+        groups: int64 [N]; None for samples ``(image, label)``.
 
     Example:
         >>> data = ImageFiles([Path("a.jpg"), Path("b.jpg")], torch.tensor([1, 0]), transform=str)
@@ -228,19 +228,7 @@ class Waterbirds(_ImagesOnDisk):
     ``waterbird_complete95_forest2water2/metadata.csv``), with columns img_filename, y, split (0, 1, 2)
     and place, and the images it names.
 
-    Args:
-        root: folder of all data; by default $FAIRPRUNE_DATA, else ``data``.
-        batch_size: of all loaders.
-        augment: whether training images are cropped at random and mirrored.
-        image_size: side of the crops in pixels.
-        num_workers: processes that decode.
-
-    Attributes:
-        train_set, val_set, test_set: after `setup`; each has `targets` and `groups`, int64 [N].
-        groups: of the training set, after `setup`.
-
-    Raises:
-        FileNotFoundError: At `setup`, if the data is not there.
+    Arguments, attributes and errors are those of `ImageNet`; its sets have `groups` too, int64 [N].
 
     Example:
         >>> Waterbirds().group_names

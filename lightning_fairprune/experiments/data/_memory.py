@@ -68,8 +68,6 @@ class ImagesInMemory(ImageModule):
     Batches are ``(images uint8 [B, H, W, C], labels int64 [B])`` until they are on the device, and
     float32 [B, C, H, W] from there. Only training batches of a Trainer are augmented.
 
-    A subclass sets the class attributes and gives `read`, nothing else.
-
     Args:
         root: folder of all data; by default $FAIRPRUNE_DATA, else ``data``.
         batch_size: of training.

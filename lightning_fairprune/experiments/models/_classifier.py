@@ -34,9 +34,9 @@ def lr_factor(
     linearly to 0; ``"cosine"`` rises linearly and falls as half a cosine.
 
     Args:
-        step: from 0.
+        step: of `steps`, from 0.
         steps: of all training.
-        schedule: see above.
+        schedule: one of the three.
         rise: share of the steps in which the rate rises, in [0, 1); not for ``"multistep"``.
         milestones: shares of the steps, in (0, 1).
         gamma: factor of each milestone.
@@ -64,9 +64,8 @@ class Classifier(pl.LightningModule):
 
     Args:
         network: a function without arguments that returns the network, from images [B, C, H, W] to
-            logits [B, K]; in YAML the class path of the network and its arguments. Each Classifier
-            then has its own, drawn from the seed of that moment. A network that is there is taken as
-            it is.
+            logits [B, K], drawn from the seed of that moment; in YAML its class path and arguments. A
+            network is taken as it is.
         lr: base learning rate.
         momentum: of SGD.
         weight_decay: of all weights.
@@ -165,28 +164,19 @@ class Classifier(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Returns SGD with the schedule."""
-        optimizer = torch.optim.SGD(
-            self.parameters(),
-            lr=self.lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            nesterov=self.nesterov,
-        )
+        decay: Any = {"weight_decay": self.weight_decay, "nesterov": self.nesterov}
+        optimizer = torch.optim.SGD(self.parameters(), self.lr, self.momentum, **decay)
         schedule = self.schedule
         if schedule is None or (schedule == "multistep" and not self.milestones):
             return optimizer
-        scheduler: torch.optim.lr_scheduler.LRScheduler
         if schedule == "multistep" and self.milestones[0] >= 1:
             epochs = [int(epoch) for epoch in self.milestones]
-            scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, epochs, self.gamma)
-            return {"optimizer": optimizer, "lr_scheduler": scheduler}
+            multistep = torch.optim.lr_scheduler.MultiStepLR(optimizer, epochs, self.gamma)
+            return {"optimizer": optimizer, "lr_scheduler": multistep}
         steps = planned_stepping_batches(self.trainer)
-        options = {"rise": self.rise, "milestones": self.milestones, "gamma": self.gamma}
+        options: Any = {"rise": self.rise, "milestones": self.milestones, "gamma": self.gamma}
         scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda step: lr_factor(step, steps, schedule, **options),  # type: ignore[arg-type]
+            optimizer, lambda step: lr_factor(step, steps, schedule, **options)
         )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        by_step = {"scheduler": scheduler, "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": by_step}
