@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning_fairprune.figures._classes import MOST_ROWS, listed
-from lightning_fairprune.figures._compression import AXIS, in_percent, mark, place
 from lightning_fairprune.figures._lines import DASHED, handles, style
 from lightning_fairprune.figures._sheet import (
     BLUE,
@@ -21,6 +20,7 @@ from lightning_fairprune.figures._sheet import (
     Sheet,
     paper,
 )
+from lightning_fairprune.figures._sparsity import AXIS, in_percent, mark, place
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
