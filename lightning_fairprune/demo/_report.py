@@ -42,10 +42,8 @@ def rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
 
 
 def grouped(records: Sequence[Record]) -> dict[str, list[Record]]:
-    methods: dict[str, list[Record]] = {}
-    for record in records:
-        methods.setdefault(record.method, []).append(record)
-    return methods
+    methods = dict.fromkeys(record.method for record in records)
+    return {name: [record for record in records if record.method == name] for name in methods}
 
 
 def terminal_table(records: Sequence[Record]) -> Table:
@@ -86,11 +84,8 @@ def write(records: Sequence[Record], out: str | os.PathLike[str]) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     png = io.BytesIO()
     figure(records).savefig(png, format="png", dpi=150)
-    contents = {
-        "table.md": _markdown(records).encode(),
-        "runs.csv": _csv(records).encode(),
-        "classes.png": png.getvalue(),
-    }
+    contents = {"table.md": _markdown(records).encode(), "runs.csv": _csv(records).encode()}
+    contents["classes.png"] = png.getvalue()
     for name, content in contents.items():
         write_whole(folder / name, partial(Path.write_bytes, data=content))
     return [folder / name for name in contents]
@@ -124,12 +119,9 @@ def figure(records: Sequence[Record]) -> Any:
         axis.set_xticks(range(NUM_CLASSES), [str(int(k)) for k in order])
         axis.tick_params(axis="x", length=0)
     seeds = len(next(iter(methods.values())))
-    over = f"mean of {seeds} seeds, lines from lowest to highest; dashed: average over the digits"
-    chart.supxlabel(
-        "digit, from the easiest and most frequent to the hardest and rarest\n"
-        + (over if seeds > 1 else "one seed; dashed: average over the digits"),
-        fontsize=10,
-    )
+    over = f"mean of {seeds} seeds, lines from lowest to highest" if seeds > 1 else "one seed"
+    label = "digit, from the easiest and most frequent to the hardest and rarest\n"
+    chart.supxlabel(f"{label}{over}; dashed: average over the digits", fontsize=10)
     return chart
 
 

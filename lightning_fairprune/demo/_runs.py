@@ -108,17 +108,10 @@ def run(
     """
     require_extras()
     check(density, seeds, methods, steps)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=console is None,
-        transient=True,
-    )
+    columns = BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    progress: dict[str, Any] = {"console": console, "disable": console is None, "transient": True}
     records = []
-    with bar, _quiet():
+    with Progress(TextColumn("{task.description}"), *columns, **progress) as bar, _quiet():
         task = bar.add_task("", total=len(methods) * seeds * steps)
         # Seeds outside: an interrupted or tired machine slows all methods alike.
         for seed in range(seeds):

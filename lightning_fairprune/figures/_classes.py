@@ -85,8 +85,7 @@ class Rows:
 
         Returns the axes, and the height of each class shown on them as an array.
         """
-        room = 1.5 if sheet.narrow else 2.9
-        labels = [sheet.wrap(names[k], room, most=2) for k in self.shown.tolist()]
+        labels = [sheet.wrap(names[k], sheet.room, most=2) for k in self.shown.tolist()]
         left = max(sheet.measure(line) for label in labels for line in label.split("\n"))
         right = max(sheet.measure(line) for text in (*column, heading) for line in text.split("\n"))
         lines = [1 + max(a.count("\n"), b.count("\n")) for a, b in zip(labels, column, strict=True)]

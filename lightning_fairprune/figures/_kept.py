@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from lightning_fairprune.figures._classes import Rows, curve, fractions, left_out, limits, named
@@ -55,16 +54,15 @@ def density_against_recall(
             sheet.text("No class has samples.")
             return sheet.finish()
         (axis,) = sheet.axes(3.6 if narrow else 4.2, above=["share that is kept"])
-        size = 6 if len(classes) <= NAMED else 4
+        few = len(classes) <= NAMED
         style = {"marker": "o", "linestyle": "", "color": BLUE, "alpha": 0.8, "markeredgewidth": 0}
-        axis.plot(x[classes].tolist(), y[classes].tolist(), markersize=size, **style)
+        axis.plot(x[classes].tolist(), y[classes].tolist(), markersize=6 if few else 4, **style)
         axis.set_xlim(*limits(x[classes]))
         axis.set_ylim(*limits(y[classes]))
         axis.grid(**GRID)
         sheet.below([axis], "recall")
-        few = len(classes) <= NAMED
-        shown = classes if few else _extremes(x, y, classes)
-        missing = name_points(sheet, axis, x, y, shown.tolist(), names)
+        shown = classes.tolist() if few else _extremes(x, y, classes)
+        missing = name_points(sheet, axis, x, y, shown, names)
         if not few:
             sheet.text(f"{len(classes):,} classes; named are those at either end of either axis.")
         sheet.text(missing)
@@ -131,17 +129,12 @@ def _draw(sheet: Sheet, quota: Tensor, sizes: Tensor, order: Tensor, names: Sequ
     kept, size = quota[rows.shown], sizes[rows.shown]
     between = "\n" if sheet.narrow else "   "
     text = [
-        f"{k / n:.1%}{between}{int(k):,} of {int(n):,}".replace("%", " %")
+        f"{100 * (k / n):.1f} %{between}{int(k):,} of {int(n):,}"
         for k, n in zip(kept.tolist(), size.tolist(), strict=True)
     ]
     all_kept, all_size = int(quota.sum()), int(sizes.sum())
-    share = f"{all_kept / all_size:.1%}".replace("%", " %")
-    sheet.legend(
-        [
-            Patch(color=BLUE, label=f"kept: {all_kept:,} of {all_size:,} ({share})"),
-            Patch(color=PALE, label="dropped"),
-        ]
-    )
+    share = f"kept: {all_kept:,} of {all_size:,} ({100 * (all_kept / all_size):.1f} %)"
+    sheet.legend([Patch(color=BLUE, label=share), Patch(color=PALE, label="dropped")])
     axis, y = rows.draw(sheet, names, text, "kept")
     axis.barh(y, kept.numpy(), height=0.15, color=BLUE)
     axis.barh(y, (size - kept).numpy(), left=kept.numpy(), height=0.15, color=PALE)
@@ -153,10 +146,10 @@ def _draw(sheet: Sheet, quota: Tensor, sizes: Tensor, order: Tensor, names: Sequ
         curve(sheet, (quota / sizes)[order], "share kept")
 
 
-def _extremes(x: Tensor, y: Tensor, classes: Tensor) -> Tensor:
+def _extremes(x: Tensor, y: Tensor, classes: Tensor) -> list[int]:
     """Returns the classes at either end of either axis, each once."""
     found: dict[int, None] = {}
     for value in (x, y):
         order = classes[value[classes].argsort(stable=True)].tolist()
         found |= dict.fromkeys([*order[:EXTREMES], *order[-EXTREMES:]])
-    return torch.tensor(list(found))
+    return list(found)

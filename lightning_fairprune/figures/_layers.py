@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning_fairprune.figures._classes import MOST_ROWS, listed
-from lightning_fairprune.figures._compression import AXIS, in_percent, mark, place
 from lightning_fairprune.figures._lines import DASHED, handles, style
 from lightning_fairprune.figures._sheet import (
     BLUE,
@@ -21,6 +20,7 @@ from lightning_fairprune.figures._sheet import (
     Sheet,
     paper,
 )
+from lightning_fairprune.figures._sparsity import AXIS, in_percent, mark, place
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -154,7 +154,7 @@ def _bars(sheet: Sheet, layers: Mapping[str, float], total: float | None) -> Non
 def _rows(sheet: Sheet, names: Sequence[str], right: float = 0.25) -> Any:
     """Adds axes with a row for each layer; many are drawn closer together, and every so many is named."""
     every = math.ceil(len(names) / MOST_ROWS)
-    labels = [_end_of(sheet, name, 1.5 if sheet.narrow else 2.9) for name in names[::every]]
+    labels = [_end_of(sheet, name) for name in names[::every]]
     left = PAD + max(sheet.measure(label) for label in labels) + 0.1
     height = (LINE + 0.06) / every * len(names)
     (axis,) = sheet.axes(max(height, 2 * LINE), left=left, right=right)
@@ -164,11 +164,11 @@ def _rows(sheet: Sheet, names: Sequence[str], right: float = 0.25) -> Any:
     return axis
 
 
-def _end_of(sheet: Sheet, name: str, room: float) -> str:
+def _end_of(sheet: Sheet, name: str) -> str:
     """Returns a name that fits; its end is what tells layers apart."""
-    if sheet.measure(name) <= room:
+    if sheet.measure(name) <= sheet.room:
         return name
-    while name and sheet.measure(f"…{name}") > room:
+    while name and sheet.measure(f"…{name}") > sheet.room:
         name = name[1:]
     return f"…{name}"
 

@@ -93,14 +93,11 @@ def interval_in_words(*seeds: int) -> str:
     several = sorted({n for n in seeds if n > 1})
     if not several:
         return ""
-    if len(several) == 1:
-        how = "lowest to highest" if several[0] < FEW else "95 % t interval"
-        return f"mean of {several[0]} seeds, bars: {how}"
-    if several[0] < FEW <= several[1]:
-        how = f"lowest to highest of {several[0]}, 95 % t interval of {several[1]}"
-    else:
-        how = "95 % t interval" if several[0] >= FEW else "lowest to highest"
-    return f"mean of {several[0]} and {several[1]} seeds, bars: {how}"
+    kinds = ["lowest to highest" if n < FEW else "95 % t interval" for n in several]
+    if len(set(kinds)) > 1:
+        kinds = [f"{kind} of {n}" for kind, n in zip(kinds, several, strict=True)]
+    how, counts = ", ".join(dict.fromkeys(kinds)), " and ".join(map(str, several))
+    return f"mean of {counts} seeds, bars: {how}"
 
 
 def _draw(

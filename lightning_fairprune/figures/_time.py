@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 PANELS = {"worst": "worst class", "mean": "average over classes", "gap": "best minus worst class"}
 MOST_LINES = 10  # above this, only the classes at either end have a colour and a name
 EXTREMES = 4
+LINK: dict[str, Any] = {"arrowstyle": "-", "linewidth": 0.8, "relpos": (0, 0.5)}
 
 
 class EstimateLike(Protocol):
@@ -182,8 +183,7 @@ def _draw_quotas(
         others = len(order) - len(chosen)
         entries.append(Line2D([], [], label=f"{others:,} more classes", color=PALE, linewidth=1))
     sheet.legend(entries)
-    room = 1.5 if sheet.narrow else 2.9
-    labels = [sheet.wrap(names[k], room, most=1) for k in chosen.tolist()]
+    labels = [sheet.wrap(names[k], sheet.room, most=1) for k in chosen.tolist()]
     right = max(sheet.measure(label) for label in labels) + 0.4
     (axis,) = sheet.axes(3.2, right=right, above=["share that is kept"])
     looks = {k: style(i) for i, k in enumerate(sorted(chosen.tolist()))}
@@ -218,22 +218,16 @@ def _names_beside(
     low, high = axis.get_ylim()
     ends = [(float(share[k]) - low) / (high - low) * height for k in classes]
     places = apart(ends, LINE, height)
+    style: dict[str, Any] = {"va": "center", "color": DARK, "fontsize": FONT}
     for k, label, end, place in zip(classes, labels, ends, places, strict=True):
         axis.annotate(
             label,
             (epoch, low + end / height * (high - low)),
             (1 + 0.25 / width, place / height),
             textcoords="axes fraction",
-            va="center",
-            color=DARK,
-            fontsize=FONT,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": looks[k]["color"],
-                "linewidth": 0.8,
-                "relpos": (0, 0.5),
-            },
+            arrowprops={**LINK, "color": looks[k]["color"]},
             annotation_clip=False,
+            **style,
         )
 
 

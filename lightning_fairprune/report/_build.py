@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,14 @@ from lightning_fairprune.report._draw import drawings, render
 from lightning_fairprune.report._examples import check_dataset, examples_of, load_dataset
 from lightning_fairprune.report._export import classes_csv, markdown, runs_csv, summary_csv
 from lightning_fairprune.report._page import page
-from lightning_fairprune.report._read import read
+from lightning_fairprune.report._read import Paths, read
 
 OUT = "fairprune-report"
 
-Runs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-
 
 def report(
-    runs: Runs,
-    reference: Runs | None = None,
+    runs: Paths,
+    reference: Paths | None = None,
     out: str | os.PathLike[str] = OUT,
     *,
     data: str | None = None,
@@ -81,20 +78,16 @@ def require_extras() -> None:
 
 
 def prepare(
-    runs: Runs,
-    reference: Runs | None,
+    runs: Paths,
+    reference: Paths | None,
     out: str | os.PathLike[str],
     data: str | None,
     level: float,
     dataset: Any,
 ) -> tuple[Comparison, Any]:
     """Returns comparison and data set, and makes the folder: all that can go wrong, before drawing."""
-    comparison = compare(
-        read(_several(runs)),
-        [] if reference is None else read(_several(reference)),
-        data=data,
-        level=level,
-    )
+    others = [] if reference is None else read(reference)
+    comparison = compare(read(runs), others, data=data, level=level)
     if dataset is not None:
         dataset = load_dataset(dataset) if isinstance(dataset, str) else dataset
         check_dataset(dataset, comparison)
@@ -108,25 +101,15 @@ def prepare(
     return comparison, dataset
 
 
-def _several(runs: Runs) -> list[str | os.PathLike[str]]:
-    return [runs] if isinstance(runs, (str, os.PathLike)) else list(runs)
-
-
 def write(
     comparison: Comparison, dataset: Any, folder: Path, console: Console | None
 ) -> list[Path]:
     """Writes all files and returns them, the page first."""
     planned = drawings(comparison)
     planned += _sparsity.drawings(comparison) + _similarity.drawings(comparison)
-    bar = Progress(
-        TextColumn("Drawing"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        console=console,
-        disable=console is None or not console.is_terminal,
-        transient=True,
-    )
-    with bar:
+    columns = TextColumn("Drawing"), BarColumn(), MofNCompleteColumn()
+    hidden = console is None or not console.is_terminal
+    with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
         pictures = [render(drawing) for drawing in bar.track(planned)]
     thumbnails = [] if dataset is None else examples_of(comparison, dataset)
     contents = {f"{picture.drawing.name}.png": picture.file for picture in pictures}

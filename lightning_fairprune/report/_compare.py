@@ -83,14 +83,13 @@ class Setting:
     @property
     def mean_before(self) -> Tensor:
         """What it is compared with, [K]; NaN without a reference."""
-        empty = torch.full_like(self.mean, torch.nan)
-        return empty if self.before is None else self.before.nanmean(0)
+        return self.mean * torch.nan if self.before is None else self.before.nanmean(0)
 
     @property
     def change(self) -> Tensor:
         """After minus before, of each run, [M, K]; NaN without a reference."""
-        empty = torch.full_like(self.recall, torch.nan)
-        return empty if self.before is None else recalls.change(self.recall, self.before)
+        before = self.recall * torch.nan if self.before is None else self.before
+        return recalls.change(self.recall, before)
 
     @property
     def density(self) -> Tensor:
@@ -173,11 +172,7 @@ def compare(
     notes = []
     if len(compared) < len(runs):
         notes.append("Runs of the reference are not shown among the settings.")
-    base: ReferenceModels | None = None
-    if reference:
-        base = ReferenceModels(_stacked(reference, data), tuple(reference))
-    else:
-        base = _saved(compared, data)
+    base = _reference(reference, compared, data)
     settings = []
     for given, members in grouped(compared).items():
         label = printable(given)
@@ -193,10 +188,7 @@ def compare(
 
 
 def measures(recall: Tensor, before: Tensor | None) -> dict[str, Tensor]:
-    """Returns a number per run, float64 [M], by its name.
-
-    Average is the mean recall; alpha and disparity are NaN without a reference.
-    """
+    """Returns a number per run, float64 [M], by its name; alpha and disparity are NaN without a reference."""
     unknown = recall.new_full((len(recall),), torch.nan)
     return {
         "average": recall.nanmean(-1),
@@ -213,8 +205,10 @@ def _stacked(runs: Sequence[Run], data: str) -> Tensor:
     return torch.stack([run.history.last(data).counts.recall for run in runs])
 
 
-def _saved(runs: Sequence[Run], data: str) -> ReferenceModels | None:
-    """Returns the references that the runs have kept, each once."""
+def _reference(reference: Sequence[Run], runs: Sequence[Run], data: str) -> ReferenceModels | None:
+    """Returns the models of reference runs, else those that the runs have kept, each once."""
+    if reference:
+        return ReferenceModels(_stacked(reference, data), tuple(reference))
     found = {
         tuple(counts.recall.nan_to_num(-1).tolist()): counts.recall
         for run in runs

@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 from torch.utils.data import IterableDataset
@@ -13,17 +14,10 @@ from torch.utils.data import IterableDataset
 from lightning_fairprune.report import _check
 from lightning_fairprune.report._compare import Comparison, Setting
 from lightning_fairprune.report._read import Run
-from lightning_fairprune.report._thumbnails import Example, examples
+from lightning_fairprune.report._thumbnails import ClassExamples, Example, examples
 
 MOST_CLASSES = 10
-KINDS = (
-    "hardest_kept",
-    "easiest_kept",
-    "hardest_dropped",
-    "easiest_dropped",
-    "random_kept",
-    "random_dropped",
-)
+KINDS = [field.name for field in fields(ClassExamples) if field.name != "label"]
 Rows = list[tuple[str, Sequence[Example]]]
 
 
@@ -36,11 +30,7 @@ class SettingExamples(NamedTuple):
 
 
 def load_dataset(name: str) -> Any:
-    """Returns what ``package.module:name`` is, or returns when called.
-
-    Raises:
-        ValueError: If it cannot be imported.
-    """
+    """Returns what ``package.module:name`` is, or returns when called, or raises a ValueError."""
     module, _, attribute = name.partition(":")
     if not module or not attribute:
         raise ValueError(f"`dataset` must be written as package.module:name, got {name!r}.")

@@ -16,13 +16,7 @@ from lightning_fairprune.report._similarity import similarities
 def page(
     comparison: Comparison, pictures: Sequence[Picture], thumbnails: Sequence[SettingExamples] = ()
 ) -> str:
-    """Returns the page as HTML, rendered from the files in `templates`.
-
-    Args:
-        comparison: what it is about.
-        pictures: its figures.
-        thumbnails: examples of each pruned setting; none without a data set.
-    """
+    """Returns the page as HTML, rendered from the files in `templates`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

@@ -17,6 +17,7 @@ from lightning_fairprune.records.sparsity_record import SparsityRecord
 
 # Text that Lightning writes next to it; the first that says something names the settings.
 TEXTS = ("hparams.yaml", "config.yaml")
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 RECALLS = ("recalls.safetensors", "recalls.json")
 
 
@@ -50,18 +51,15 @@ class Run:
         return self.history.seed
 
 
-def read(arguments: Sequence[str | os.PathLike[str]]) -> list[Run]:
-    """Returns the runs that arguments of the form ``PATH`` or ``NAME=PATH`` stand for.
-
-    Args:
-        arguments: each the folder of a run, or a folder with such folders anywhere below it.
+def read(arguments: Paths) -> list[Run]:
+    """Returns the runs of one ``PATH`` or ``NAME=PATH`` or several, each of a run or of a folder with runs below.
 
     Raises:
         FileNotFoundError: If there is no such folder, or none with recalls in it.
         ValueError: If a file is damaged.
     """
     runs, seen = [], set()
-    for argument in arguments:
+    for argument in [arguments] if isinstance(arguments, str | os.PathLike) else arguments:
         name, path = _split(os.fspath(argument))
         folders = _folders(path)
         for folder in folders:
@@ -119,18 +117,12 @@ def _read(folder: Path, name: str | None, found_in: Path | None) -> Run:
         for text in TEXTS
         if (folder / text).is_file()
     }
+    record = PruningRecord.load(folder) if pruned else None
     similarity, sparsity = None, None
     with contextlib.suppress(FileNotFoundError):
         similarity = representation.load(folder)
     with contextlib.suppress(FileNotFoundError):
         sparsity = SparsityRecord.load(folder)
     return Run(
-        path=folder,
-        history=RecallHistory.load(folder),
-        record=PruningRecord.load(folder) if pruned else None,
-        name=name,
-        texts=texts,
-        found_in=found_in,
-        similarity=similarity,
-        sparsity=sparsity,
+        folder, RecallHistory.load(folder), record, name, texts, found_in, similarity, sparsity
     )

@@ -40,7 +40,6 @@ def amount(value: float) -> str:
 
 
 def class_name(comparison: Comparison, k: int) -> str:
-    """Returns the name of a class as it can stand in a sentence."""
     return comparison.names[k] if comparison.names else f"class {k}"
 
 
@@ -63,7 +62,7 @@ def compared_with(comparison: Comparison) -> str:
     """Returns how runs were matched with the reference, in one sentence."""
     reference = comparison.reference
     if reference is None:
-        whole = [g for g in comparison.settings if all(run.record is None for run in g.runs)]
+        whole = [s for s in comparison.settings if all(run.record is None for run in s.runs)]
         if not whole or len(whole) == len(comparison.settings):
             return HOW_TO_GET_DISTORTION
         paths = [run.path.as_posix() for run in whole[0].runs]
@@ -100,14 +99,13 @@ def findings(comparison: Comparison, setting: Setting) -> str:
     """Returns which classes changed significantly, in one sentence; nothing without a test."""
     if setting.test is None:
         return ""
-    found = marks(setting)
-    names = {
-        kind: [comparison.class_names[k] for k in setting.order.tolist() if found.get(k) == kind]
-        for kind in ("lost", "gained")
-    }
+    found, parts = marks(setting), []
     if not found:
         return "No class changed significantly relative to the average."
-    parts = [f"{kind}: {listed(several)}" for kind, several in names.items() if several]
+    for kind in ("lost", "gained"):
+        classes = [k for k in setting.order.tolist() if found.get(k) == kind]
+        if classes:
+            parts.append(f"{kind}: {listed([comparison.class_names[k] for k in classes])}")
     return f"Changed significantly relative to the average - {'; '.join(parts)}."
 
 
@@ -124,7 +122,7 @@ def _clause(comparison: Comparison, setting: Setting) -> str:
     change, before = float(setting.change.nanmean(0)[k]), float(setting.mean_before[k])
     average = float((setting.values["average"] - setting.before.nanmean(1)).mean())
     numbers = f"({points(before)} → {points(float(mean[k]))})"
-    # What the reader sees decides, and he sees one decimal.
+    # What the reader sees decides: one decimal.
     moved = "stayed" if abs(average) < 0.0005 else ("lost" if average < 0 else "gained")
     rest = f"the average {moved}" + ("" if moved == "stayed" else f" {points(abs(average))}")
     # The mean of the worst, as in the table, and not the worst of the mean.
