@@ -114,14 +114,14 @@ def run(
         tqdm(
             total=total, desc="scoring pass", disable=not progress or share.rank > 0, leave=False
         ) as bar,
-        undisturbed(model),
+        undisturbed(model) as own,
     ):
         for m, source in enumerate(sources):
             file = None
             if resume is not None:
                 file = PassFile(resume, f"{m}.rank{share.rank}of{share.world}")
                 file.check()
-            with weights_of(model, source):
+            with weights_of(model, source, own):
                 rows.append(share.gathered(look(share, observer, file, bar.update), model))
     return _combine(wanted, rows)
 
