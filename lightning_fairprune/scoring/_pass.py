@@ -113,7 +113,8 @@ def run(
     sources: tuple[Path | None, ...] = wanted.checkpoints or (None,)
     console = Console(stderr=True)
     shown = progress and share.rank == 0 and (console.is_terminal or console.is_jupyter)
-    with Progress(console=console, transient=True, disable=not shown) as bar, undisturbed(model):
+    bars = Progress(console=console, transient=True, disable=not shown)
+    with bars as bar, undisturbed(model) as own:
         task = bar.add_task("scoring pass", total=share.batches * len(sources))
         step = partial(bar.advance, task)
         for m, source in enumerate(sources):
@@ -121,7 +122,7 @@ def run(
             if resume is not None:
                 file = PassFile(resume, f"{m}.rank{share.rank}of{share.world}")
                 file.check()
-            with weights_of(model, source):
+            with weights_of(model, source, own):
                 rows.append(share.gathered(look(share, observer, file, step), model))
     return _combine(wanted, rows)
 
