@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import ranks
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, recall_score
 from torch import Tensor
 
-from lightning_fairprune.counts import ClassCounts, Tally, count
+from lightning_fairprune.counts import ClassCounts, Counting, Tally, count, counts_of
 
 
 def predictions(seed: int, n: int = 200, num_classes: int = 6) -> tuple[Tensor, Tensor]:
@@ -107,14 +109,89 @@ def test_labels_out_of_range_are_not_counted() -> None:
     assert (tp.tolist(), support.tolist()) == ([1, 0], [1, 0])
 
 
+# ------------------------------------------------------------- what a prediction is, in both ways to count
+
+INF, NAN = math.inf, math.nan
+
+
+def by_counting(logits: Tensor, target: Tensor) -> ClassCounts:
+    return Counting(logits.shape[1]).count(logits, target)
+
+
+def by_tally(logits: Tensor, target: Tensor) -> ClassCounts:
+    return tally_of(logits, target, batch=1).compute()
+
+
+@pytest.mark.parametrize("counts", [by_counting, by_tally])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("row", "predicted"),
+    [
+        ([0, 2, 1], 1),
+        ([2, 0, 2], 0),  # of equal ones the first
+        ([1, 1, 1], 0),
+        ([-INF, -3, -INF], 1),  # classes that are closed
+        ([-INF, 1, 1], 1),
+        ([-INF, -INF, -60_000], 2),
+        ([-INF, -INF, -INF], None),
+        ([0, INF, 1], None),
+        ([INF, 0, INF], None),
+        ([-INF, INF, 0], None),
+        ([0, NAN, 1], None),
+        ([NAN, 5, 1], None),
+        ([-INF, NAN, INF], None),
+        ([NAN, NAN, NAN], None),
+    ],
+    ids=str,
+)
+def test_the_prediction_is_the_first_of_the_highest_which_must_be_finite(
+    row: list[float], predicted: int | None, dtype: torch.dtype, counts: Any
+) -> None:
+    logits, target = torch.tensor([row, [9, 0, 0]], dtype=dtype), torch.tensor([0, 0])
+    for label in range(3):
+        target[0] = label
+        if predicted is None:
+            with pytest.raises(ValueError, match=r"of 1 .*samples are not finite"):
+                counts(logits, target)
+        else:
+            found = counts(logits, target)
+            assert found.tp.sum() == 1 + (label == predicted)
+            assert found.support.tolist() == [1 + (label == 0), int(label == 1), int(label == 2)]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.sampled_from([-INF, -1.0, 0.0, 2.0]), min_size=4, max_size=4),
+            st.integers(0, 3),
+        ),
+        min_size=1,
+        max_size=30,
+    ),
+    st.integers(1, 8),
+)
+def test_both_ways_to_count_agree(samples: list[tuple[list[float], int]], batch: int) -> None:
+    logits = torch.tensor([row for row, _ in samples])
+    target = torch.tensor([label for _, label in samples])
+    try:
+        one = by_counting(logits, target)
+    except ValueError:
+        with pytest.raises(ValueError, match="not finite"):
+            tally_of(logits, target, batch=batch).compute()
+        return
+    other = tally_of(logits, target, batch=batch, group=target).compute()
+    assert one.tp.tolist() == other.tp.tolist()
+    assert one.support.tolist() == other.support.tolist()
+
+
 # ----------------------------------------------------------------------------------------- Tally
 
 
 def tally_of(logits: Tensor, target: Tensor, *, batch: int, group: Tensor | None = None) -> Tally:
-    tally = Tally()
+    tally = Tally(groupings=group is not None)
     for i in range(0, len(target), batch):
         part = slice(i, i + batch)
-        tally.update(logits[part], target[part], None if group is None else group[part])
+        tally.update(logits[part], target[part], *([] if group is None else [group[part]]))
     return tally
 
 
@@ -166,6 +243,38 @@ def test_groups_take_the_place_of_classes() -> None:
     assert (counts.tp.tolist(), counts.support.tolist()) == expected
 
 
+def test_several_tallies_and_groupings_are_summed_once() -> None:
+    logits, target = predictions(9)
+    groups = [torch.arange(200) % 3, torch.arange(200) // 100 + 2]
+    tallies = [Tally(2), Tally(2), Tally(2)]
+    for i in range(0, 200, 20):
+        part = slice(i, i + 20)
+        tallies[i % 40 // 20].update(logits[part], target[part], *(g[part] for g in groups))
+    calls = []
+
+    def reduce(tensor: Tensor) -> Tensor:
+        calls.append(tensor)
+        return tensor
+
+    found = counts_of(tallies, reduce_sum=reduce, reduce_max=reduce)
+    assert len(calls) == 2
+    right = (logits.argmax(1) == target).tolist()
+    for turn, counts in enumerate(found[:2]):
+        mine = [j for j in range(200) if j // 20 % 2 == turn]
+        for ids, size, one in zip([target, *groups], (6, 3, 4), counts, strict=True):
+            expected = slow_counts([right[j] for j in mine], ids[mine].tolist(), size)
+            assert (one.tp.tolist(), one.support.tolist()) == expected
+    assert [one.num_classes for one in found[2]] == [0, 0, 0]
+
+
+def test_a_label_out_of_range_is_refused_among_groups_too() -> None:
+    logits, target = predictions(6)
+    target[5] = -100
+    tally = tally_of(logits, target, batch=50, group=torch.zeros(200).long())
+    with pytest.raises(ValueError, match="1 validation samples have a label outside"):
+        tally.compute(grouped=True)
+
+
 def test_one_class() -> None:
     counts = tally_of(torch.zeros(5, 1), torch.zeros(5).long(), batch=2).compute()
     assert (counts.tp.tolist(), counts.support.tolist()) == ([5], [5])
@@ -173,7 +282,7 @@ def test_one_class() -> None:
 
 def test_empty_tally_has_no_classes() -> None:
     for grouped in (False, True):
-        counts = Tally().compute(grouped=grouped)
+        counts = Tally(1).compute(grouped=grouped)
         assert counts.num_classes == 0
         assert math.isnan(counts.worst)
 
@@ -184,7 +293,7 @@ def broken(value: float) -> tuple[Tensor, Tensor]:
     return logits, target
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_logits_that_are_not_finite_are_refused(value: float) -> None:
     with pytest.raises(ValueError, match="logits of 2 validation samples are not finite"):
         tally_of(*broken(value), batch=50).compute()
@@ -222,7 +331,7 @@ def test_ranks_agree_with_one_even_if_one_saw_nothing(grouped: bool) -> None:
         tally_of(logits[part], target[part], batch=8, group=None if group is None else group[part])
         for part in thirds
     ]
-    for counts in on_ranks([*tallies, Tally()], grouped=grouped):
+    for counts in on_ranks([*tallies, Tally(grouped)], grouped=grouped):
         assert torch.equal(counts.tp, alone.tp)
         assert torch.equal(counts.support, alone.support)
 

@@ -367,6 +367,36 @@ def test_value_that_is_not_finite_names_sample_and_epoch(name: str) -> None:
         recorder.finish_epoch(2)
 
 
+def test_closed_classes_are_recorded_where_the_signals_are_finite() -> None:
+    # The softmax is (1/4, 3/4, 0); el2n is |p - y| over all classes.
+    row = [0.0, math.log(3), -torch.inf]
+    recorder = EpochRecorder(2, ALL)
+    recorder.update(torch.arange(2), torch.tensor([row, row]), torch.tensor([0, 1]))
+    recorder.finish_epoch(0)
+    expected = {
+        "correct": [False, True],
+        "el2n": [math.sqrt(2) * 3 / 4, math.sqrt(2) / 4],
+        "entropy": [math.log(4) - 3 / 4 * math.log(3)] * 2,
+        "loss": [math.log(4), math.log(4 / 3)],
+        "margin": [-math.log(3), math.log(3)],
+        "p_true": [1 / 4, 3 / 4],
+    }
+    seen = recorder.dynamics()
+    for name, values in expected.items():
+        assert seen.signal(name)[0].tolist() == pytest.approx(values, abs=1e-3), name
+
+
+def test_a_sample_of_a_closed_class_is_named() -> None:
+    recorder = EpochRecorder(2, ("loss",))
+    recorder.update(
+        torch.arange(2), torch.tensor([[0.0, 1.0], [0.0, -torch.inf]]), torch.tensor([1, 1])
+    )
+    with pytest.raises(
+        ValueError, match="`loss` is inf for 1 samples in epoch 0, first for sample 1"
+    ):
+        recorder.finish_epoch(0)
+
+
 @pytest.mark.parametrize("names", [(), ALL])
 @pytest.mark.parametrize("label", [-100, -1, C])
 def test_label_out_of_range_is_named(label: int, names: tuple[str, ...]) -> None:

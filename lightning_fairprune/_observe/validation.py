@@ -26,7 +26,7 @@ class RecallWindow:
 
     def __init__(self, length: int, shrinkage: float, *, grouped: bool) -> None:
         self.length, self.shrinkage, self.grouped = length, shrinkage, grouped
-        self._tally = Tally()
+        self._tally = Tally(self.grouped)
         self._counts: list[ClassCounts] = []
 
     def __len__(self) -> int:
@@ -34,11 +34,11 @@ class RecallWindow:
 
     def begin(self) -> None:
         """Before a validation."""
-        self._tally = Tally()
+        self._tally = Tally(self.grouped)
 
     def update(self, logits: Tensor, target: Tensor, group: Tensor | None) -> None:
         """One batch of it."""
-        self._tally.update(logits, target, group)
+        self._tally.update(logits, target, *([] if group is None else [group]))
 
     def finish(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """After it; all ranks must call this."""

@@ -232,7 +232,7 @@ class RecallMonitor(pl.Callback):
             self._tallies.setdefault((dataloader_idx, False), Tally()).update(logits, target)
             group = groups_of(batch, self.group_by)
             if group is not None:
-                tally = self._tallies.setdefault((dataloader_idx, True), Tally())
+                tally = self._tallies.setdefault((dataloader_idx, True), Tally(1))
                 tally.update(logits, target, group)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -286,7 +286,7 @@ class RecallMonitor(pl.Callback):
         self, trainer: pl.Trainer, module: pl.LightningModule, index: int, *, grouped: bool
     ) -> ClassCounts:
         # A rank may have had no batch of a loader; it takes part in the sums all the same.
-        return self._tallies.get((index, grouped), Tally()).compute(
+        return self._tallies.get((index, grouped), Tally(grouped)).compute(
             grouped=grouped,
             reduce_sum=sum_over_ranks(trainer),
             reduce_max=max_over_ranks(trainer),

@@ -1,6 +1,7 @@
 """Class counts: right predictions and support of each class, from which every recall follows."""
 
-from lightning_fairprune.counts._class_counts import ClassCounts, count
-from lightning_fairprune.counts._tally import Tally
+from lightning_fairprune.counts._class_counts import ClassCounts
+from lightning_fairprune.counts._counting import Counting, count
+from lightning_fairprune.counts._tally import Tally, counts_of
 
-__all__ = ["ClassCounts", "Tally", "count"]
+__all__ = ["ClassCounts", "Counting", "Tally", "count", "counts_of"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_fairprune import recalls
 
-__all__ = ["ClassCounts", "count"]
+__all__ = ["ClassCounts"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,28 +149,3 @@ class ClassCounts:
                 f"{int(reference.support[k])} samples of class {k}, this evaluation "
                 f"{int(self.support[k])}. Evaluate the reference model on this data."
             )
-
-
-def count(pred: Tensor, target: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Returns true positives and support of one batch, without waiting for the device.
-
-    Args:
-        pred: predicted class or whether the prediction was right (bool), [B].
-        target: class (or group, with a bool `pred`) of each sample, int64 [B]; samples outside
-            [0, K) are not counted.
-        num_classes: K.
-
-    Returns:
-        tp int64 [K] and support int64 [K].
-
-    Example:
-        >>> count(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]), 3)
-        (tensor([1, 1, 0]), tensor([2, 1, 0]))
-    """
-    right = pred if pred.dtype == torch.bool else pred == target
-    known = (target >= 0) & (target < num_classes)
-    where = target.clamp(0, num_classes - 1).long()
-    zeros = torch.zeros(num_classes, dtype=torch.int64, device=target.device)
-    tp = zeros.index_add(0, where, (right & known).long())
-    support = zeros.index_add(0, where, known.long())
-    return tp, support

@@ -1,34 +1,69 @@
-"""How predictions and labels become counts, without waiting for the device."""
+"""What a prediction is and where it is counted, without waiting for the device.
+
+A count is one int64 tensor [2K + 4]: the wrong and the right predictions of each class (or group); then the labels
+out of range, the predictions that are not finite, the predictions out of range and the samples left out. A slot of
+the last four may be negative, from the end, so that groups can be counted before it is known how many there are.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Integral
-from typing import TypedDict
 
 import torch
 from torch import Tensor
 
-from lightning_fairprune.counts import ClassCounts
+from lightning_fairprune.counts._class_counts import ClassCounts
 from lightning_fairprune.recalls import groups
 
+__all__ = ["Counting", "count"]
+FAULTS = _OUTSIDE, _NOT_FINITE, _UNKNOWN, _LEFT_OUT = range(-4, 0)  # slots from the end
 
-class Options(TypedDict, total=False):
-    """What the functional forms take beside predictions, labels and `num_classes`."""
 
-    ignore_index: int | None
-    top_k: int
-    num_attributes: int | None
-    attribute: Tensor | None
+def slots_of(
+    preds: Tensor,
+    label: Tensor,
+    num_classes: int,
+    top_k: int = 1,
+    *,
+    group: Tensor | None = None,
+    end: int = 0,
+) -> Tensor:
+    """Returns which element of a count each sample adds 1 to, int64, of the shape of `label`.
+
+    The prediction is the highest of the floating `preds` [B, C, ...], of equals the first. Only that one must be
+    finite: a class may be closed by a logit of -inf. NaN counts as the highest. Whole `preds` are class ids.
+    """
+    if preds.is_floating_point():
+        top, pred = preds.max(1)
+        right = pred == label if top_k == 1 else _in_top_k(preds, label, top_k)
+        broken, why = (top - top).isnan(), _NOT_FINITE  # infinity or NaN
+    else:
+        pred = preds.long()
+        right = pred == label
+        broken, why = pred != pred.clamp(0, num_classes - 1), _UNKNOWN
+    outside = label != label.clamp(0, num_classes - 1)
+    if group is not None:
+        outside |= group < 0
+    slot = torch.add(right, label if group is None else group, alpha=2)
+    return slot.masked_fill_(broken, end + why).masked_fill_(outside, end + _OUTSIDE)
+
+
+def regrouped(slots: Tensor, group: Tensor) -> Tensor:
+    """Returns the slots of the same predictions where groups are counted in place of classes."""
+    own = torch.add(slots % 2, group, alpha=2).masked_fill_(group < 0, _OUTSIDE)
+    return torch.where(slots < 0, slots, own)
+
+
+def counted(slots: Tensor, size: int) -> Tensor:
+    """Returns the count of `size` classes (or groups), int64 [2K + 4]."""
+    count = slots.new_zeros(2 * size - FAULTS[0])
+    return count.index_add_(0, slots % len(count), torch.ones_like(slots))
 
 
 @dataclass(frozen=True, slots=True)
 class Counting:
-    """What is counted as right and where.
-
-    A count is one int64 tensor [2K + 4]: the wrong predictions of each class (or group), the right ones,
-    then the labels out of range, the predictions that are not finite, the predictions out of range and
-    the samples left out. One `index_add_` per batch fills it.
+    """How predictions are counted by class, or by groups of class and attribute.
 
     Args:
         num_classes: Number of classes C, at least 1.
@@ -69,13 +104,19 @@ class Counting:
     def name(self) -> str:
         """A name that only metrics share which count alike."""
         return (
-            f"counts_{self.num_classes}_by_{self.num_attributes}"
+            f"slots_{self.num_classes}_by_{self.num_attributes}"
             f"_top_{self.top_k}_without_{self.ignore_index}"
         )
 
-    def zeros(self, device: torch.device | None = None) -> Tensor:
+    def zeros(self) -> Tensor:
         """Returns the count of nothing, int64 [2K + 4]."""
-        return torch.zeros(2 * self.size + 4, dtype=torch.int64, device=device)
+        return torch.zeros(2 * self.size + len(FAULTS), dtype=torch.int64)
+
+    @staticmethod
+    def parts(count: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns right predictions [K] and support [K] of a count."""
+        of_class = count[: FAULTS[0]].unflatten(0, (-1, 2))
+        return of_class[:, 1], of_class.sum(1)
 
     def slots(self, preds: Tensor, target: Tensor, attribute: Tensor | None = None) -> Tensor:
         """Returns which element of the count each sample adds 1 to, int64 [N].
@@ -85,27 +126,18 @@ class Counting:
             ValueError: If shapes do not fit, or `attribute` does not go with `num_attributes`.
         """
         self._check(preds, target, attribute)
-        last = self.num_classes - 1
-        label = group = target.long()
+        label, end = target.long(), 2 * self.size + len(FAULTS)
+        group = None
         if attribute is not None and self.num_attributes is not None:
             group = groups(label, attribute, self.num_attributes)
-        if preds.is_floating_point():
-            top, pred = preds.max(1)
-            right = pred == label if self.top_k == 1 else self._in_top_k(preds, label)
-            broken = (top - top).isnan()  # infinity or NaN; a NaN anywhere is the maximum
-        else:
-            pred = preds.long()
-            right = pred == label
-            broken = pred != pred.clamp(0, last)
-        outside = label != label.clamp(0, last)
-        if group is not label:
-            outside |= group < 0
-        slot = torch.add(group, right, alpha=self.size)
-        slot.masked_fill_(broken, 2 * self.size + (1 if preds.is_floating_point() else 2))
-        slot.masked_fill_(outside, 2 * self.size)
+        slots = slots_of(preds, label, self.num_classes, self.top_k, group=group, end=end)
         if self.ignore_index is not None:
-            slot.masked_fill_(label == self.ignore_index, 2 * self.size + 3)
-        return slot.reshape(-1)
+            slots.masked_fill_(label == self.ignore_index, end + _LEFT_OUT)
+        return slots.reshape(-1)
+
+    def count(self, preds: Tensor, target: Tensor, attribute: Tensor | None = None) -> ClassCounts:
+        """Returns the counts of one set of predictions."""
+        return self.read(counted(self.slots(preds, target, attribute), self.size))
 
     def read(self, count: Tensor) -> ClassCounts:
         """Returns true positives and support on the host.
@@ -114,8 +146,7 @@ class Counting:
             ValueError: If a label or a prediction was out of range or not finite.
         """
         count = count.cpu()
-        wrong, tp = count[: self.size], count[self.size : -4]
-        outside, not_finite, unknown, _ = count[-4:].tolist()
+        outside, not_finite, unknown, _ = count[FAULTS[0] :].tolist()
         if outside:
             also = f" or an attribute outside [0, {self.num_attributes})"
             raise ValueError(
@@ -130,7 +161,7 @@ class Counting:
             )
         if unknown:
             raise ValueError(f"{unknown} samples have `preds` outside [0, {self.num_classes}).")
-        return ClassCounts(tp, wrong + tp)
+        return ClassCounts(*self.parts(count))
 
     def _check(self, preds: Tensor, target: Tensor, attribute: Tensor | None) -> None:
         for name, value in (("preds", preds), ("target", target)):
@@ -176,20 +207,35 @@ class Counting:
                 f"`preds` must be logits or probabilities for `top_k={self.top_k}`, got class ids."
             )
 
-    def _in_top_k(self, preds: Tensor, label: Tensor) -> Tensor:
-        """Whether fewer than k classes come before the label; of equals, the lower id does."""
-        own_id = label.clamp(0, self.num_classes - 1).unsqueeze(1)
-        own = preds.gather(1, own_id)
-        ids = torch.arange(self.num_classes, device=preds.device)
-        ids = ids.reshape(-1, *[1] * (preds.ndim - 2))
-        ahead = (preds > own) | ((preds == own) & (ids < own_id))
-        return ahead.sum(1) < self.top_k
+
+def _in_top_k(preds: Tensor, label: Tensor, top_k: int) -> Tensor:
+    """Whether fewer than k classes come before the label; of equals, the lower id does."""
+    own_id = label.clamp(0, preds.shape[1] - 1).unsqueeze(1)
+    own = preds.gather(1, own_id)
+    ids = torch.arange(preds.shape[1], device=preds.device)
+    ids = ids.reshape(-1, *[1] * (preds.ndim - 2))
+    ahead = (preds > own) | ((preds == own) & (ids < own_id))
+    return ahead.sum(1) < top_k
 
 
-def count(
-    counting: Counting, preds: Tensor, target: Tensor, attribute: Tensor | None = None
-) -> ClassCounts:
-    """Returns the counts of one set of predictions."""
-    slots = counting.slots(preds, target, attribute)
-    total = counting.zeros(slots.device).index_add_(0, slots, torch.ones_like(slots))
-    return counting.read(total)
+def count(pred: Tensor, target: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Returns true positives and support of one batch, without waiting for the device.
+
+    Args:
+        pred: predicted class or whether the prediction was right (bool), [B].
+        target: class (or group, with a bool `pred`) of each sample, int64 [B]; samples outside
+            [0, K) are not counted.
+        num_classes: K.
+
+    Returns:
+        tp int64 [K] and support int64 [K].
+
+    Example:
+        >>> count(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]), 3)
+        (tensor([1, 1, 0]), tensor([2, 1, 0]))
+    """
+    label = target.long()
+    right = pred if pred.dtype == torch.bool else pred == label
+    outside = label != label.clamp(0, num_classes - 1)
+    slots = torch.add(right, label, alpha=2).masked_fill_(outside, _OUTSIDE)
+    return Counting.parts(counted(slots, num_classes))

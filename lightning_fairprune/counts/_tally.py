@@ -2,101 +2,125 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from lightning_fairprune.counts._class_counts import ClassCounts, count
+from lightning_fairprune.counts._class_counts import ClassCounts
+from lightning_fairprune.counts._counting import FAULTS, Counting, counted, regrouped, slots_of
 
-__all__ = ["Tally"]
+__all__ = ["Tally", "counts_of"]
 _MOST_BATCHES, _MOST_LOGITS = 16, 1 << 22  # that wait to be looked at
+
+Reduce = Callable[[Tensor], Tensor]
 
 
 class Tally:
-    """Collects the predictions of one evaluation and counts them once at its end.
+    """Collects the predictions of one evaluation, to be counted once at its end by class and by groups.
 
     Batches are put by and looked at together: on a small batch the dozen tensor functions that it takes
     cost their fixed price, not their arithmetic. Nothing is copied to the host before `compute`.
+
+    Args:
+        groupings: G, what is counted by besides the class.
     """
 
-    def __init__(self) -> None:
-        self.num_classes = 0
-        self._labels: list[Tensor] = []
-        self._outcomes: list[Tensor] = []
-        self._waiting: list[tuple[Tensor, Tensor]] = []
+    def __init__(self, groupings: int = 0) -> None:
+        self.groupings, self.num_classes = groupings, 0
+        self._slots: list[Tensor] = []  # [1 + G, n] each
+        self._waiting: list[tuple[Tensor, ...]] = []
         self._waiting_logits = 0
 
     def __len__(self) -> int:
-        return sum(len(labels) for labels in self._labels)
+        waiting = sum(len(target) for _, target, *_ in self._waiting)
+        return waiting + sum(slots.shape[1] for slots in self._slots)
 
-    def update(self, logits: Tensor, target: Tensor, group: Tensor | None = None) -> None:
+    def update(self, logits: Tensor, target: Tensor, *groups: Tensor) -> None:
         """Adds one batch.
 
         Args:
-            logits: [B, C].
+            logits: [B, C]; -inf for a class that is closed.
             target: int64 [B].
-            group: what to count by instead of the class, int64 [B].
+            *groups: G times the group of each sample, int64 [B].
         """
         if self._waiting and logits.shape[1:] != self._waiting[0][0].shape[1:]:
             self._look()
         self.num_classes = max(self.num_classes, logits.shape[1])
         # Copies: a compiled step may use the same memory again for the next batch.
-        target = target.clone()
-        self._waiting.append((logits.clone(), target))
-        self._labels.append(target if group is None else group)
+        self._waiting.append(tuple(tensor.clone() for tensor in (logits, target, *groups)))
         self._waiting_logits += logits.numel()
         if len(self._waiting) >= _MOST_BATCHES or self._waiting_logits >= _MOST_LOGITS:
             self._look()
 
     def _look(self) -> None:
-        if not self._waiting:
-            return
-        logits, target = (torch.cat(column) for column in zip(*self._waiting, strict=True))
-        self._waiting, self._waiting_logits = [], 0
-        right = logits.argmax(dim=1) == target
-        finite = logits.isfinite().all(dim=1)
-        self._outcomes.append(right.to(torch.int8) + 2 * (~finite).to(torch.int8))
+        if self._waiting:
+            logits, target, *groups = map(torch.cat, zip(*self._waiting, strict=True))
+            self._waiting, self._waiting_logits = [], 0
+            slots = slots_of(logits, target.long(), logits.shape[1])
+            self._slots.append(torch.stack([slots, *(regrouped(slots, g) for g in groups)]))
+
+    def slots(self, device: torch.device | str) -> Tensor:
+        """Returns the slots of all samples by class and by each grouping, int64 [1 + G, N]."""
+        self._look()
+        nothing = torch.zeros(1 + self.groupings, 0, dtype=torch.int64, device=device)
+        return torch.cat(self._slots or [nothing], 1)
 
     def compute(
         self,
         *,
         grouped: bool = False,
-        reduce_sum: Callable[[Tensor], Tensor] = lambda tensor: tensor,
-        reduce_max: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+        reduce_sum: Reduce = torch.clone,
+        reduce_max: Reduce = torch.clone,
         device: torch.device | str = "cpu",
     ) -> ClassCounts:
-        """Returns the counts over all ranks, on the host.
+        """Returns the counts over all ranks by class, or by the first grouping: see `counts_of`."""
+        return counts_of([self], reduce_sum, reduce_max, device)[0][grouped]
 
-        Args:
-            grouped: whether labels are groups, whose number is one more than the largest.
-            reduce_sum: sums a tensor over the ranks.
-            reduce_max: takes the maximum over the ranks.
-            device: where to count when this rank saw nothing.
 
-        Raises:
-            ValueError: If a logit was not finite or a label not in [0, K).
-        """
-        self._look()
-        nothing = torch.zeros(0, dtype=torch.int64, device=device)
-        labels = torch.cat([nothing, *self._labels])
-        outcomes = torch.cat([nothing.to(torch.int8), *self._outcomes])
-        largest = labels.max() if grouped and len(labels) else labels.new_tensor(-1)
-        size = labels.new_tensor(self.num_classes) if not grouped else largest + 1
-        num_classes = int(reduce_max(size))
-        tp, support = count(outcomes == 1, labels, num_classes)
-        outside = ((labels < 0) | (labels >= num_classes)).sum()
-        broken = (outcomes >= 2).sum()
-        total = reduce_sum(torch.cat([tp, support, outside[None], broken[None]])).cpu()
-        if total[-1]:
-            raise ValueError(
-                f"the logits of {int(total[-1])} validation samples are not finite: the training "
-                "has diverged; lower the learning rate."
-            )
-        if total[-2]:
-            raise ValueError(
-                f"{int(total[-2])} validation samples have a {'group' if grouped else 'label'} outside "
-                f"[0, {num_classes}): number them from 0"
-                f"{'' if grouped else ', as the logits are'}."
-            )
-        return ClassCounts(total[:num_classes], total[num_classes : 2 * num_classes])
+def counts_of(
+    tallies: Sequence[Tally],
+    reduce_sum: Reduce = torch.clone,
+    reduce_max: Reduce = torch.clone,
+    device: torch.device | str = "cpu",
+) -> list[tuple[ClassCounts, ...]]:
+    """Returns the counts of several tallies over all ranks, on the host, with one sum for all of them.
+
+    Args:
+        tallies: one or more, with the same G and as many on every rank; a rank may have seen nothing.
+        reduce_sum: sums a tensor over the ranks.
+        reduce_max: takes the maximum over the ranks.
+        device: where to count when this rank saw nothing.
+
+    Returns:
+        For each tally the counts by class and by each grouping, in which the largest group is the last.
+
+    Raises:
+        ValueError: If the highest logit of a sample was not finite, a label not in [0, C) or a group negative.
+    """
+    rows = 1 + tallies[0].groupings
+    slots = [row for tally in tallies for row in tally.slots(device)]
+    last = [row.max() // 2 if len(row) else row.new_tensor(-1) for row in slots]
+    # By class there are as many as there are logits.
+    last[::rows] = [slots[0].new_tensor(tally.num_classes - 1) for tally in tallies]
+    sizes = (reduce_max(torch.stack(last)).clamp(min=-1) + 1).tolist()
+    local = [counted(row, size) for row, size in zip(slots, sizes, strict=True)]
+    total = reduce_sum(torch.cat(local)).cpu().split([len(count) for count in local])
+    found = [_read(count, i % rows > 0) for i, count in enumerate(total)]
+    return [tuple(found[i : i + rows]) for i in range(0, len(found), rows)]
+
+
+def _read(count: Tensor, grouped: bool) -> ClassCounts:
+    outside, not_finite, *_ = count[FAULTS[0] :].tolist()
+    if not_finite:
+        raise ValueError(
+            f"the logits of {not_finite} validation samples are not finite: the training "
+            "has diverged; lower the learning rate."
+        )
+    if outside:
+        raise ValueError(
+            f"{outside} validation samples have a {'group' if grouped else 'label'} outside "
+            f"[0, {len(count) // 2 - 2}): number them from 0"
+            f"{'' if grouped else ', as the logits are'}."
+        )
+    return ClassCounts(*Counting.parts(count))

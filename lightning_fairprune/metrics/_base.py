@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_fairprune.counts import ClassCounts
-from lightning_fairprune.counts._counting import Counting
+from lightning_fairprune.counts import ClassCounts, Counting
 from lightning_fairprune.metrics import _plot
 
 
@@ -75,12 +74,12 @@ class CountMetric(Metric):
     @property
     def tp(self) -> Tensor:
         """Right predictions of each class (or group) so far on this rank, int64 [K]."""
-        return self._count[self._counting.size : 2 * self._counting.size]
+        return self._counting.parts(self._count)[0]
 
     @property
     def support(self) -> Tensor:
         """Samples of each class (or group) so far on this rank, int64 [K]."""
-        return self._count[: self._counting.size] + self.tp
+        return self._counting.parts(self._count)[1]
 
     @property
     def _count(self) -> Tensor:

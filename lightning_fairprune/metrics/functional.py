@@ -10,14 +10,13 @@ anything out of range.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor
 
 from lightning_fairprune import recalls
-from lightning_fairprune.counts import ClassCounts
-from lightning_fairprune.counts._counting import Counting, Options, count
+from lightning_fairprune.counts import ClassCounts, Counting
 from lightning_fairprune.metrics._reference import Reference
 
 if TYPE_CHECKING:
@@ -39,6 +38,15 @@ __all__ = [
     "worst_k_recall",
     "zero_recall_classes",
 ]
+
+
+class Options(TypedDict, total=False):
+    """What the functional forms take beside predictions, labels and `num_classes`."""
+
+    ignore_index: int | None
+    top_k: int
+    num_attributes: int | None
+    attribute: Tensor | None
 
 
 def class_recall(
@@ -303,7 +311,7 @@ def intensification_ratio(
 
 
 def _counts(preds: Tensor, target: Tensor, num_classes: int, options: Options) -> ClassCounts:
-    return count(_counting(num_classes, options), preds, target, options.get("attribute"))
+    return _counting(num_classes, options).count(preds, target, options.get("attribute"))
 
 
 def _reference(
