@@ -293,7 +293,7 @@ def test_the_config_of_the_documentation_is_valid() -> None:
     page = Path(__file__).parents[1] / "docs" / "experiments.md"
     block = page.read_text().partition("```yml\n")[2].partition("```")[0]
     built = config.build(plain(yaml.safe_load(block)))
-    assert built.one_fit["one_fit+minimax"].prune(0.3, 2).quota_fn.leak == 0.2
+    assert built.one_fit["one_fit+minimax"].prune(0.3, 2).settings.quota.leak == 0.2
     assert len(cells_of(built)) == 3 * (2 + 1 + 2 + 2 * (5 + 2))
 
 

@@ -362,4 +362,4 @@ class TestWithoutTheOtherPackage:
             strategy=self.tree(package, "DDPStrategy", "DeepSpeedStrategy"),
         )
         with pytest.raises(ValueError, match=r"after='restart' works on one device and with DDP"):
-            _checks.trainer(callback, trainer, users.Model())  # type: ignore[arg-type]
+            _checks.trainer(callback.settings, trainer, users.Model())  # type: ignore[arg-type]

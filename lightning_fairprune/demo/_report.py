@@ -6,6 +6,7 @@ import csv
 import io
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,18 @@ from lightning_fairprune.demo._runs import Record
 
 # Colours of Okabe and Ito, which colour-blind readers can tell apart.
 BLUE, VERMILION = "#0072B2", "#D55E00"
-COLUMNS = ("method", "average", "worst", "gap", "std", "samples seen", "seconds")
+# Columns, with what they show of class counts.
+MEASURES = {"average": "mean", "worst": "worst", "gap": "gap", "std": "std"}
+COLUMNS = ("method", *MEASURES, "samples seen", "seconds")
 
 
 def rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
-    """Returns one row of text per method: mean over the seeds, lowest and highest in brackets."""
+    """Returns a row of text for each method: mean over the seeds, lowest and highest in brackets."""
     table = []
     for method, of_method in grouped(records).items():
         recalls = [
             _spread([float(getattr(record.counts, name)) for record in of_method])
-            for name in ("mean", "worst", "gap", "std")
+            for name in MEASURES.values()
         ]
         seen = {record.samples_seen for record in of_method}
         seconds = sum(record.seconds for record in of_method) / len(of_method)
@@ -39,7 +42,6 @@ def rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
 
 
 def grouped(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Returns the records of each method, methods in order of appearance."""
     methods: dict[str, list[Record]] = {}
     for record in records:
         methods.setdefault(record.method, []).append(record)
@@ -47,7 +49,6 @@ def grouped(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def terminal_table(records: Sequence[Record]) -> Table:
-    """Returns the table for the terminal."""
     table = Table(
         title="Recall of the ten digits on test images",
         title_style="bold",
@@ -91,7 +92,7 @@ def write(records: Sequence[Record], out: str | os.PathLike[str]) -> list[Path]:
         "classes.png": png.getvalue(),
     }
     for name, content in contents.items():
-        _replace(folder / name, content)
+        write_whole(folder / name, partial(Path.write_bytes, data=content))
     return [folder / name for name in contents]
 
 
@@ -173,20 +174,14 @@ def _csv(records: Sequence[Record]) -> str:
     """Returns one line per run, with what every class kept and how it was recognised."""
     text = io.StringIO()
     classes = range(NUM_CLASSES)
-    names = ["method", "seed", "average", "worst", "gap", "std", "samples_seen", "seconds"]
+    names = ["method", "seed", *MEASURES, "samples_seen", "seconds"]
     names += [f"kept_{k}" for k in classes] + [f"recall_{k}" for k in classes]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
     for record in records:
-        counts = record.counts
-        summary = (counts.mean, counts.worst, counts.gap, counts.std)
-        writer.writerow(
-            [record.method, record.seed, *(f"{value:.4f}" for value in summary)]
-            + [record.samples_seen, f"{record.seconds:.2f}", *record.kept.tolist()]
-            + [f"{value:.4f}" for value in counts.recall.tolist()]
-        )
+        values = [getattr(record.counts, name) for name in MEASURES.values()]
+        shares = [f"{float(value):.4f}" for value in [*values, *record.counts.recall]]
+        line = [record.method, record.seed, *shares[: len(values)], record.samples_seen]
+        line += [f"{record.seconds:.2f}", *record.kept.tolist(), *shares[len(values) :]]
+        writer.writerow(line)
     return text.getvalue()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    write_whole(path, lambda temporary: temporary.write_bytes(content))

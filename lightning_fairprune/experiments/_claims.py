@@ -117,7 +117,9 @@ def _distortion_claims(experiment: Experiment, rows: Sequence[Row]) -> list[Clai
     alpha = _alphas(rows)
     known = (criteria.magnitude, criteria.gradient, criteria.undecayed, criteria.random)
     magnitude, gradient, undecayed, random = (_at_once(experiment.weights, c) for c in known)
-    chance = [n for n, m in experiment.weights.items() if m.prune().criterion is criteria.random]
+    chance = [
+        n for n, m in experiment.weights.items() if m.prune().settings.criterion is criteria.random
+    ]
     others = [name for name in alpha if name not in chance]
     tests = {
         "At a ratio of 2 differences between classes shrink: alpha is below 1 (all but random "
@@ -151,7 +153,7 @@ def _at_once(weights: Mapping[str, WeightMethod], criterion: Callable[..., Any])
         (
             name
             for name, method in weights.items()
-            if method.prune().criterion is criterion and method.start == method.end == 0
+            if method.prune().settings.criterion is criterion and method.start == method.end == 0
         ),
         None,
     )

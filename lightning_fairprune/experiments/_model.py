@@ -17,7 +17,6 @@ from lightning_fairprune._loading.labels import labels_of
 from lightning_fairprune._loading.rebuild import sampled_dataset
 from lightning_fairprune._loading.wrapper import FairPruneDataModule
 from lightning_fairprune.callbacks import DataPruning
-from lightning_fairprune.callbacks._data.decision import Decision
 from lightning_fairprune.experiments._cells import Cell
 from lightning_fairprune.experiments._length import final_length, one_fit_length
 from lightning_fairprune.experiments._parts import Method
@@ -35,6 +34,7 @@ from lightning_fairprune.experiments._train import (
 )
 from lightning_fairprune.records.pruning_record import PruningRecord
 from lightning_fairprune.records.settings import name_of
+from lightning_fairprune.selection.decision import Decision
 
 __all__ = ["run_baseline", "run_final", "run_one_fit", "train_and_test"]
 

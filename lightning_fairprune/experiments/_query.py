@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_fairprune import signals
 from lightning_fairprune._files import read_tensors, write_tensors
 from lightning_fairprune._loading.wrapper import FairPruneDataModule
-from lightning_fairprune.callbacks._data.warmup import WarmUp
+from lightning_fairprune._observe.warmup import WarmUp
 from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.experiments._cells import Cell
 from lightning_fairprune.experiments._parts import Method, score_name
@@ -52,7 +52,7 @@ def run_query(cell: Cell, experiment: Experiment, folder: Path, seed: int) -> di
     observer = _Observer(experiment, data, weights)
     fit = trainer(experiment, folder, [meter, observer, counted], max_epochs=query.epochs)
     fit.fit(model, datamodule=data)
-    observer.record.recorder.dynamics().save(folder / "dynamics.safetensors")
+    observer.record.dynamics.save(folder / "dynamics.safetensors")
     counts = recalls(counted, experiment, "val")
     return {
         "tp": counts.tp.tolist(),
@@ -97,17 +97,17 @@ class _Observer(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.record.open(pl_module, batch)
+        self.record.before_step(pl_module, batch)
 
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
     ) -> None:
-        self.record.look(pl_module, loss)
+        self.record.before_backward(pl_module, loss)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, i: int
     ) -> None:
-        self.record.note(pl_module, outputs, batch)
+        self.record.after_step(pl_module, outputs, batch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.record.finish_epoch(trainer.current_epoch)

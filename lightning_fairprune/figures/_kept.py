@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_fairprune.figures._classes import Rows, curve, fractions, left_out, limits, named
 from lightning_fairprune.figures._points import name_points
-from lightning_fairprune.figures._sheet import BLUE, GRID, PALE, Sheet, settings
+from lightning_fairprune.figures._sheet import BLUE, GRID, PALE, Sheet, paper
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,11 +20,7 @@ EXTREMES = 3  # above, so many at each end of either axis
 
 
 def density_against_recall(
-    density: Tensor,
-    recall: Tensor,
-    names: Sequence[object] | None = None,
-    *,
-    narrow: bool = False,
+    density: Tensor, recall: Tensor, names: Sequence[object] | None = None, *, narrow: bool = False
 ) -> Figure:
     """Draws the share of each class that is kept against its recall.
 
@@ -36,9 +32,6 @@ def density_against_recall(
         recall: in [0, 1], [K]; those that the quotas were set from, say, or those of a reference.
         names: of the classes; None for their numbers.
         narrow: for a phone.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: If a value is not in [0, 1] or shapes or names do not fit.
@@ -57,8 +50,7 @@ def density_against_recall(
     names = named(names, len(y))
     known = ~(x + y).isnan()
     classes = known.nonzero().squeeze(1)
-    with settings():
-        sheet = Sheet(narrow)
+    with paper(narrow) as sheet:
         if not len(classes):
             sheet.text("No class has samples.")
             return sheet.finish()
@@ -81,11 +73,7 @@ def density_against_recall(
 
 
 def kept_by_class(
-    quota: Tensor,
-    sizes: Tensor,
-    names: Sequence[object] | None = None,
-    *,
-    narrow: bool = False,
+    quota: Tensor, sizes: Tensor, names: Sequence[object] | None = None, *, narrow: bool = False
 ) -> Figure:
     """Draws how many samples of each class are kept and dropped, the class that keeps least on top.
 
@@ -96,9 +84,6 @@ def kept_by_class(
         sizes: samples of each class, int64 [K]; a class without any is left out.
         names: of the classes; None for their numbers.
         narrow: for a phone.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: If a quota is not between 0 and the size or shapes or names do not fit.
@@ -113,8 +98,7 @@ def kept_by_class(
     names = named(names, len(sizes))
     share = quota / sizes
     order = share.argsort(stable=True)[: int((sizes > 0).sum())]  # sorting puts NaN last
-    with settings():
-        sheet = Sheet(narrow)
+    with paper(narrow) as sheet:
         if len(order):
             _draw(sheet, quota, sizes, order, names)
         else:

@@ -34,18 +34,9 @@ class _Place:
 def name_points(
     sheet: Sheet, axis: Any, x: Tensor, y: Tensor, classes: Sequence[int], names: Sequence[str]
 ) -> str:
-    """Writes the names of `classes` next to their points; the limits of the axes must be set before.
+    """Writes the names of `classes` next to their points, x and y [K]; the limits of the axes must be set before.
 
-    Args:
-        sheet: that has the axes.
-        axis: axes with the points.
-        x: of all points, [K].
-        y: of all points, [K].
-        classes: which to name.
-        names: of all classes.
-
-    Returns:
-        A note on the names that found no room; "" when all did.
+    Returns a note on the names that found no room; "" when all did.
     """
     from matplotlib.patheffects import withStroke
 
@@ -58,11 +49,8 @@ def name_points(
     sizes = {k: (sheet.measure(text) + 0.04, LINE) for k, text in texts.items()}
     found: dict[int, _Place] = {}
     for order in _orders(classes, inches):
-        attempt = _places(order, inches, dots, sizes, (width, height))
-        if len(attempt) > len(found):
-            found = attempt
-        if len(found) == len(classes):
-            break
+        if len(found) < len(classes):
+            found = max(found, _places(order, inches, dots, sizes, (width, height)), key=len)
     for k, place in found.items():
         box, at = place.box, place.at
         middle = ((box[0] + box[2]) / 2 - at[0], (box[1] + box[3]) / 2 - at[1])

@@ -17,7 +17,7 @@ BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 PURPLE, SKY, BLACK = "#CC79A7", "#56B4E9", "#000000"
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 DARK, GREY, PALE, FAINT = "#333333", "#767676", "#D9D9D9", "#EBEBEB"
-# Said to each axis: ticks made when the figure is drawn would else follow the caller's settings.
+# Given to each axis: ticks made when the figure is drawn would else follow the caller's settings.
 GRID: dict[str, Any] = {"color": FAINT, "linewidth": 0.8}
 
 WIDE, NARROW = 9.0, 4.2  # inches: a desktop page, a phone of 390 pixels
@@ -28,8 +28,8 @@ TICKS = 0.27  # inches for the numbers below an axis
 
 
 @contextlib.contextmanager
-def settings() -> Iterator[None]:
-    """Matplotlib's own settings with ours on top, whatever the caller has set, and his again after."""
+def paper(narrow: bool) -> Iterator[Sheet]:
+    """Yields an empty sheet; matplotlib has its own settings with ours on top, and the caller's again after."""
     try:
         import matplotlib
         from matplotlib import style
@@ -40,7 +40,7 @@ def settings() -> Iterator[None]:
 
     fonts = {key: matplotlib.rcParams[key] for key in ("font.family", "font.sans-serif")}
     ours: dict[str, Any] = {
-        **fonts,  # the caller's, who knows which one has the letters of his class names
+        **fonts,  # the caller's, who knows which has the letters of the class names
         "font.size": FONT,
         "text.parse_math": False,  # a class may be called "$5 note, $10 note"
         "axes.edgecolor": GREY,
@@ -49,15 +49,11 @@ def settings() -> Iterator[None]:
         "axes.axisbelow": True,
     }
     with style.context(["default", ours]):
-        yield
+        yield Sheet(narrow)
 
 
 class Sheet:
-    """Stacks text, legends and axes; `finish` sets the height that they came to.
-
-    Args:
-        narrow: for a phone.
-    """
+    """Stacks text, legends and axes; `finish` sets the height that they came to."""
 
     def __init__(self, narrow: bool) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -104,7 +100,6 @@ class Sheet:
         return f"{line.rstrip()}…"
 
     def gap(self, inches: float) -> None:
-        """Leaves room."""
         self._used += inches
 
     def text(self, text: str, *, size: float = FONT, weight: str = "normal") -> None:
@@ -155,14 +150,9 @@ class Sheet:
         above: Sequence[str] = ("",),
         bold: bool = False,
     ) -> list[Any]:
-        """Adds a row of axes.
+        """Adds a row of axes, `left` and `right` inches free beside each.
 
-        Args:
-            height: of each, in inches.
-            left: inches free to the left of each.
-            right: inches free to the right of each.
-            above: what the vertical axis of each is, written above it, where no turned text is needed.
-            bold: whether this is written bold.
+        What the vertical axis of each is, is written above it, where no turned text is needed.
         """
         cell = self.width / len(above)
         self._used += LINE + 0.1 if any(above) else 0.0
@@ -187,11 +177,10 @@ class Sheet:
         self._used += TICKS + (1 + text.count("\n")) * LINE + 0.08
 
     def size_of(self, axis: Any) -> tuple[float, float]:
-        """Returns width and height of axes in inches."""
+        """Returns width and height in inches."""
         return next((w, h) for known, _, _, w, h in self._axes if known is axis)
 
     def finish(self) -> Figure:
-        """Returns the figure."""
         height = self._used + PAD
         self.chart.set_size_inches(self.width, height)
         for item, x, y in self._texts:

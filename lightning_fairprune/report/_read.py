@@ -1,7 +1,8 @@
-"""What a run left behind, read from the folder of its logger."""
+"""The files of a run, read from the folder of its logger."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -26,12 +27,12 @@ class Run:
     Args:
         path: its folder.
         history: the recalls of every evaluation.
-        record: what data pruning did; None if it did nothing.
-        name: what the user calls the setting that the run belongs to; None if he does not.
-        texts: content of `hparams.yaml` and `config.yaml`, where they are.
+        record: of data pruning; None without it.
+        name: what the user calls its setting; None for no name.
+        texts: content of `hparams.yaml` and `config.yaml`, where they exist.
         found_in: the folder that the user named, if it holds more runs than this one.
-        similarity: of each layer to that of the dense network; None if nobody compared them.
-        sparsity: what weight pruning did; None if it did nothing.
+        similarity: of each layer to that of the dense network; None if they were not compared.
+        sparsity: of weight pruning; None without it.
     """
 
     path: Path
@@ -110,22 +111,26 @@ def _has_recalls(folder: Path) -> bool:
 
 
 def _read(folder: Path, name: str | None, found_in: Path | None) -> Run:
-    history = RecallHistory.load(folder)
     pruned = any(
         (place / "pruning.safetensors").is_file() for place in (folder, folder / RUN_FOLDER)
     )
-    record = PruningRecord.load(folder) if pruned else None
     texts = {
         text: (folder / text).read_text(encoding="utf-8", errors="replace")
         for text in TEXTS
         if (folder / text).is_file()
     }
-    try:
+    similarity, sparsity = None, None
+    with contextlib.suppress(FileNotFoundError):
         similarity = representation.load(folder)
-    except FileNotFoundError:
-        similarity = None
-    try:
+    with contextlib.suppress(FileNotFoundError):
         sparsity = SparsityRecord.load(folder)
-    except FileNotFoundError:
-        sparsity = None
-    return Run(folder, history, record, name, texts, found_in, similarity, sparsity)
+    return Run(
+        path=folder,
+        history=RecallHistory.load(folder),
+        record=PruningRecord.load(folder) if pruned else None,
+        name=name,
+        texts=texts,
+        found_in=found_in,
+        similarity=similarity,
+        sparsity=sparsity,
+    )

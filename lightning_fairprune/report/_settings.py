@@ -20,6 +20,7 @@ ALWAYS = {PRUNING: ("quota", "density"), WEIGHTS: ("criterion", "sparsity")}
 # Where a run lies and which number it has is no setting.
 _PLACES = {"default_root_dir", "save_dir", "dirpath", "log_dir", "ckpt_path"}
 _MOST_VALUES = 100_000
+_MOST_TEXT = 20_000  # characters of a file that are shown
 _SEED = re.compile(r"(^|_)seed($|_)", re.IGNORECASE)
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _MODULE = re.compile(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])")
@@ -41,6 +42,20 @@ def configuration(run: Run) -> dict[str, str]:
     for name, text in run.texts.items():
         found |= _flat(_parsed(text), name.removesuffix(".yaml"))
     return found
+
+
+def texts_of(run: Run) -> dict[str, str]:
+    """Returns the settings of a run as they were written, by where they come from; long ones cut off."""
+    texts = {}
+    for name, record in (("pruning", run.record), ("weight pruning", run.sparsity)):
+        if record is not None:
+            texts[name] = "\n".join(f"{key}: {value}" for key, value in record.settings.items())
+    return {
+        name: (
+            text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]}\n... cut off here"
+        ).strip()
+        for name, text in (texts | run.texts).items()
+    }
 
 
 def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:

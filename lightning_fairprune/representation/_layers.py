@@ -15,8 +15,6 @@ from lightning_fairprune._model.trees import first_tensor
 from lightning_fairprune.representation._measures import FROM_PRODUCTS, linear_cka
 from lightning_fairprune.representation._products import Products, rows_of
 
-__all__ = ["compare_layers"]
-
 _CONVOLUTIONS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
 )  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_fairprune.callbacks._data.planned import planned_stepping_batches
+from lightning_fairprune.callbacks import planned_stepping_batches
 from lightning_fairprune.experiments.models._initial import xavier
 
 __all__ = ["Classifier", "lr_factor"]
