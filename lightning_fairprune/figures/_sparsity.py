@@ -1,4 +1,4 @@
-"""What a growing sparsity costs the classes, and an axis of sparsities on which 90, 99 and 99.9 % can be told apart."""
+"""What a growing sparsity costs the classes, and an axis of sparsities on which 90, 99 and 99.9 % are apart."""
 
 from __future__ import annotations
 

@@ -29,13 +29,9 @@ class Cell(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table whose first column names its rows.
+    """A table: the first column names the rows; the caption is for those who hear the page.
 
-    Args:
-        caption: what it is, for those who hear the page.
-        head: headings of the columns.
-        rows: the name of each row and its other cells.
-        text: headings of columns with text, which is not set to the right.
+    `text` are the headings of columns with text, which is not set to the right.
     """
 
     caption: str

@@ -70,9 +70,6 @@ def load(path: str | os.PathLike[str]) -> Similarity:
     Args:
         path: what was given to `save`, or the folder that the file is in.
 
-    Returns:
-        The values and what they are.
-
     Raises:
         FileNotFoundError: If there is nothing.
         ValueError: If the file is damaged, of another kind or of another version.
