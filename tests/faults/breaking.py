@@ -14,7 +14,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_fairprune import _files, decision, source
 from lightning_fairprune.callbacks._data import warmup as _warmup
 from lightning_fairprune.callbacks._weights import masks as _weight_masks
-from lightning_fairprune.scoring import _share
+from lightning_fairprune.scoring import share
 
 
 class Broken(RuntimeError):
@@ -114,7 +114,7 @@ class Breaker:
         _warmup.WarmUp.finish_epoch = finish_epoch  # type: ignore[method-assign]
 
     def _pass(self) -> None:
-        iterate = _share.Share.iterate
+        iterate = share.Share.iterate
 
         def broken(it: Any, done: int) -> Iterator[Any]:
             for i, batch in enumerate(iterate(it, done)):
@@ -122,7 +122,7 @@ class Breaker:
                     self.at("pass")
                 yield batch
 
-        _share.Share.iterate = broken  # type: ignore[method-assign]
+        share.Share.iterate = broken  # type: ignore[method-assign]
 
     def _whole_files(self) -> None:
         class Os:

@@ -13,10 +13,10 @@ from lightning_fairprune._lightning.kinds import shards_weights
 from lightning_fairprune._lightning.outside_fit import logits_of
 from lightning_fairprune._loading.labels import labels_of
 from lightning_fairprune._loading.rebuild import sampled_dataset
-from lightning_fairprune.scoring._file import PassFile
-from lightning_fairprune.scoring._pass import Passed, run
-from lightning_fairprune.scoring._share import Share
-from lightning_fairprune.scoring._wanted import Wanted, kind_of
+from lightning_fairprune.scoring.file import PassFile
+from lightning_fairprune.scoring.run import Passed, run
+from lightning_fairprune.scoring.share import Share
+from lightning_fairprune.scoring.wanted import Wanted, kind_of
 
 if TYPE_CHECKING:
     from lightning_fairprune._loading.source import TrainSource
