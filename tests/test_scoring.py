@@ -25,8 +25,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import lightning_fairprune as lfp
 from lightning_fairprune import geometry, gradients, scores, signals
-from lightning_fairprune.scoring import _file, _look
-from lightning_fairprune.scoring._file import text_of
+from lightning_fairprune.scoring import _look
+from lightning_fairprune.scoring import file as pass_file
+from lightning_fairprune.scoring.file import text_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
 N, CLASSES = 47, 3
@@ -500,7 +501,7 @@ def test_files_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
     loader = DataLoader(dataset, 10)
     with pytest.raises(OSError, match="taken"):
         lfp.score_pass(net, loader, scores.el2n, resume=tmp_path / "taken" / "f", progress=False)
-    monkeypatch.setattr(_file.os, "access", lambda *_: False)
+    monkeypatch.setattr(pass_file.os, "access", lambda *_: False)
     with pytest.raises(PermissionError, match=r"`resume`: .*new' cannot be written to"):
         lfp.score_pass(net, loader, scores.el2n, resume=tmp_path / "new" / "f", progress=False)
     assert dataset.fetched == 0  # before the first sample
@@ -513,7 +514,7 @@ def test_files_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
     def full(*args: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(_file, "write_tensors", full)
+    monkeypatch.setattr(pass_file, "write_tensors", full)
     with pytest.warns(UserWarning, match="cannot write .* goes on without .*No space left"):
         found = lfp.score_pass(net, loader, gradients.grad_norm, resume=file, progress=False)
     torch.testing.assert_close(found, own_norm(net))

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_fairprune._model.batches import Batch, Loss
+from lightning_fairprune._model.batches import Batch
 from lightning_fairprune._model.borrowed import borrowed, device_of
 from lightning_fairprune.criteria._exact import check_sparsity, num_kept
 from lightning_fairprune.criteria._groups import Groups, check_present, parts
-from lightning_fairprune.criteria._mean import check_finite, check_losses, gradients
+from lightning_fairprune.criteria._mean import LossFn, check_finite, check_losses, gradients
 from lightning_fairprune.criteria._parameters import chosen, full_precision
 from lightning_fairprune.criteria._ranks import agreed, total
 
@@ -23,7 +23,7 @@ __all__ = ["fairgrape_masks", "group_importance"]
 def group_importance(
     model: nn.Module,
     batches: Iterable[Any],
-    loss_fn: Loss,
+    loss_fn: LossFn,
     *,
     num_groups: int,
     groups: Groups | None = None,
@@ -106,7 +106,7 @@ def group_importance(
 def fairgrape_masks(
     model: nn.Module,
     batches: Iterable[Any],
-    loss_fn: Loss,
+    loss_fn: LossFn,
     sparsity: float | Mapping[str, float],
     *,
     num_groups: int,

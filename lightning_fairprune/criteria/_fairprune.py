@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_fairprune._model.batches import Batch, Loss, scalar
+from lightning_fairprune._model.batches import Batch
 from lightning_fairprune._model.borrowed import borrowed, device_of
 from lightning_fairprune._model.trees import call, leaves, mapped
 from lightning_fairprune.criteria._groups import Groups, check_present, parts
-from lightning_fairprune.criteria._mean import check_finite, check_losses
+from lightning_fairprune.criteria._mean import LossFn, check_finite, check_losses, scalar
 from lightning_fairprune.criteria._parameters import chosen, full_precision
 from lightning_fairprune.criteria._ranks import agreed, total
 
@@ -28,7 +28,7 @@ _MEMORY = 2**28  # bytes of gradients of single samples at a time
 def fairprune(
     model: nn.Module,
     batches: Iterable[Any],
-    loss_fn: Loss,
+    loss_fn: LossFn,
     *,
     groups: Groups,
     beta: float = 0.33,
@@ -107,11 +107,11 @@ def fairprune(
 
 
 def _curvature(
-    model: nn.Module, weights: Mapping[str, nn.Parameter], batch: Batch, loss_fn: Loss
+    model: nn.Module, weights: Mapping[str, nn.Parameter], batch: Batch, loss_fn: LossFn
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns the summed loss of the samples, and the sum of the diagonals of their Gauss-Newton matrices."""
     with torch.no_grad():
-        outputs = call(model, mapped(torch.clone, batch.inputs))
+        outputs = batch.through(model)
     if not isinstance(outputs, Tensor):
         raise TypeError(f"`model` must return a tensor, got {type(outputs).__name__}.")
     if outputs.ndim == 0 or len(outputs) != batch.size:
@@ -141,7 +141,7 @@ def _of_one(
     model: nn.Module,
     weights: Mapping[str, nn.Parameter],
     batch: Batch,
-    loss_fn: Loss,
+    loss_fn: LossFn,
     columns: int,
 ) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
     """Returns a function from the tensors of one sample to its loss and the diagonal of `J^T H J`."""

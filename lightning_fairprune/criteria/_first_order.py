@@ -9,8 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_fairprune._model.batches import Loss
-from lightning_fairprune.criteria._mean import mean_gradient
+from lightning_fairprune.criteria._mean import LossFn, mean_gradient
 from lightning_fairprune.criteria._parameters import chosen, full_precision
 
 __all__ = ["gradient", "snip", "undecayed", "weight_decay_of"]
@@ -20,7 +19,7 @@ __all__ = ["gradient", "snip", "undecayed", "weight_decay_of"]
 def gradient(
     model: nn.Module,
     batches: Iterable[Any],
-    loss_fn: Loss,
+    loss_fn: LossFn,
     *,
     parameters: Iterable[str] | None = None,
 ) -> dict[str, Tensor]:
@@ -71,7 +70,7 @@ def gradient(
 def snip(
     model: nn.Module,
     batches: Iterable[Any],
-    loss_fn: Loss,
+    loss_fn: LossFn,
     *,
     parameters: Iterable[str] | None = None,
 ) -> dict[str, Tensor]:
@@ -110,7 +109,7 @@ def snip(
 def undecayed(
     model: nn.Module,
     batches: Iterable[Any],
-    loss_fn: Loss,
+    loss_fn: LossFn,
     *,
     weight_decay: float | Mapping[str, float],
     form: Literal["code", "paper"] = "code",

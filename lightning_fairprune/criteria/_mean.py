@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_fairprune._model.batches import Batch, Loss, scalar
+from lightning_fairprune._model.batches import Batch
 from lightning_fairprune._model.borrowed import borrowed, device_of
 from lightning_fairprune._model.trees import call
 from lightning_fairprune.criteria._parameters import full_precision
 from lightning_fairprune.criteria._ranks import agreed, total
 
-__all__ = ["check_finite", "check_losses", "gradients", "mean_gradient"]
+__all__ = ["LossFn", "check_finite", "check_losses", "gradients", "mean_gradient", "scalar"]
+
+LossFn = Callable[[Any, Any], Tensor]
 
 
 def mean_gradient(
-    model: nn.Module, weights: Mapping[str, nn.Parameter], batches: Iterable[Any], loss_fn: Loss
+    model: nn.Module, weights: Mapping[str, nn.Parameter], batches: Iterable[Any], loss_fn: LossFn
 ) -> dict[str, Tensor]:
     """Returns the mean over all samples, of all ranks, of the gradient of the batches' mean losses."""
     device = device_of(model)
@@ -44,7 +46,7 @@ def mean_gradient(
 
 
 def gradients(
-    model: nn.Module, weights: Mapping[str, nn.Parameter], batch: Batch, loss_fn: Loss
+    model: nn.Module, weights: Mapping[str, nn.Parameter], batch: Batch, loss_fn: LossFn
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns the loss of a batch and its gradients; those of weights it does not depend on are left out."""
     for weight in weights.values():
@@ -85,3 +87,14 @@ def check_finite(values: Mapping[str, Tensor]) -> None:
             raise ValueError(
                 f"every gradient must be finite, got others for `{name}`: is the model in half precision?"
             )
+
+
+def scalar(loss: object) -> Tensor:
+    """Returns the loss, if it is one number."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"`loss_fn` must return a tensor, got {type(loss).__name__}.")
+    if loss.ndim:
+        raise ValueError(
+            f"`loss_fn` must return the mean over the batch as a scalar, got shape {list(loss.shape)}."
+        )
+    return loss

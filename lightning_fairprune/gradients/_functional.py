@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lightning_fairprune._model.batches import Batch
 from lightning_fairprune._model.trees import leaves, mapped
-from lightning_fairprune.gradients._batch import Batch, Loss
 from lightning_fairprune.gradients._layers import wide
+from lightning_fairprune.gradients._loss import Loss
 from lightning_fairprune.gradients._uses import Call, Surprise, Uses, input_of, watched
 
 __all__ = ["one_by_one", "vectorised"]
@@ -37,7 +38,7 @@ def vectorised(
         Surprise: if a layer is called otherwise than in the trial.
         Exception: torch.func raises in many ways for what it cannot do.
     """
-    calls, _ = watched(model, layers, batch.rows(0, 1))
+    calls, _ = watched(model, layers, batch.rows(slice(1)))
     if any(axes[call.layer] is None for call in calls):
         raise Surprise
     values = {name: value.detach() for name, value in rest.items()}
@@ -45,7 +46,7 @@ def vectorised(
     numbers = sum(v.numel() for v in values.values()) + sum(torch.Size(c.y).numel() for c in calls)
     step = max(1, memory // (2 * size * max(1, numbers)))
     pieces = [
-        _piece(model, values, layers, axes, calls, batch.rows(i, i + step), loss, memory)
+        _piece(model, values, layers, axes, calls, batch.rows(slice(i, i + step)), loss, memory)
         for i in range(0, batch.size, step)
     ]
     losses, norms2 = zip(*pieces, strict=True)
@@ -124,7 +125,7 @@ def one_by_one(
     only(model, chosen.values())
     losses, norms2 = [], []
     for i in range(batch.size):
-        sample = batch.rows(i, i + 1)
+        sample = batch.rows(slice(i, i + 1))
         value = loss.of_one(sample.through(model), sample.target)
         grads: tuple[Tensor | None, ...] = ()
         if value.requires_grad:

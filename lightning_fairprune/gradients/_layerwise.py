@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_fairprune._model.batches import Batch
 from lightning_fairprune.gradients import _attention
-from lightning_fairprune.gradients._batch import Batch, Loss
+from lightning_fairprune.gradients._loss import Loss
 from lightning_fairprune.gradients._uses import Surprise, Uses, input_of, output_of
 
 __all__ = ["layerwise"]

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_fairprune._model.batches import Batch
 from lightning_fairprune._model.borrowed import borrowed
-from lightning_fairprune.gradients._batch import Batch, Loss
 from lightning_fairprune.gradients._functional import one_by_one
+from lightning_fairprune.gradients._loss import Loss
 from lightning_fairprune.gradients._plan import Plan, make_plan
 
 __all__ = ["grad_norm"]
@@ -82,8 +83,9 @@ def grad_norm(
     with borrowed(model, gradients=True):
         for raw in batches:
             batch = Batch.of(raw, device)
+            batch.check_rows()
             if plan is None and batch.size > 1:
-                plan = make_plan(model, chosen, batch.rows(0, 2), loss_fn, memory)
+                plan = make_plan(model, chosen, batch.rows(slice(2)), loss_fn, memory)
                 _say_if_slow(plan)
             if plan is None:
                 losses, norms2 = one_by_one(model, chosen, batch, Loss(loss_fn))

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_fairprune._model.batches import Batch
 from lightning_fairprune.gradients import _attention
-from lightning_fairprune.gradients._batch import Batch, Loss
 from lightning_fairprune.gradients._functional import one_by_one, only, vectorised
 from lightning_fairprune.gradients._layers import rule_of
 from lightning_fairprune.gradients._layerwise import layerwise
+from lightning_fairprune.gradients._loss import Loss
 from lightning_fairprune.gradients._uses import Call, Surprise, watched
 
 __all__ = ["Plan", "make_plan"]
@@ -76,7 +77,7 @@ def make_plan(
     if not (alone.isfinite() & norms2.isfinite()).all():
         return Plan(Loss(loss_fn), {}, {}, (), batched=False)  # the caller says which sample
     only(model, chosen.values())
-    one, _ = watched(model, model.modules(), pair.rows(0, 1))
+    one, _ = watched(model, model.modules(), pair.rows(slice(1)))
     two, outputs = watched(model, model.modules(), pair)
     loss, losses = _loss(loss_fn, outputs, pair.target)
     tolerance = max(_tolerance(value.dtype) for value in (alone, *chosen.values()))

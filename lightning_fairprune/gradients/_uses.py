@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_fairprune.gradients._batch import Batch
+from lightning_fairprune._model.batches import Batch
 from lightning_fairprune.gradients._layers import Rule, norm2, rule_of, slices, wide
 
 __all__ = ["Call", "Surprise", "Uses", "input_of", "output_of", "watched"]

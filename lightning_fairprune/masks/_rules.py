@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lightning_fairprune.masks._apportion import apportion
 from lightning_fairprune.masks._arguments import Task, task
+from lightning_fairprune.quotas import apportion
 
 __all__ = ["erk", "globally", "lamp", "per_layer"]
 
@@ -203,10 +203,10 @@ def _shared(todo: Task, weights: Mapping[str, float]) -> Masks:
     shares = apportion(
         [weights[name] for name in names],
         [todo.candidates[name] for name in names],
-        [todo.floors[name] for name in names],
         todo.remaining,
+        floor=[todo.floors[name] for name in names],
     )
-    share = dict(zip(names, shares, strict=True))
+    share = dict(zip(names, shares.tolist(), strict=True))
     return {
         name: _highest(value.flatten(), todo.kept[name].flatten(), share.get(name, 0)).view_as(
             value

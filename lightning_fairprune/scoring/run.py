@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader
 from lightning_fairprune._lightning.outside_fit import logits_of, undisturbed
 from lightning_fairprune._model.weights import weights_of
 from lightning_fairprune.records.dynamics import Dynamics
-from lightning_fairprune.scoring._file import PassFile
 from lightning_fairprune.scoring._look import LogitsFn, Observer, look
-from lightning_fairprune.scoring._share import Share
-from lightning_fairprune.scoring._wanted import Wanted, scores_in, takes_target
+from lightning_fairprune.scoring.file import PassFile
+from lightning_fairprune.scoring.share import Share
+from lightning_fairprune.scoring.wanted import Wanted, scores_in, takes_target
 
 __all__ = ["Passed", "run", "score_pass"]
 
