@@ -15,10 +15,14 @@ from lightning_fairprune import quotas
 from lightning_fairprune._lightning.snapshot import Snapshot
 from lightning_fairprune._loading.source import TrainSource
 from lightning_fairprune._loading.wrapper import Wrapper
-from lightning_fairprune._observe.groups import GroupBy, LogitsFn, groups_of
-from lightning_fairprune._observe.observer import StepObserver, capture_of
+from lightning_fairprune._observe.groups import GroupBy, LogitsFn
 from lightning_fairprune._observe.ranks import check_same_on_all_ranks
-from lightning_fairprune._observe.validation import RecallWindow, WholeValidation
+from lightning_fairprune._observe.validation import (
+    CountsValidation,
+    RecallWindow,
+    Validation,
+    abandon,
+)
 from lightning_fairprune.callbacks._data import checks
 from lightning_fairprune.callbacks._data.decision import Decision
 from lightning_fairprune.callbacks._data.dry_run import dry_run as run_dry
@@ -34,7 +38,7 @@ from lightning_fairprune.selection import Selection
 __all__ = ["DataPruning"]
 
 
-class DataPruning(pl.Callback):
+class DataPruning(CountsValidation):
     """Warms up on all training data, then trains on a class-aware part of it.
 
     During the warm-up epochs the callback learns the label of every training sample and, where a
@@ -174,18 +178,15 @@ class DataPruning(pl.Callback):
         self.stepping_batches_planned = False
         self._source: TrainSource | None = None
         self._record: WarmUp | None = None
-        self._validation: StepObserver | None = None
         self._snapshot: Snapshot | None = None
         self._restart_due = False
         self._restored: Mapping[str, Any] | None = None
         self._epochs_done = 0
-        self._validated = WholeValidation()
+        self._validation = Validation(self.recall_dataloader, self.group_by, self.logits_fn)
         self.decision = Decision(
             self.density, self.quota_fn, self.keep, self.seed, floor=self.floor
         )
-        self._recalls = RecallWindow(
-            self.recall_window, self.shrinkage, grouped=self.group_by is not None
-        )
+        self._recalls = RecallWindow(self.recall_window, self.shrinkage)
 
     # ---------------------------------------------------------------------------------- set up
 
@@ -210,7 +211,6 @@ class DataPruning(pl.Callback):
         source.carry_index = True
         self._source = source
         self._undo += [source.detach, source.strip_indices(trainer)]
-        self._validation = StepObserver(trainer, self.logits_fn)
 
     def _on_load(self, trainer: pl.Trainer, loader: DataLoader[Any]) -> None:
         """Looks at every training loader before the Trainer does."""
@@ -266,7 +266,7 @@ class DataPruning(pl.Callback):
             if self.after == "restart" and self._snapshot is None:
                 self._snapshot = Snapshot.take(trainer, pl_module)
         if self._restored is not None:
-            self._validated.resumed(trainer.current_epoch)
+            self._validation.resumed(trainer.current_epoch)
         self._catch_up(trainer)
 
     def _catch_up(self, trainer: pl.Trainer) -> None:
@@ -321,51 +321,20 @@ class DataPruning(pl.Callback):
 
     # ------------------------------------------------------------------------------- validation
 
-    def _counting(self, dataloader_idx: int) -> bool:
-        wanted = self.decision.needs_recall and dataloader_idx == self.recall_dataloader
-        undecided = not self.pruned or self.update_every is not None
-        return wanted and undecided
+    @property
+    def _needs_recall(self) -> bool:
+        return self.decision.needs_recall and (not self.pruned or self.update_every is not None)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begins a new count."""
-        self._recalls.begin()
-        self._validated.begin()
-
-    def on_validation_batch_start(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Starts looking."""
-        if self._validation is not None and self._counting(dataloader_idx):
-            self._validation.open(pl_module, batch, batch_idx)
-
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Counts which predictions were right."""
-        if self._validation is not None and self._counting(dataloader_idx):
-            logits, target = self._validation.read(outputs, None, "validation_step")
-            group = groups_of(batch, self.group_by)
-            self._recalls.update(logits, target, group)
-            self._validated.count(dataloader_idx)
+        """Starts a new count."""
+        in_fit = trainer.state.fn == "fit"
+        self._validation.begin(trainer, wanted=in_fit and self._needs_recall)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Adds the count to the window, unless it was the sanity check."""
-        if trainer.sanity_checking or self._validation is None:
-            return
-        counting = self._counting(self.recall_dataloader)
-        if counting and self._validated.ends(trainer, self.recall_dataloader):
-            self._recalls.finish(trainer, pl_module)
+        counts = self._validation.finish(trainer, pl_module)
+        if counts is not None:
+            self._recalls.add(counts)
 
     # ------------------------------------------------------------------------------ the decision
 
@@ -374,7 +343,7 @@ class DataPruning(pl.Callback):
         self._finish_epoch(trainer, trainer.current_epoch)
 
     def _finish_epoch(self, trainer: pl.Trainer, epoch: int) -> None:
-        if self._counting(self.recall_dataloader) and self._validated.lacks(trainer, epoch):
+        if self._needs_recall and self._validation.lacks(trainer, epoch):
             rank_zero_warn(
                 f"the checkpoint was taken on the last batch of epoch {epoch}, before the end of its "
                 "validation, so its recalls are missing: quotas use the recalls before it. "
@@ -471,14 +440,13 @@ class DataPruning(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Leaves nothing behind in torch or in the user's objects."""
-        capture_of(trainer).abandon()
+        abandon(trainer)
         self._unpatch()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Gives the user's objects back as they were."""
         if stage == "fit":
             self._unpatch()
-            self._validation = None
 
     def _unpatch(self) -> None:
         while self._undo:
@@ -507,7 +475,7 @@ class DataPruning(pl.Callback):
             "decision": self.decision.state_dict(),
             "selection": None if selection is None else _without_indices(selection),
             "epochs_done": self._epochs_done,
-            "validated": self._validated.step,
+            "validated": self._validation.step,
             "snapshot": None if self._snapshot is None else self._snapshot.state_dict(),
             "restart_due": self._restart_due,
         }
@@ -523,7 +491,7 @@ class DataPruning(pl.Callback):
         self._recalls.load_state_dict(state["recalls"])
         self.decision.load_state_dict(state["decision"])
         self._epochs_done = state["epochs_done"]
-        self._validated.step = state.get("validated", -1)  # older ones do not know
+        self._validation.step = state.get("validated", -1)  # older ones do not know
         if state["snapshot"] is not None:
             self._snapshot = Snapshot.from_state_dict(state["snapshot"])
         self._restart_due = state["restart_due"]

@@ -115,7 +115,7 @@ class Counting:
     @staticmethod
     def parts(count: Tensor) -> tuple[Tensor, Tensor]:
         """Returns right predictions [K] and support [K] of a count."""
-        of_class = count[: FAULTS[0]].unflatten(0, (-1, 2))
+        of_class = count[: FAULTS[0]].view(-1, 2)
         return of_class[:, 1], of_class.sum(1)
 
     def slots(self, preds: Tensor, target: Tensor, attribute: Tensor | None = None) -> Tensor:

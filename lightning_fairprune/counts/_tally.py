@@ -105,8 +105,9 @@ def counts_of(
     last[::rows] = [slots[0].new_tensor(tally.num_classes - 1) for tally in tallies]
     sizes = (reduce_max(torch.stack(last)).clamp(min=-1) + 1).tolist()
     local = [counted(row, size) for row, size in zip(slots, sizes, strict=True)]
-    total = reduce_sum(torch.cat(local)).cpu().split([len(count) for count in local])
-    found = [_read(count, i % rows > 0) for i, count in enumerate(total)]
+    total = reduce_sum(torch.cat(local)).cpu()
+    each = torch.split(total, [len(count) for count in local])
+    found = [_read(count, i % rows > 0) for i, count in enumerate(each)]
     return [tuple(found[i : i + rows]) for i in range(0, len(found), rows)]
 
 
