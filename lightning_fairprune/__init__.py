@@ -21,8 +21,8 @@ from lightning_fairprune.callbacks import (
     RecallMonitor,
     ScorePass,
     WeightPruning,
+    planned_stepping_batches,
 )
-from lightning_fairprune.callbacks._data.planned import planned_stepping_batches
 from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.records.dynamics import Dynamics
 from lightning_fairprune.records.pruning_record import PruningRecord

@@ -52,6 +52,7 @@ class FairPruneDataModule(Wrapper, pytorch_lightning.LightningDataModule):
         self,
         datamodule: pytorch_lightning.LightningDataModule,
         selection: Selection | str | None = None,
+        *,
         seed: int = 0,
     ) -> None:
         if not isinstance(datamodule, pytorch_lightning.LightningDataModule):

@@ -23,6 +23,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 @pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
     torch.manual_seed(0)
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # of a test before, whichever that was
+        os.environ.pop(name, None)
     yield
     # A function mode that is left behind would look into every later test.
     assert torch._C._len_torch_function_stack() == 0

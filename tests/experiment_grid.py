@@ -5,9 +5,14 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import os
+import signal
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import users
 
 from lightning_fairprune.experiments import _config as config
 
@@ -58,6 +63,39 @@ def diary(out: Path) -> list[dict[str, Any]]:
 def times(out: Path, what: str) -> Counter[str]:
     """How often something happened to each cell."""
     return Counter(line["cell"] for line in diary(out) if line["what"] == what)
+
+
+def begun(out: Path, kind: str) -> int:
+    """How many cells of a kind have been begun."""
+    return sum(key.startswith(kind) for key in times(out, "begun"))
+
+
+HOLD = "TEST_HOLD"  # the variable that says where `Held` stops
+
+
+def held_at(out: str, kind: str, count: int) -> Path:
+    """The file that says that a process is held there."""
+    return Path(out, f"held.{kind}.{count}")
+
+
+class Held(users.Model):
+    """Stops in the middle of its training where a test says so, as ``{"out": folder, **where}``.
+
+    ``{"kind": kind, "count": n}``: until the process is killed, once n cells of the kind have been begun.
+    ``{"workers": n}``: until n processes have begun a cell.
+    """
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == 0 or HOLD not in os.environ:
+            return
+        where = json.loads(os.environ[HOLD])
+        out = Path(where["out"])
+        while len({line["pid"] for line in diary(out)}) < where.get("workers", 0):
+            time.sleep(0.02)
+        if "kind" in where and begun(out, where["kind"]) >= where["count"]:
+            held_at(**where).touch()
+            signal.alarm(600)  # it does not outlive a test that fails
+            signal.pause()
 
 
 def pruned_by(criterion: str, **more: Any) -> dict[str, Any]:

@@ -1,20 +1,13 @@
-"""Runs fits from a list of settings and writes down what happened; on several ranks as a script.
-
-    python scenario.py settings.json results
-
-writes ``results.0.json``, ``results.1.json``, ... one per rank, each a list with one record a fit.
-"""
+"""Runs a fit from settings and writes down what happened; as a script one of those of `ranks.launch`."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import ranks
 import torch
 import users
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -132,14 +125,5 @@ def run(
     }
 
 
-def main(settings: str, results: str) -> None:
-    records = []
-    for setting in json.loads(Path(settings).read_text()):
-        records.append(run(**setting))
-        torch.distributed.barrier() if torch.distributed.is_initialized() else None
-    rank = records[-1]["rank"]
-    Path(f"{results}.{rank}.json").write_text(json.dumps(records))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    ranks.main(run)

@@ -89,7 +89,7 @@ def test_trainer_settings(prune: dict[str, Any], trainer: dict[str, Any], match:
 
 
 def test_fraction_of_training_is_rounded_to_epochs() -> None:
-    assert fit(warmup_epochs=0.4).warmup == 2
+    assert fit(warmup_epochs=0.4).run.warmup == 2
 
 
 def test_val_check_interval_across_epochs_is_fine() -> None:
@@ -197,7 +197,7 @@ def test_weighted_sampler_is_restricted_by_its_weights() -> None:
     callback = fit(data=data, warmup_epochs=3)
     assert callback.selection is not None
     assert int(callback.selection.indices.min()) >= 20
-    assert len(callback.source.sampler) == 82  # two draws per sample, as before
+    assert len(callback.run.source.sampler) == 82  # two draws per sample, as before
 
 
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
@@ -420,4 +420,4 @@ def test_restart_needs_weights_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(users.pl.Trainer, "strategy", type("FSDPStrategy", (), {})())
     monkeypatch.setattr(users.pl.Trainer, "enable_validation", True)
     with pytest.raises(ValueError, match="one device and with DDP, got FSDPStrategy"):
-        _checks.trainer(lfp.DataPruning(0.4, 2, after="restart"), t, Model())
+        _checks.trainer(lfp.DataPruning(0.4, 2, after="restart").settings, t, Model())

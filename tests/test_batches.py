@@ -218,10 +218,10 @@ class Follower(pl.Callback):
     def on_train_batch_end(self, trainer: Any, module: Any, out: Any, batch: Any, i: int) -> None:
         index = self.kind.position(self.kind.read(batch).index)
         if self.prune.selection is None:
-            assert self.prune.source.carry_index
-            assert torch.equal(self.prune.source.indices, index)
+            assert self.prune.run.source.carry_index
+            assert torch.equal(self.prune.run.source.indices, index)
         else:
-            assert not self.prune.source.carry_index
+            assert not self.prune.run.source.carry_index
             assert torch.isin(index, self.prune.selection.indices).all()
         self.seen.setdefault(trainer.current_epoch, []).extend(index.tolist())
 

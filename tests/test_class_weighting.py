@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import ranks
 import torch
 import torch.nn.functional as F
 import users
@@ -574,25 +571,20 @@ def test_a_checkpoint_resumes_without_the_callback_and_one_without_with_it(tmp_p
 # ---------------------------------------------------------------------------------------- two ranks
 
 
-def main(folder: str) -> None:
-    """One fit on two ranks: what each saw."""
+def on_two_ranks() -> dict[str, Any]:
+    """One fit: what a rank saw."""
     model, recalls = LossModel(), Recalls(10.0)
     data = Data(n=104, batch_size=5)
     fit(model, ClassWeighting(), recalls, devices=2, strategy="ddp", data=data)
-    record = {
+    return {
         "seen": model.per_epoch(4),
         "expected": [weighting.cdb_w(recall).tolist() for recall in recalls.recalls[:-1]],
         "parameters": [p.tolist() for p in model.parameters()],
     }
-    Path(folder, f"{model.global_rank}.json").write_text(json.dumps(record))
 
 
 def test_two_ranks_have_the_weights_of_all_samples(tmp_path: Path) -> None:
-    script = [sys.executable, "-W", "ignore", __file__, str(tmp_path)]
-    root = Path(lfp.__file__).parents[1]
-    paths = os.pathsep.join([str(root), str(Path(__file__).parent)])
-    subprocess.run(script, check=True, timeout=300, env=os.environ | {"PYTHONPATH": paths})
-    one, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    [[one, other]] = ranks.launch(__file__, [{}], tmp_path)
     assert one == other
     first, *later = one["seen"]
     assert first is None
@@ -727,4 +719,4 @@ def test_every_argument_can_be_written_in_yaml(
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    ranks.main(on_two_ranks)

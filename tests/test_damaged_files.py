@@ -13,8 +13,8 @@ import torch
 import lightning_fairprune as lfp
 from lightning_fairprune import representation
 from lightning_fairprune.history import Evaluation
-from lightning_fairprune.records.pruning_record import Estimate
 from lightning_fairprune.records.sparsity_record import PruneStep
+from lightning_fairprune.selection.decision import Estimate
 
 TARGET = torch.tensor([0, 1, 0, 1, 2, 2])
 

@@ -85,7 +85,7 @@ def test_no_class_loses_everything_by_default() -> None:
     assert lfp.quotas.drop([100] * 4, recall, 40).tolist() == [0, 0, 0, 40]
     support = torch.tensor([20] * 4)
     counts = ClassCounts(torch.tensor([20, 20, 20, 18]), support)
-    shrunk = counts.shrunk_recall(lfp.DataPruning(0.3, 1).shrinkage)
+    shrunk = counts.shrunk_recall(lfp.DataPruning(0.3, 1).settings.shrinkage)
     assert lfp.quotas.drop([100] * 4, shrunk, 40).min() > 0
 
 
@@ -194,7 +194,7 @@ def test_only_what_the_score_reads_is_recorded() -> None:
 @pytest.mark.parametrize(("after", "rhythm"), [("continue", (1, 2)), ("restart", (None, None))])
 def test_automatic_rhythm(after: Any, rhythm: tuple[int | None, int | None]) -> None:
     callback = lfp.DataPruning(0.3, 1, after=after)
-    assert (callback.resample_every, callback.update_every) == rhythm
+    assert (callback.settings.resample_every, callback.settings.update_every) == rhythm
 
 
 # ----------------------------------------------------------------------------------------- groups

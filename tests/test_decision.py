@@ -10,7 +10,7 @@ import users
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_fairprune import DataPruning, quotas, select
-from lightning_fairprune.callbacks._data.decision import Decision
+from lightning_fairprune.selection.decision import Decision
 
 TARGET = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)
 

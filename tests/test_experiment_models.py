@@ -134,7 +134,7 @@ def test_pretrained_weights_are_all_but_the_last_layer(monkeypatch: Any) -> None
 
 
 def test_the_shortcut_of_option_a_has_no_weights() -> None:
-    from lightning_fairprune.experiments.models._cifar_resnet import _Block
+    from lightning_fairprune.experiments.models._cifar import _Block
 
     block = _Block(2, 4).eval()
     nn.init.zeros_(block.bn2.weight)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,7 @@ from experiment_grid import EL2N, GRID, plain, times
 import lightning_fairprune as lfp
 from lightning_fairprune import cli, experiments
 from lightning_fairprune.experiments import _config as config
-from lightning_fairprune.experiments import _lock, _pool, _worker
+from lightning_fairprune.experiments import _pool, _worker
 from lightning_fairprune.experiments._cells import Cell, cells_of
 from lightning_fairprune.experiments._claim import markdown as claims_markdown
 from lightning_fairprune.experiments._query import known
@@ -109,7 +106,7 @@ def test_every_cell_has_a_whole_result(done: tuple[dict[str, Any], Store]) -> No
     cells = cells_of(experiments.build(settings))
     assert store.status(cells).finished == {cell.key for cell in cells}
     assert set(times(store.out, "finished").values()) == {1}
-    assert list((store.out / "locks").glob("*.lock")) == []
+    assert store.running(cells) == {}
 
 
 def test_the_rows_hold_what_was_asked_for(done: tuple[dict[str, Any], Store]) -> None:
@@ -334,97 +331,68 @@ def test_more_of_the_grid_is_fine(done: tuple[dict[str, Any], Store]) -> None:
 
 # ------------------------------------------------------------------------------------------- locks
 
-
-def test_a_lock_has_one_holder(tmp_path: Path) -> None:
-    path = tmp_path / "a.lock"
-    assert _lock.holder_of(path) is None
-    assert _lock.acquire(path)
-    assert not _lock.acquire(path)
-    holder = _lock.holder_of(path)
-    assert holder is not None
-    assert (holder.host, holder.pid) == (socket.gethostname(), os.getpid())
-    _lock.release(path)
-    assert _lock.acquire(path)
-
-
-def write_lock(path: Path, **holder: Any) -> Path:
-    alive: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "identity": ""}
-    path.write_text(json.dumps(alive | holder))
-    return path
-
-
-def no_process() -> int:
-    """The number of a process that has ended."""
-    process = subprocess.Popen([sys.executable, "-S", "-c", ""])
-    process.wait()
-    return process.pid
-
-
-def old_and_empty(path: Path) -> Path:
-    path.touch()
-    os.utime(path, (time.time() - 60, time.time() - 60))
-    return path
-
-
-@pytest.mark.parametrize(
-    ("make", "free"),
-    [
-        (lambda path: write_lock(path), False),
-        (lambda path: write_lock(path, pid=no_process()), True),
-        (lambda path: write_lock(path, identity="boot:1"), True),  # the number was given anew
-        (lambda path: write_lock(path, host="elsewhere", pid=no_process()), False),
-        (lambda path: path.touch(), False),  # about to be written
-        (old_and_empty, True),
-    ],
-)
-def test_locks_of_dead_processes_of_this_host_are_taken_over(
-    tmp_path: Path, make: Callable[[Path], Any], free: bool
-) -> None:
-    if free and not Path("/proc/self/stat").exists():
-        pytest.skip("the system does not tell one process from another of the same number")
-    path = tmp_path / "a.lock"
-    make(path)
-    assert (_lock.holder_of(path) is None) is free
-    assert _lock.acquire(path) is free
-
-
-RIVAL = """
-import importlib.util, json, sys, time
-from pathlib import Path
-path, folder, names, start = sys.argv[1:]
-spec = importlib.util.spec_from_file_location("lock", path)
-lock = sys.modules["lock"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(lock)
-is_dead = lock._is_dead
-lock._is_dead = lambda path: (is_dead(path), time.sleep(0.01))[0]  # room for the others
-time.sleep(max(0, float(start) - time.time()))
-won = [name for name in json.loads(names) if lock.acquire(Path(folder, name))]
-print(json.dumps(won), flush=True)
-sys.stdin.read()  # whoever has a lock lives on
+TAKER = """
+import sys
+from lightning_fairprune.experiments._cells import Cell
+from lightning_fairprune.experiments._store import Store
+store, cells = Store(sys.argv[1]), [Cell("query", seed) for seed in range(10)]
+print("ready", flush=True)
+sys.stdin.readline()
+print(*[cell.seed for cell in cells if store.take(cell)], flush=True)
+sys.stdin.readline()
 """
 
 
-def test_of_many_that_take_over_a_lock_one_has_it(tmp_path: Path) -> None:
-    dead, names = no_process(), [f"{i}.lock" for i in range(10)]
-    for name in names:
-        write_lock(tmp_path / name, pid=dead)
-    told = [_lock.__file__, str(tmp_path), json.dumps(names), str(time.time() + 0.7)]
-    rivals = [
-        subprocess.Popen(
-            [sys.executable, "-S", "-c", RIVAL, *told],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(6)
-    ]
-    won = []
+def takers(out: Path, count: int) -> list[subprocess.Popen[str]]:
+    """Processes that are about to take the same cells."""
+    command = [sys.executable, "-c", TAKER, str(out)]
+    pipe = subprocess.PIPE
+    found = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(count)]
+    assert [next(lines(process)) for process in found] == ["ready\n"] * count
+    return found
+
+
+def lines(process: subprocess.Popen[str]) -> Iterator[str]:
+    assert process.stdout is not None
+    return iter(process.stdout.readline, "")
+
+
+def go_on(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def test_of_many_processes_one_has_a_cell_until_it_dies(tmp_path: Path) -> None:
+    store, cells = Store(tmp_path), [Cell("query", seed) for seed in range(10)]
+    rivals = takers(tmp_path, 3)
     for rival in rivals:
-        assert rival.stdout is not None
-        won.append(json.loads(rival.stdout.readline()))
+        go_on(rival)
+    won = [[int(seed) for seed in next(lines(rival)).split()] for rival in rivals]
+    assert sorted(seed for mine in won for seed in mine) == list(range(10))
+    assert store.running(cells).keys() == {cell.key for cell in cells}
+    assert not any(store.take(cell) for cell in cells)
     for rival in rivals:
+        rival.kill()
         rival.communicate()
-    assert sorted(name for mine in won for name in mine) == sorted(names)
+    assert store.running(cells) == {}
+    for rival, mine in zip(rivals, won, strict=True):
+        assert [cell.seed for cell in store.abandoned(cells, rival.pid)] == mine
+        assert store.has_begun(rival.pid) is bool(mine)
+    assert all(store.take(cell) for cell in cells)
+
+
+def test_a_lock_of_another_host_is_free_when_nothing_holds_it(tmp_path: Path) -> None:
+    store, cell = Store(tmp_path), Cell("query", 0)
+    (tmp_path / "locks" / f"{cell.key}.lock").write_text('{"host": "elsewhere", "pid": 1}')
+    line = {"cell": cell.key, "what": "begun", "host": "elsewhere", "pid": 1, "time": 0.0}
+    (tmp_path / "diary.jsonl").write_text(f"{json.dumps(line)}\n{{half a line\n")
+    assert store.running([cell]) == {}
+    assert store.take(cell)
+    assert store.running([cell])[cell.key] > 0
+    assert not Store(tmp_path).take(cell)
+    store.fail(cell, "why")
+    assert store.running([cell]) == {}
 
 
 def test_what_a_stopped_cell_left_is_gone(tmp_path: Path) -> None:

@@ -8,22 +8,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from experiment_grid import GRID, diary, plain, results, times
+from experiment_grid import GRID, HOLD, diary, held_at, plain, results, times
+from lightning_fairprune.experiments._lock import Holder
 
 from lightning_fairprune import experiments
 from lightning_fairprune.experiments import _command, _pool
 from lightning_fairprune.experiments._cells import cells_of
-from lightning_fairprune.experiments._lock import Holder
 
 # Where the tests' modules lie.
 TESTS = Path(__file__).parent
-SECONDS = 120
 
 
 def worker(settings: Mapping[str, Any], out: Path) -> subprocess.Popen[bytes]:
@@ -49,17 +48,12 @@ def command(config: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
     )
 
 
-def wait_for(happened: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + SECONDS
-    while not happened():
-        assert time.monotonic() < end, "it takes too long"
+def wait_until_held(process: subprocess.Popen[bytes]) -> None:
+    """Waits until a process is in the middle of a cell, where it stays."""
+    path = held_at(**json.loads(os.environ[HOLD]))
+    while not path.exists():
         assert process.poll() is None, "it ended by itself"
         time.sleep(0.02)
-
-
-def begun(out: Path, kind: str, count: int) -> Callable[[], bool]:
-    """Whether so many cells of a kind have been begun."""
-    return lambda: sum(key.startswith(kind) for key in times(out, "begun")) >= count
 
 
 @pytest.fixture(autouse=True)
@@ -68,18 +62,27 @@ def _only_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_command, "summarise", lambda *_: [])
 
 
-def test_killed_three_times_it_ends_with_the_same_table(tmp_path: Path) -> None:
-    settings, out = plain(densities=[0.3]), tmp_path / "killed"
+def test_killed_three_times_it_ends_with_the_same_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = {"densities": [0.3], "model": {"class_path": "experiment_grid.Held"}}
+    settings, out = plain(**held), tmp_path / "killed"
     config = tmp_path / "tiny.yaml"
-    config.write_text(yaml.safe_dump(GRID | {"densities": [0.3]}))
+    config.write_text(yaml.safe_dump(GRID | held))
+
+    def hold(folder: Path, **where: Any) -> None:
+        monkeypatch.setenv(HOLD, json.dumps({"out": str(folder)} | where))
+
     # The whole command with two jobs, while a query model trains.
+    hold(out, kind="query", count=1)
     whole = command(config, out, "--jobs", "2")
-    wait_for(begun(out, "query", 1), whole)
+    wait_until_held(whole)
     os.killpg(whole.pid, signal.SIGKILL)
     whole.wait()
     # The command politely, which then takes its worker with it.
+    hold(out, kind="query", count=2)
     whole = command(config, out)
-    wait_for(begun(out, "query", 2), whole)
+    wait_until_held(whole)
     whole.terminate()
     assert whole.wait() == 130
     last = diary(out)[-1]
@@ -87,16 +90,18 @@ def test_killed_three_times_it_ends_with_the_same_table(tmp_path: Path) -> None:
     assert not Holder(last["host"], last["pid"]).is_alive
     # Then workers: in a final model, and in a one-fit.
     for kind, count in (("final", 4), ("one_fit", 2)):
+        hold(out, kind=kind, count=count)
         process = worker(settings, out)
-        wait_for(begun(out, kind, count), process)
-        time.sleep(0.1)
+        wait_until_held(process)
         process.kill()
         process.wait()
+    monkeypatch.delenv(HOLD)
     before = times(out, "finished")
     cells = [cell.key for cell in cells_of(experiments.build(settings))]
     assert 0 < len(before) < len(cells)
 
     assert experiments.run(settings, out, jobs=1, threads=1) == 0
+    hold(tmp_path / "once", workers=2)
     assert experiments.run(settings, tmp_path / "once", jobs=2, threads=1) == 0
     assert results(out) == results(tmp_path / "once")
     assert len(results(out)) == 2 * (1 + 4)

@@ -24,7 +24,7 @@ from lightning_fairprune.experiments import (
 )
 from lightning_fairprune.experiments import _config as config
 from lightning_fairprune.experiments._cells import blocked, needs, ready
-from lightning_fairprune.experiments._length import final_length, one_fit_length
+from lightning_fairprune.experiments._length import Training, final_length, one_fit_length
 from lightning_fairprune.experiments._pool import seconds_left
 
 DENSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -163,7 +163,7 @@ def test_epoch_correction_of_the_published_code(epochs: int, expected: list[int]
 def test_equal_samples_are_seen_to_a_batch(density: float, drop_last: bool) -> None:
     total, batch, epochs = 1003, 20, 7
     kept = round(density * total)
-    length = final_length(Final(epochs), kept, total, density, batch, drop_last=drop_last)
+    length = final_length(Final(epochs), kept, density, Training(total, batch, drop_last))
     # Slow and obvious: batch by batch, epoch by epoch.
     sizes = [min(batch, kept - start) for start in range(0, kept, batch)]
     sizes = [size for size in sizes if size == batch or not drop_last]
@@ -176,8 +176,8 @@ def test_equal_samples_are_seen_to_a_batch(density: float, drop_last: bool) -> N
 def test_one_fit_sees_as_many_samples_as_a_final_model() -> None:
     for rule in ("equal_samples", "epoch_correction"):
         final = Final(12, rule)  # type: ignore[arg-type]
-        alone = final_length(final, 300, 1000, 0.3, 10)
-        fit = one_fit_length(final, 0.375, 300, 1000, 0.3, 10)
+        alone = final_length(final, 300, 0.3, Training(1000, 10))
+        fit = one_fit_length(final, 0.375, 300, 0.3, Training(1000, 10))
         seen = fit.warmup * 1000 + (fit.steps - fit.warmup * 100) * 10
         assert abs(seen - alone.steps * 10) <= 10
         assert 1 <= fit.warmup <= 0.375 * alone.steps * 10 / 1000 + 1
@@ -185,9 +185,9 @@ def test_one_fit_sees_as_many_samples_as_a_final_model() -> None:
 
 def test_impossible_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="7 samples are less than a batch of 10"):
-        final_length(Final(3), 7, 100, 0.07, 10, drop_last=True)
+        final_length(Final(3), 7, 0.07, Training(100, 10, drop_last=True))
     with pytest.raises(ValueError, match=r"`warmup` must leave something .* 100 samples"):
-        one_fit_length(Final(1), 0.5, 50, 100, 0.5, 10)
+        one_fit_length(Final(1), 0.5, 50, 0.5, Training(100, 10))
 
 
 def test_time_left_is_by_kind_of_cell() -> None:
@@ -293,7 +293,7 @@ def test_the_config_of_the_documentation_is_valid() -> None:
     page = Path(__file__).parents[1] / "docs" / "experiments.md"
     block = page.read_text().partition("```yml\n")[2].partition("```")[0]
     built = config.build(plain(yaml.safe_load(block)))
-    assert built.one_fit["one_fit+minimax"].prune(0.3, 2).quota_fn.leak == 0.2
+    assert built.one_fit["one_fit+minimax"].prune(0.3, 2).settings.quota.leak == 0.2
     assert len(cells_of(built)) == 3 * (2 + 1 + 2 + 2 * (5 + 2))
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-import time
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from lightning_fairprune import figures
 from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.figures import _points, _time
 from lightning_fairprune.history import Evaluation
-from lightning_fairprune.records.pruning_record import Estimate
+from lightning_fairprune.selection.decision import Estimate
 
 LONG = "German short-haired pointer, Kurzhaar"
 
@@ -234,16 +233,13 @@ def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
         figures.recall_by_class(None, torch.tensor([0.5]))
 
 
-def test_recall_by_class_is_quick() -> None:
-    figures.recall_by_class(*recalls(2, 1))  # imports
-    for num_classes, seconds in ((10, 0.25), (1000, 0.6)):
-        before, after = recalls(num_classes, 1)
-        took = []
-        for _ in range(2):
-            start = time.perf_counter()
-            figures.recall_by_class(before, after).canvas.draw()
-            took.append(time.perf_counter() - start)
-        assert min(took) < 3 * seconds  # room for a slow machine
+def test_what_is_drawn_does_not_grow_with_the_classes() -> None:
+    # An artist for each class would take seconds for a thousand; beyond 40 only some have a row.
+    few, many = (
+        len(figures.recall_by_class(*recalls(num_classes, 1)).findobj())
+        for num_classes in (100, 1000)
+    )
+    assert many <= few + 20  # ticks of the curve
 
 
 def test_recalls_over_epochs_draws_means_bands_and_where_pruning_began() -> None:

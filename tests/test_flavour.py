@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import lightning_fairprune as lfp
-from lightning_fairprune import _flavour
+from lightning_fairprune._lightning import kinds
 from lightning_fairprune.callbacks._data import checks as _checks
 
 OTHER = "pytorch_lightning"
@@ -326,27 +326,27 @@ class TestWithoutTheOtherPackage:
 
     @pytest.mark.parametrize("package", ["lightning.pytorch", OTHER])
     def test_modules(self, package: str) -> None:
-        assert _flavour.is_module(self.tree(package, "LightningModule"))
-        assert not _flavour.is_module(self.tree(package, "LightningDataModule"))
-        assert not _flavour.is_module(self.tree("mine", "LightningModule"))
-        assert not _flavour.is_module(self.tree(f"{package}x", "LightningModule"))
+        assert kinds.is_module(self.tree(package, "LightningModule"))
+        assert not kinds.is_module(self.tree(package, "LightningDataModule"))
+        assert not kinds.is_module(self.tree("mine", "LightningModule"))
+        assert not kinds.is_module(self.tree(f"{package}x", "LightningModule"))
 
     @pytest.mark.parametrize("package", ["lightning.pytorch", OTHER])
     def test_strategies(self, package: str) -> None:
         for name in ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"):
-            assert _flavour.shards_weights(self.tree(package, "ParallelStrategy", name))
+            assert kinds.shards_weights(self.tree(package, "ParallelStrategy", name))
         for name in ("SingleDeviceStrategy", "DDPStrategy"):
-            assert not _flavour.shards_weights(self.tree(package, name))
-            assert _flavour.is_strategy(self.tree(package, name), "DDPStrategy", name)
-        assert not _flavour.is_strategy(self.tree("mine", "DDPStrategy"), "DDPStrategy")
+            assert not kinds.shards_weights(self.tree(package, name))
+            assert kinds.is_strategy(self.tree(package, name), "DDPStrategy", name)
+        assert not kinds.is_strategy(self.tree("mine", "DDPStrategy"), "DDPStrategy")
 
     def test_overridden(self) -> None:
-        assert _flavour.is_overridden("train_dataloader", users.Data())
-        assert not _flavour.is_overridden("predict_dataloader", users.Data())
-        assert _flavour.is_overridden("training_step", users.Model())
-        assert not _flavour.is_overridden("train_dataloader", users.Model())
-        assert _flavour.is_overridden("keys", {})
-        assert not _flavour.is_overridden("train_dataloader", None)
+        assert kinds.is_overridden("train_dataloader", users.Data())
+        assert not kinds.is_overridden("predict_dataloader", users.Data())
+        assert kinds.is_overridden("training_step", users.Model())
+        assert not kinds.is_overridden("train_dataloader", users.Model())
+        assert kinds.is_overridden("keys", {})
+        assert not kinds.is_overridden("train_dataloader", None)
 
     @pytest.mark.parametrize("package", ["lightning.pytorch", OTHER])
     def test_restart_is_refused_where_weights_are_sharded(self, package: str) -> None:
@@ -362,4 +362,4 @@ class TestWithoutTheOtherPackage:
             strategy=self.tree(package, "DDPStrategy", "DeepSpeedStrategy"),
         )
         with pytest.raises(ValueError, match=r"after='restart' works on one device and with DDP"):
-            _checks.trainer(callback, trainer, users.Model())  # type: ignore[arg-type]
+            _checks.trainer(callback.settings, trainer, users.Model())  # type: ignore[arg-type]

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from lightning_fairprune import _late
 from lightning_fairprune._model.capture import LossCapture
+from lightning_fairprune._observe import late as late_module
 from lightning_fairprune._observe.late import LateCapture
 
 TARGET = torch.tensor([2, 0])
@@ -100,12 +100,12 @@ STEPS: dict[str, tuple[Callable[[Network, torch.Tensor], Any], str | None]] = {
 @pytest.fixture
 def capture(monkeypatch: pytest.MonkeyPatch) -> Iterator[LateCapture]:
     # Other tests of this process may have compiled something.
-    monkeypatch.setattr(_late, "_has_compiled", lambda: False)
+    monkeypatch.setattr(late_module, "_has_compiled", lambda: False)
     late = LateCapture()
     yield late
     late.abandon()
     assert not late._watching._exit_callbacks  # type: ignore[attr-defined]
-    assert _late._modes() == 0
+    assert late_module._modes() == 0
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -172,7 +172,7 @@ def test_traced_modules_are_looked_at_all_the_time(capture: LateCapture) -> None
 def test_compiled_code_is_looked_at_all_the_time(
     capture: LateCapture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_late, "_has_compiled", lambda: True)
+    monkeypatch.setattr(late_module, "_has_compiled", lambda: True)
     capture.begin(1)
     plain(Network(), torch.randn(2, 4))
     capture.leave()
@@ -226,7 +226,7 @@ def test_a_mode_of_the_step_is_left_alone(capture: LateCapture) -> None:
     with Counting() as counting:
         plain(net, x)
     assert counting.calls > 0
-    assert _late._modes() == 0
+    assert late_module._modes() == 0
     capture.leave()
     with pytest.raises(ValueError, match="looked for once Network is done, as in the second batch"):
         capture.pick(2)

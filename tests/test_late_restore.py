@@ -7,9 +7,6 @@ runs fits of `scenario` where a strategy ``late_ddp`` is known, one process per 
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import FrameType
@@ -17,6 +14,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import ranks
 import scenario
 import test_weight_pruning_resume as weights
 import torch
@@ -151,14 +149,7 @@ def test_on_two_ranks(tmp_path: Path) -> None:
     saving = {"checkpoint": WHEN["epoch_end"], "folder": str(tmp_path / "saved")}
     paths = [str(tmp_path / "saved" / f"epoch={name}.ckpt") for name in ("0-step=11", "2-step=27")]
     fits = [base | saving, *(base | {"resume": path} for path in paths)]
-    settings, results = tmp_path / "settings.json", tmp_path / "results"
-    settings.write_text(json.dumps(fits))
-    command = [sys.executable, "-W", "ignore", __file__, str(settings), str(results)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    for rank in (0, 1):
-        full, *found = json.loads(Path(f"{results}.{rank}.json").read_text())
+    for full, *found in zip(*ranks.launch(__file__, fits, tmp_path), strict=True):
         for path, record in zip(paths, found, strict=True):
             check(full, record, path)
 
@@ -259,4 +250,4 @@ def test_what_needs_whole_weights_says_so(name: str) -> None:
 
 if __name__ == "__main__":
     StrategyRegistry.register("late_ddp", LateDDP)
-    scenario.main(sys.argv[1], sys.argv[2])
+    ranks.main(scenario.run)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from users import NUM_CLASSES, Blobs, Data, Model
 
 import lightning_fairprune as lfp
+from lightning_fairprune._observe import warmup as _warmup
 from lightning_fairprune._observe.observer import TrainingObserver
-from lightning_fairprune.callbacks._data import warmup as _warmup
 
 N, BATCH, WARMUP = 53, 8, 2
 DATA = {"n": N, "batch_size": BATCH}

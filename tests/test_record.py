@@ -15,8 +15,9 @@ from lightning.pytorch.loggers import CSVLogger
 
 import lightning_fairprune as lfp
 from lightning_fairprune import select
-from lightning_fairprune.records.pruning_record import Estimate, PruningRecord
+from lightning_fairprune.records.pruning_record import PruningRecord
 from lightning_fairprune.records.settings import name_of
+from lightning_fairprune.selection.decision import Estimate
 
 TARGET = torch.tensor([0, 0, 1, 1, 1, -1])
 

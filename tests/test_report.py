@@ -18,10 +18,11 @@ from torch import Tensor
 from lightning_fairprune import cli, recalls, select, statistics
 from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.history import Evaluation, RecallHistory
-from lightning_fairprune.records.pruning_record import Estimate, PruningRecord
+from lightning_fairprune.records.pruning_record import PruningRecord
 from lightning_fairprune.report import _build, _draw, _settings, _words, main, report
 from lightning_fairprune.report._compare import Comparison, compare
 from lightning_fairprune.report._read import natural, read
+from lightning_fairprune.selection.decision import Estimate
 
 NAMES = ("cat", "dog", "<script>alert(1)</script>", "a|b")
 FULL = ((90, 80, 60, 70), (92, 78, 62, 71), (88, 81, 58, 69))
@@ -210,7 +211,7 @@ def test_same_input_gives_the_same_bytes(
     written: tuple[Comparison, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = written[1].parents[1]
-    monkeypatch.setattr(_build, "plans", lambda comparison: [])
+    monkeypatch.setattr(_build, "drawings", lambda comparison: [])
     for out in ("a", "b"):
         report([root / "drop", root / "random"], [root / "full"], tmp_path / out, dataset=Images())
     for name in ("index.html", "summary.md", "summary.csv", "classes.csv", "runs.csv"):
@@ -273,6 +274,13 @@ def test_page_is_whole_and_safe(written: tuple[Comparison, Path]) -> None:
     assert NAMES[2] in said
     assert "what: <b>&bold" in said
     assert "quota: lightning_fairprune.quotas.drop" in said
+
+
+def test_no_template_lets_html_through() -> None:
+    templates = Path(_build.__file__).parent / "templates"
+    texts = [path.read_text() for path in templates.iterdir()]
+    assert len(texts) == 4
+    assert not any(re.search(r"\bsafe\b|autoescape", text) for text in texts)
 
 
 def test_headings_are_in_order_and_links_lead_somewhere(written: tuple[Comparison, Path]) -> None:
@@ -409,7 +417,7 @@ def test_weights_that_were_pruned_are_not_called_unpruned(tmp_path: Path) -> Non
 def test_runs_of_one_name_are_one_setting(tmp_path: Path) -> None:
     write_all(tmp_path)
     found = compare(read([f"A={tmp_path / 'drop'}", f"A={tmp_path / 'random' / 'version_0'}"]))
-    assert [(group.label, len(group.runs)) for group in found.groups] == [("A", 4)]
+    assert [(group.label, len(group.runs)) for group in found.settings] == [("A", 4)]
     assert "The runs of A differ in pruning.quota." in found.notes
     assert any("several runs with seed 0" in note for note in found.notes)
 
@@ -435,8 +443,8 @@ def test_folders_are_searched_in_natural_order_and_counted_once(tmp_path: Path) 
 def test_pairs_are_of_equal_seed(tmp_path: Path) -> None:
     write_all(tmp_path)
     found = compare(read([tmp_path]), read([tmp_path / "full" / "version_2", tmp_path / "full"]))
-    assert [group.label for group in found.groups] == ["quota=drop", "quota=none"]
-    for group in found.groups:
+    assert [group.label for group in found.settings] == ["quota=drop", "quota=none"]
+    for group in found.settings:
         assert group.pairing == "seed"
         assert torch.equal(group.before, share(FULL))  # type: ignore[arg-type]
     assert "equal seed" in _words.compared_with(found)
@@ -447,7 +455,7 @@ def test_without_equal_seeds_the_mean_is_the_reference(tmp_path: Path) -> None:
     for seed in range(3):
         make(tmp_path / "full" / str(seed), FULL[seed], seed + 5)
         make(tmp_path / "drop" / str(seed), DROP[seed], seed)
-    (group,) = compare(read([tmp_path / "drop"]), read([tmp_path / "full"])).groups
+    (group,) = compare(read([tmp_path / "drop"]), read([tmp_path / "full"])).settings
     assert group.pairing == "mean"
     assert torch.allclose(group.before, share(FULL).mean(0).expand(3, 4))  # type: ignore[arg-type]
 
@@ -456,9 +464,9 @@ def test_seeds_that_are_not_known_are_no_pair(tmp_path: Path) -> None:
     one = make(tmp_path / "a", DROP[0], None)
     two = make(tmp_path / "b", FULL[0], None)
     found = compare(read([one]), read([two]))
-    assert found.groups[0].pairing == "mean"
+    assert found.settings[0].pairing == "mean"
     assert "the one reference run" in _words.compared_with(found)
-    assert found.groups[0].test is None
+    assert found.settings[0].test is None
 
 
 def test_saved_references_are_used(tmp_path: Path) -> None:
@@ -466,7 +474,7 @@ def test_saved_references_are_used(tmp_path: Path) -> None:
         make(tmp_path / "drop" / str(seed), DROP[seed], seed, reference=FULL[seed])
     make(tmp_path / "other", RANDOM[0], 9, hparams="lr: 1")
     found = compare(read([tmp_path]))
-    drop, other = found.groups
+    drop, other = found.settings
     assert drop.pairing == "saved"
     assert torch.equal(drop.before, share(FULL[:2]))  # type: ignore[arg-type]
     assert drop.test is not None
@@ -501,7 +509,7 @@ def test_runs_on_all_the_data_are_proposed_as_reference(tmp_path: Path) -> None:
 def test_significant_classes_are_marked(tmp_path: Path) -> None:
     write_all(tmp_path)
     found = compare(read([tmp_path]), read([tmp_path / "full"]))
-    group = found.groups[1]
+    group = found.settings[1]
     expected = statistics.class_change_test(share(FULL), share(RANDOM))
     assert group.test is not None
     assert torch.equal(group.test.adjusted, expected.adjusted)
@@ -514,12 +522,12 @@ def test_classes_are_sorted_by_what_they_lost(tmp_path: Path) -> None:
     make(tmp_path / "a", (80, 50, 0, 90), support=support)
     make(tmp_path / "b", (90, 80, 0, 70), support=support)
     found = compare(read([tmp_path / "a"]), read([tmp_path / "b"]))
-    assert found.groups[0].order.tolist() == [1, 0, 3, 2]
-    assert compare(read([tmp_path / "a"])).groups[0].order.tolist() == [1, 0, 3, 2]
+    assert found.settings[0].order.tolist() == [1, 0, 3, 2]
+    assert compare(read([tmp_path / "a"])).settings[0].order.tolist() == [1, 0, 3, 2]
     (text,) = _words.verdict(found)
     assert text.startswith("dog lost 30.0 points (80.0 → 50.0) while the average lost")
     assert text.endswith("; the worst class went from 70.0 to 50.0.")
-    assert found.groups[0].weakest == 1
+    assert found.settings[0].weakest == 1
 
 
 def test_no_loss_is_said_so(tmp_path: Path) -> None:
@@ -558,9 +566,9 @@ def test_groups_are_no_classes(tmp_path: Path) -> None:
     kept = select(target, torch.tensor([5, 5]))
     PruningRecord(kept, target, None, (), {"group_by": "place"}).save(run / "fairprune")
     found = compare(read([run]))
-    assert found.groups[0].sizes.isnan().all()
+    assert found.settings[0].sizes.isnan().all()
     assert any("pruned by groups" in note for note in found.notes)
-    assert not any("kept" in plan.name for plan in _draw.plans(found))
+    assert not any("kept" in drawing.name for drawing in _draw.drawings(found))
 
 
 def test_groups_are_reported_by_their_names(tmp_path: Path) -> None:
@@ -586,7 +594,7 @@ def test_groups_are_reported_by_their_names(tmp_path: Path) -> None:
     found = compare(read([one]), read([two]), data="test/groups")
     assert found.names == ("land", "water", "air")
     assert found.curves == "val/groups"
-    assert found.groups[0].kept.tolist() == [[5, 9, 0]]
+    assert found.settings[0].kept.tolist() == [[5, 9, 0]]
     assert _words.verdict(found)[0].startswith("water lost 30.0 points (70.0 → 40.0)")
     # The classes were not what quotas were set for.
     (note,) = compare(read([one]), data="test").notes
@@ -716,7 +724,7 @@ def test_what_is_wrong_is_told_in_one_sentence(
 def test_a_few_repeated_samples_are_the_same_data(tmp_path: Path, more: int) -> None:
     one = make(tmp_path / "a", FULL[0])
     two = make(tmp_path / "b", FULL[0], support=100 + more)
-    assert compare(read([one]), read([two])).groups[0].before is not None
+    assert compare(read([one]), read([two])).settings[0].before is not None
 
 
 DATASETS = """
@@ -756,7 +764,7 @@ def test_dataset_by_name(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "their_data", raising=False)
-    monkeypatch.setattr(_build, "plans", lambda comparison: [])
+    monkeypatch.setattr(_build, "drawings", lambda comparison: [])
     (tmp_path / "their_data.py").write_text(DATASETS)
     make(tmp_path / "run", FULL[0], settings={"density": 0.4})
     arguments = ["run", "--dataset", f"their_data:{name}"]
@@ -788,7 +796,7 @@ def test_command_prints_tables_and_names_the_page(
     write_all(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(_build, "plans", lambda comparison: [])
+    monkeypatch.setattr(_build, "drawings", lambda comparison: [])
     assert cli.main(["report", "drop", "random", "--reference", "full"]) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
@@ -804,5 +812,7 @@ def test_missing_extras_are_named(
     monkeypatch.setitem(sys.modules, "scipy", None)
     assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 1
     assert 'pip install "lightning-fairprune[report]"' in capsys.readouterr().err
-    with pytest.raises(ImportError, match="needs matplotlib and scipy, and scipy is not installed"):
+    with pytest.raises(
+        ImportError, match="needs jinja2, matplotlib and scipy, and scipy is not installed"
+    ):
         report(tmp_path)

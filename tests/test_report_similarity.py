@@ -34,7 +34,7 @@ def make(folder: Path, seed: int, layers: dict[str, float] | None, measure: str 
 
 def write(root: Path, *runs: Path | str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Returns the page, for which only the figures of this section are drawn."""
-    monkeypatch.setattr(_build, "plans", lambda comparison: [])
+    monkeypatch.setattr(_build, "drawings", lambda comparison: [])
     report(list(runs), out=root / "out")
     return (root / "out" / "index.html").read_text()
 

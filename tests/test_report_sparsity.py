@@ -66,9 +66,9 @@ def make(
 
 def write(root: Path, *runs: Path | str, monkeypatch: pytest.MonkeyPatch, draw: bool = True) -> str:
     """Returns the page, for which the figures of this section are drawn, or none."""
-    monkeypatch.setattr(_build, "plans", lambda comparison: [])
+    monkeypatch.setattr(_build, "drawings", lambda comparison: [])
     if not draw:
-        monkeypatch.setattr(_sparsity, "plans", lambda comparison: [])
+        monkeypatch.setattr(_sparsity, "drawings", lambda comparison: [])
     report(list(runs), out=root / "out")
     return (root / "out" / "index.html").read_text()
 

@@ -597,8 +597,8 @@ def test_the_scores_are_those_of_the_model_at_the_end_of_the_warm_up(
     module.load_state_dict(at.weights)
     module._trainer = None
     found = lfp.score_pass(module, users_data.plain(), score, progress=False)
-    assert callback.decision.scores is not None
-    torch.testing.assert_close(callback.decision.scores, found, equal_nan=True)
+    assert callback.run.decision.scores is not None
+    torch.testing.assert_close(callback.run.decision.scores, found, equal_nan=True)
     assert callback.record is not None
     assert callback.record.settings["score_on"].startswith("ScorePass(dataloader='plain'")
     if score is scores.el2n:
@@ -763,8 +763,8 @@ def test_written_in_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
         config = parser.parse_object({"prune": {**given, "score_on": way}})
         text = parser.dump(config, skip_none=False)
         callback = parser.instantiate_classes(parser.parse_string(text)).prune
-        assert callback.score_on == expected
-        assert callback.score is gradients.grad_norm
+        assert callback.settings.score_on == expected
+        assert callback.settings.score is gradients.grad_norm
 
 
 # ------------------------------------------------------------------------------------------ errors
@@ -891,6 +891,13 @@ def test_checkpoints_that_do_not_fit(tmp_path: Path) -> None:
         lfp.score_pass(Net(), loader, scores.el2n, checkpoints=[path], progress=False)
 
 
-def test_a_bar_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_is_shown_on_a_terminal(
+    terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
     lfp.score_pass(Net(), DataLoader(data(), 10), scores.el2n)
-    assert "scoring pass" in capsys.readouterr().err
+    assert ("scoring pass" in capsys.readouterr().err) is terminal

@@ -21,7 +21,7 @@ import torch
 import lightning_fairprune as lfp
 from lightning_fairprune import cli
 from lightning_fairprune._files import write_whole
-from lightning_fairprune.history import Evaluation, printable
+from lightning_fairprune.records.recall_history import Evaluation, printable
 from lightning_fairprune.report._settings import _parsed
 from lightning_fairprune.table import select_table
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ranks
 import scenario
 import users
 
@@ -108,19 +106,9 @@ SAME_SUBSET: dict[str, dict[str, Any]] = {
 }
 
 
-def launch(fits: dict[str, Any], folder: Path) -> dict[str, list[dict[str, Any]]]:
-    settings, results = folder / "settings.json", folder / "results"
-    settings.write_text(json.dumps(list(fits.values())))
-    script = Path(__file__).with_name("scenario.py")
-    subprocess.run(
-        [sys.executable, "-W", "ignore", str(script), str(settings), str(results)],
-        check=True,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-    )
-    ranks = [json.loads(Path(f"{results}.{rank}.json").read_text()) for rank in (0, 1)]
-    return {name: [records[i] for records in ranks] for i, name in enumerate(fits)}
+def launch(fits: dict[Any, Any], folder: Path) -> dict[Any, list[dict[str, Any]]]:
+    """Fits on two ranks: name -> the two ranks' records."""
+    return dict(zip(fits, ranks.launch(scenario.__file__, [*fits.values()], folder), strict=True))
 
 
 @pytest.mark.parametrize("name", TRAINERS)

@@ -147,6 +147,17 @@ def test_validations_that_nothing_is_wanted_of_are_not_observed(calls: dict[str,
     assert calls["updates"] == 2 * BATCHES
 
 
+def test_only_a_fit_sets_quotas_and_weights(calls: dict[str, int]) -> None:
+    pruning, _, weighting = callbacks()
+    trainer = users.trainer(max_epochs=2, callbacks=[pruning, weighting])
+    trainer.fit(LossModel(), datamodule=users.Data())
+    assert calls["updates"] == 2 * BATCHES
+    trainer.validate(LossModel(), datamodule=users.Data(), verbose=False)
+    trainer.test(LossModel(), datamodule=users.Data(), verbose=False)
+    assert calls["updates"] == 2 * BATCHES
+    assert len(pruning.history) == 2
+
+
 def test_a_fit_with_closed_classes_is_healthy() -> None:
     history, estimates, weight, _ = fit((0, 1, 2), callbacks(), closed=True)
     assert len(history.evaluations) == 2 * 4

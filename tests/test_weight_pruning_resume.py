@@ -1,23 +1,19 @@
 """A resumed fit prunes the same weights and ends with the same, to the last bit; so do the ranks.
 
-    python test_weight_pruning_resume.py settings.json results
-
-runs fits and writes ``results.0.json``, ... one per rank.
+As a script it is one of the ranks that `ranks.launch` starts.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import lightning
 import lightning.pytorch as pl
 import pytest
+import ranks
 import torch
 import users
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ModelPruning
@@ -294,29 +290,12 @@ def refused(**_: Any) -> dict[str, Any]:
     return {"rank": trainer.global_rank, "error": ""}
 
 
-def main(settings: str, results: str) -> None:
-    records = []
-    for setting in json.loads(Path(settings).read_text()):
-        function = {"run": run, "theirs": theirs, "refused": refused}[setting.pop("what", "run")]
-        records.append(function(**setting))
-        torch.distributed.barrier() if torch.distributed.is_initialized() else None
-    rank = records[0]["rank"]
-    Path(f"{results}.{rank}.json").write_text(json.dumps(records))
+def fit(what: str = "run", **setting: Any) -> dict[str, Any]:
+    return {"run": run, "theirs": theirs, "refused": refused}[what](**setting)
 
 
 def launch(fits: list[dict[str, Any]], folder: Path) -> list[list[dict[str, Any]]]:
-    settings, results = folder / "settings.json", folder / "results"
-    settings.write_text(json.dumps(fits))
-    root = Path(masks.__file__).parents[2]
-    subprocess.run(
-        [sys.executable, "-W", "ignore", __file__, str(settings), str(results)],
-        check=True,
-        timeout=300,
-        env=os.environ
-        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{root}{os.pathsep}{Path(__file__).parent}"},
-    )
-    ranks = [json.loads(Path(f"{results}.{rank}.json").read_text()) for rank in (0, 1)]
-    return [list(pair) for pair in zip(*ranks, strict=True)]
+    return ranks.launch(__file__, fits, folder)
 
 
 DDP = {"devices": 2, "strategy": "ddp", "batch_size": 5}
@@ -361,4 +340,4 @@ def test_two_ranks(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    ranks.main(fit)

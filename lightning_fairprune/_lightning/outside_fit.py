@@ -2,49 +2,33 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
-import torchmetrics
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_fairprune._lightning.kinds import is_module, is_overridden
-from lightning_fairprune._model.borrowed import evaluating
+from lightning_fairprune._model.borrowed import State, borrowed, device_of
 from lightning_fairprune._model.capture import LossCapture
 
 __all__ = ["logits_of", "to_device", "undisturbed"]
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Lets the model run in eval mode, and puts back what steps and loaders touch besides weights.
-
-    Random states, what metrics have counted, lists and numbers that the module keeps, the stage that the
-    Trainer is in. What a LightningModule logs meanwhile goes nowhere.
-    """
+def undisturbed(model: nn.Module) -> Iterator[State]:
+    """Borrows the model; what a LightningModule logs meanwhile goes nowhere, and its Trainer validates."""
     with ExitStack() as stack:
-        random_states = isolate_rng()
-        random_states.__enter__()
-        # By hand, because after an exception it would leave them as they are.
-        stack.callback(random_states.__exit__, None, None, None)
-        stack.enter_context(_own_state(model))
         if is_module(model):
             stack.enter_context(_validating(model))
         for part in list(model.modules()):
             if is_module(part):
                 stack.enter_context(_silent(part))
-        stack.enter_context(evaluating(model))
-        yield
+        yield stack.enter_context(borrowed(model))
 
 
 @contextmanager
@@ -78,70 +62,10 @@ def _validating(model: pl.LightningModule) -> Iterator[None]:
         trainer.state.stage, trainer.loggers = stage, loggers
 
 
-@contextmanager
-def _own_state(model: nn.Module) -> Iterator[None]:
-    """Lets the parts of a model write to copies of what they hold besides weights and parts.
-
-    Counts of metrics, lists of outputs, counters; not what is inside other objects, nor tensors
-    that are changed in place.
-    """
-    copies = _Copies()
-    copies.parts.extend(model.modules())
-    before: dict[
-        int, tuple[dict[str, Any], dict[str, Any]]
-    ] = {}  # a metric is no key: its hash changes
-    while copies.parts:
-        part = copies.parts.pop()
-        if id(part) in before:
-            continue
-        held = vars(part)
-        own = {name: value for name, value in held.items() if name not in _OF_EVERY_MODULE}
-        before[id(part)] = held, own
-        counts = isinstance(part, torchmetrics.Metric)
-        held |= {name: copies.of(value, tensors=counts) for name, value in own.items()}
-    try:
-        yield
-    finally:
-        for held, own in before.values():
-            for name in held.keys() - own.keys() - _OF_EVERY_MODULE:
-                del held[name]
-            held.update(own)
-
-
-class _Copies:
-    """Copies of nests of lists and dictionaries: of each one, however many hold it."""
-
-    def __init__(self) -> None:
-        self.parts: list[nn.Module] = []  # metrics in nests, where modules() does not look
-        self._made: dict[int, tuple[Any, Any]] = {}
-
-    def of(self, value: Any, *, tensors: bool = False) -> Any:
-        """Returns the copy, or the value itself if it is nothing that a step would add to."""
-        if id(value) in self._made:
-            return self._made[id(value)][1]
-        if isinstance(value, torchmetrics.Metric | torchmetrics.MetricCollection):
-            self.parts.extend(value.modules())
-        if tensors and isinstance(value, Tensor):
-            made: Any = value.detach().clone()
-        elif type(value) in (list, dict, set, deque, defaultdict):
-            made = copy.copy(value)
-        else:
-            return value
-        self._made[id(value)] = value, made
-        if isinstance(made, list | deque):
-            for i, item in enumerate(value):
-                made[i] = self.of(item)
-        elif isinstance(made, dict):
-            for name, item in value.items():
-                made[name] = self.of(item)
-        return made
-
-
 def to_device(model: nn.Module, batch: Any) -> Any:
     """Returns a batch of a loader as a step of the model would be given it."""
     if not is_module(model):
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        return move_data_to_device(batch, device)
+        return move_data_to_device(batch, device_of(model))
     if model._trainer is not None:
         batch = model._trainer.precision_plugin.convert_input(batch)
     return model._apply_batch_transfer_handler(model._on_before_batch_transfer(batch))

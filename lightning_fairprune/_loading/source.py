@@ -53,7 +53,7 @@ class TrainSource:
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Returns a new loader over the kept samples, in place of the user's."""
-        trainer = self._attached()
+        trainer = self.attached
         if self._users_reload is not None:
             trainer.reload_dataloaders_every_n_epochs = self._users_reload  # type: ignore[attr-defined]
             self._users_reload = None
@@ -162,7 +162,7 @@ class TrainSource:
             at_once: also if it has called it for that epoch already. The Trainer reloads when at
                 least this many epochs have passed since the last time, and -1 always have.
         """
-        trainer = self._attached()
+        trainer = self.attached
         if self._users_reload is None:
             self._users_reload = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
         trainer.reload_dataloaders_every_n_epochs = -1 if at_once else 1  # type: ignore[attr-defined]
@@ -218,7 +218,9 @@ class TrainSource:
                 "began with: the data or its order changed; resume with the same data."
             )
 
-    def _attached(self) -> pl.Trainer:
+    @property
+    def attached(self) -> pl.Trainer:
+        """The Trainer that is served."""
         if self.trainer is None:
             raise RuntimeError("a TrainSource needs a Trainer: call trainer.fit() first.")
         return self.trainer

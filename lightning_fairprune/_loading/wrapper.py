@@ -157,6 +157,7 @@ class FairPruneDataModule(Wrapper, pl.LightningDataModule):
         self,
         datamodule: pl.LightningDataModule,
         selection: Selection | str | None = None,
+        *,
         seed: int = 0,
     ) -> None:
         if not isinstance(datamodule, pl.LightningDataModule):

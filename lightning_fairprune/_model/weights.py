@@ -1,4 +1,4 @@
-"""Query models whose weights come from files."""
+"""Weights that come from files."""
 
 from __future__ import annotations
 
@@ -11,32 +11,61 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_fairprune._files import read_checkpoint
+from lightning_fairprune._model.borrowed import State
 
-__all__ = ["misfit", "weights_of"]
+__all__ = ["own_weights", "put_in", "weights_of"]
 
 
 @contextmanager
-def weights_of(model: nn.Module, source: Path | None) -> Iterator[None]:
-    """Puts the weights of a checkpoint in, and the model's own back."""
+def weights_of(model: nn.Module, source: Path | None, own: State) -> Iterator[None]:
+    """Puts the weights of a checkpoint into a borrowed model, and `own` back."""
     if source is None:
         yield
         return
-    weights = _read_weights(source)
-    own = {name: _copy(value) for name, value in model.state_dict().items()}
+    weights = _read(source)
+    # What a module keeps elsewhere, and torch saves under such names.
+    extra = {k: v for k, v in own_weights(model).items() if k.endswith("_extra_state")}
     try:
-        try:  # what fits is loaded even if something else does not
-            model.load_state_dict(weights, strict=getattr(model, "strict_loading", True))
-        except RuntimeError as error:
-            raise ValueError(
-                f"`checkpoints`: the weights in {str(source)!r} must fit the model: "
-                f"{misfit(model, weights, error)}."
-            ) from error
+        strict = getattr(model, "strict_loading", True)
+        put_in(model, weights, "checkpoints", source, strict=strict)
         yield
     finally:
-        model.load_state_dict(own, strict=False)
+        own.put_back()
+        model.eval()
+        model.load_state_dict(extra, strict=False)
 
 
-def misfit(model: nn.Module, weights: Mapping[str, Any], error: Exception) -> str:
+def put_in(
+    model: nn.Module,
+    weights: Mapping[str, Any],
+    argument: str,
+    source: object,
+    *,
+    strict: bool = True,
+) -> None:
+    """Loads weights into a model.
+
+    Raises:
+        ValueError: If they do not fit; those that do are loaded all the same.
+    """
+    try:
+        model.load_state_dict(weights, strict=strict)
+    except RuntimeError as error:
+        raise ValueError(
+            f"`{argument}`: the weights in {str(source)!r} must fit the model: "
+            f"{_misfit(model, weights, error)}."
+        ) from error
+
+
+def own_weights(model: nn.Module) -> dict[str, Any]:
+    """Returns copies of what a model saves, to be loaded into it again."""
+    return {
+        name: value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+        for name, value in model.state_dict().items()
+    }
+
+
+def _misfit(model: nn.Module, weights: Mapping[str, Any], error: Exception) -> str:
     """Returns in a few words why weights do not fit a model, which said so at more length."""
     own = model.state_dict()
     for name, value in weights.items():
@@ -53,11 +82,7 @@ def misfit(model: nn.Module, weights: Mapping[str, Any], error: Exception) -> st
     return " ".join(str(error).split())
 
 
-def _copy(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
-
-
-def _read_weights(path: Path) -> Mapping[str, Any]:
+def _read(path: Path) -> Mapping[str, Any]:
     try:
         content = read_checkpoint(path)
     except ValueError as error:

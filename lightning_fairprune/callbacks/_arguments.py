@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    pass
-from collections.abc import Mapping
+__all__ = ["called", "check_same", "function", "number", "one_of"]
 
 
 def number(name: str, value: object, *, whole: bool = False) -> None:
@@ -24,12 +23,19 @@ def function(name: str, value: object, example: str) -> None:
         raise TypeError(f"`{name}` must be a function, such as {example}, got {_short(value)}.")
 
 
-def _short(value: object) -> str:
-    return repr(value) if isinstance(value, str | int | float) else type(value).__name__
+def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
+    """Raises a ValueError unless a value is one of a few words."""
+    if value not in allowed:
+        raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}.")
+
+
+def called(function: object) -> str:
+    """Returns how a message names a function."""
+    return getattr(function, "__name__", repr(function))
 
 
 def check_same(owner: str, now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
-    """Raises a ValueError that names the arguments that a fit did not begin with.
+    """Raises a ValueError that names the arguments that a resumed fit did not begin with.
 
     Args:
         owner: the callback whose arguments they are.
@@ -45,3 +51,7 @@ def check_same(owner: str, now: Mapping[str, Any], before: Mapping[str, Any]) ->
             + ", ".join(repr(before[name]) for name in changed)
             + ": give the same, or begin a new fit from the weights of the checkpoint."
         )
+
+
+def _short(value: object) -> str:
+    return repr(value) if isinstance(value, str | int | float) else type(value).__name__

@@ -158,7 +158,7 @@ class RecallMonitor(CountsValidation):
 
     def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Goes back to the model of the fit."""
-        self._reference.after_sanity_check(pl_module)
+        self._reference.after_sanity_check()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Checks what would otherwise fail after the first epoch."""

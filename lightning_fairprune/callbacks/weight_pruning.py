@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_fairprune import criteria, masks
 from lightning_fairprune._lightning.snapshot import Snapshot
 from lightning_fairprune._observe.groups import GroupBy
+from lightning_fairprune.callbacks._together import check_reference
 from lightning_fairprune.callbacks._weights import checks
 from lightning_fairprune.callbacks._weights.masks import (
     MaskedWeights,
@@ -23,7 +24,6 @@ from lightning_fairprune.callbacks._weights.masks import (
 )
 from lightning_fairprune.callbacks._weights.plan import (
     Plan,
-    Timing,
     end_of_training,
     is_dry,
     training_is_over,
@@ -35,7 +35,7 @@ from lightning_fairprune.callbacks._weights.saliency import (
     reads_batches,
     saliency,
 )
-from lightning_fairprune.callbacks._weights.settings import settings_of
+from lightning_fairprune.callbacks._weights.settings import WeightSettings
 from lightning_fairprune.records.sparsity_record import PruneStep, SparsityRecord
 
 __all__ = ["WeightPruning"]
@@ -97,7 +97,7 @@ class WeightPruning(pl.Callback):
     Example:
         >>> WeightPruning(
         ...     criteria.gradient, sparsity=0.9, start=0.5, schedule=masks.schedules.one_shot
-        ... ).sparsity
+        ... ).settings.sparsity
         0.9
     """
 
@@ -105,6 +105,7 @@ class WeightPruning(pl.Callback):
         self,
         criterion: Callable[..., Any] = criteria.magnitude,
         sparsity: float = 0.9,
+        *,
         schedule: Callable[..., Any] = masks.schedules.cubic,
         start: int | float = 0.25,
         end: int | float = 0.75,
@@ -123,26 +124,28 @@ class WeightPruning(pl.Callback):
         rewind: Literal["start"] | int | None = None,
         seed: int = 0,
     ) -> None:
-        sparsity, start, end, every = map(checks.plain, (sparsity, start, end, every))
-        floor, num_batches, rewind, seed = map(checks.plain, (floor, num_batches, rewind, seed))
-        self._timing = Timing(sparsity, schedule, start, end, every, interval, rewind)
-        self._timing.check()
-        checks.arguments(criterion, scope, floor=floor, num_batches=num_batches, rewind=rewind)
-        self.criterion = criterion
-        self.sparsity = sparsity
-        self.schedule = schedule
-        self.start, self.end, self.every, self.interval = start, end, every, interval
-        self.scope = scope
-        self.include, self.exclude = include, exclude
-        self.keep_classifier = keep_classifier
-        self.floor = floor
-        self.num_batches = num_batches
-        self.dataloader = dataloader
-        self.loss_fn = loss_fn
-        self.criterion_options = dict(criterion_options or {})
-        self.group_by = group_by
-        self.rewind = rewind
-        self.seed = seed
+        self.settings = WeightSettings(
+            criterion=criterion,
+            sparsity=sparsity,
+            schedule=schedule,
+            start=start,
+            end=end,
+            every=every,
+            interval=interval,
+            scope=scope,
+            include=include,
+            exclude=exclude,
+            keep_classifier=keep_classifier,
+            floor=floor,
+            num_batches=num_batches,
+            dataloader=dataloader,
+            loss_fn=loss_fn,
+            criterion_options=dict(criterion_options or {}),
+            group_by=group_by,
+            rewind=rewind,
+            seed=seed,
+        )
+        self._timing = self.settings.timing
         self._working: MaskedWeights | None = None
         self._forget()
 
@@ -173,7 +176,7 @@ class WeightPruning(pl.Callback):
     @property
     def record(self) -> SparsityRecord:
         """What was done so far."""
-        return SparsityRecord(settings_of(self), tuple(self.history))
+        return SparsityRecord(self.settings.as_text(), tuple(self.history))
 
     # -------------------------------------------------------------------------------- begin and end
 
@@ -183,15 +186,22 @@ class WeightPruning(pl.Callback):
             return
         self._forget()
         checks.strategy(trainer)
-        if self.interval == "epoch" and not is_dry(trainer):
+        if self.settings.interval == "epoch" and not is_dry(trainer):
             self._plan = self._timing.plan(end_of_training(trainer, "epoch"))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Finds the weights to prune. Not in `setup`: the module may build its layers after that."""
-        self._names = selected(pl_module, self.include, self.exclude, self.keep_classifier)
-        check_criterion(self.criterion, pl_module, self.criterion_options, self.loss_fn)
+        self._names = selected(
+            pl_module, self.settings.include, self.settings.exclude, self.settings.keep_classifier
+        )
+        check_criterion(
+            self.settings.criterion,
+            pl_module,
+            self.settings.criterion_options,
+            self.settings.loss_fn,
+        )
         named = dict(pl_module.named_parameters())
-        checks.sizes(self, {name: named[name].numel() for name in self._names})
+        checks.sizes(self.settings, {name: named[name].numel() for name in self._names})
         self._total = sum(named[name].numel() for name in self._names)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -200,12 +210,12 @@ class WeightPruning(pl.Callback):
         if is_dry(trainer):
             rank_zero_info("WeightPruning: a fast_dev_run ends too soon; nothing is pruned.")
             return
-        if self.interval == "step":
+        if self.settings.interval == "step":
             self._plan = self._timing.plan(end_of_training(trainer, "step"))
         if self._restored is not None:
             self._restore(self._restored)
         assert self._plan is not None
-        checks.plan(self, trainer, self._plan)
+        checks.plan(self.settings, trainer, self._plan)
         self._remember(trainer, pl_module)
         self._prune_if_due(trainer, pl_module, trainer.current_epoch, trainer.current_epoch)
 
@@ -226,7 +236,7 @@ class WeightPruning(pl.Callback):
         if self._plan is not None and self._done < len(self._plan.at):
             reached = self.history[-1].total if self.history else 0.0
             rank_zero_warn(
-                f"training ended at a sparsity of {reached:.4g} where {self.sparsity} was planned, "
+                f"training ended at a sparsity of {reached:.4g} where {self.settings.sparsity} was planned, "
                 f"before pruning {self._done + 1} of {len(self._plan.at)}: keep early stopping from it "
                 "with Trainer(min_epochs=...), or lower `end`."
             )
@@ -305,7 +315,7 @@ class WeightPruning(pl.Callback):
         """Prunes if `epochs` that are done, or the steps, say so; `epoch` is the one under way."""
         if self._plan is None:
             return False
-        due = self._plan.due(epochs if self.interval == "epoch" else trainer.global_step)
+        due = self._plan.due(epochs if self.settings.interval == "epoch" else trainer.global_step)
         if due <= self._done or training_is_over(trainer, epochs):
             return False
         target = self._plan.sparsity[due - 1]
@@ -321,50 +331,45 @@ class WeightPruning(pl.Callback):
     ) -> None:
         assert self._working is not None
         found = saliency(
-            self.criterion,
+            self.settings.criterion,
             trainer,
             module,
             self._names,
             masks=self.masks,
             sparsity=target,
-            dataloader=self.dataloader,
-            num_batches=self.num_batches,
-            loss_fn=self.loss_fn,
-            seed=self.seed,
-            draw=self.seed + due,
-            options=self.criterion_options,
-            group_by=self.group_by,
+            dataloader=self.settings.dataloader,
+            num_batches=self.settings.num_batches,
+            loss_fn=self.settings.loss_fn,
+            seed=self.settings.seed,
+            draw=self.settings.seed + due,
+            options=self.settings.criterion_options,
+            group_by=self.settings.group_by,
         )
-        scope = self.scope
+        scope = self.settings.scope
         if all(value.dtype == torch.bool for value in found.values()):
             # Masks already: the exact count and what was removed before still hold.
             found, scope = {name: value.float() for name, value in found.items()}, masks.globally
-        new = scope(found, target, floor=self.floor, keep=self.masks or None)
-        new = agreed(trainer, new, from_data=reads_batches(self.criterion))
+        new = scope(found, target, floor=self.settings.floor, keep=self.masks or None)
+        new = agreed(trainer, new, from_data=reads_batches(self.settings.criterion))
         self._working.set(new)
         self._working.enforce()
         for average in averages(trainer):
             masks.apply(average, self.masks)
-        self._rewind_due = self.rewind is not None
+        self._rewind_due = self.settings.rewind is not None
         if not self.history:
-            checks.reference(trainer)
+            check_reference(trainer)
         self.history.append(step_of(epoch, trainer.global_step, target, new))
         announce(trainer, self.history[-1], self._total)
         save(trainer, self.record)
 
-    @property
-    def rewind_epoch(self) -> int:
-        """Epochs that were done when the weights were what a rewind makes them."""
-        return self.rewind if isinstance(self.rewind, int) else 0
-
     def _remember(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if self.rewind is None or self._plan is None or self._snapshot is not None:
+        if self.settings.rewind is None or self._plan is None or self._snapshot is not None:
             return
-        if trainer.current_epoch == self.rewind_epoch:
+        if trainer.current_epoch == self.settings.rewind_epoch:
             self._snapshot = Snapshot.take(trainer, module)
-        elif trainer.current_epoch > self.rewind_epoch:
+        elif trainer.current_epoch > self.settings.rewind_epoch:
             raise ValueError(
-                f"`rewind` goes back to epoch {self.rewind_epoch}, whose weights the checkpoint does not "
+                f"`rewind` goes back to epoch {self.settings.rewind_epoch}, whose weights the checkpoint does not "
                 "have: resume from one that was written with the same `rewind`."
             )
 

@@ -106,8 +106,8 @@ def counts_of(
     sizes = (reduce_max(torch.stack(last)).clamp(min=-1) + 1).tolist()
     local = [counted(row, size) for row, size in zip(slots, sizes, strict=True)]
     total = reduce_sum(torch.cat(local)).cpu()
-    each = torch.split(total, [len(count) for count in local])
-    found = [_read(count, i % rows > 0) for i, count in enumerate(each)]
+    parts = torch.split_with_sizes(total, [len(count) for count in local])
+    found = [_read(count, i % rows > 0) for i, count in enumerate(parts)]
     return [tuple(found[i : i + rows]) for i in range(0, len(found), rows)]
 
 

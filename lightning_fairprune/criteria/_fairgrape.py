@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fairprune._model.batches import Batch, Loss
-from lightning_fairprune._model.borrowed import device_of, held
+from lightning_fairprune._model.borrowed import borrowed, device_of
 from lightning_fairprune.criteria._exact import check_sparsity, num_kept
 from lightning_fairprune.criteria._groups import Groups, check_present, parts
 from lightning_fairprune.criteria._mean import check_finite, check_losses, gradients
@@ -80,7 +80,7 @@ def group_importance(
     device = device_of(model)
     seen = torch.zeros(num_groups, dtype=torch.int64, device=device)
     losses: list[Tensor] = []
-    with agreed(device), held(model):
+    with agreed(device), borrowed(model, gradients=True):
         for raw in batches:
             batch = Batch.of(raw, device)
             of_batch = []

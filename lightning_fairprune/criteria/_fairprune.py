@@ -12,7 +12,7 @@ from torch.func import functional_call, jacrev, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_fairprune._model.batches import Batch, Loss, scalar
-from lightning_fairprune._model.borrowed import device_of, held
+from lightning_fairprune._model.borrowed import borrowed, device_of
 from lightning_fairprune._model.trees import call, leaves, mapped
 from lightning_fairprune.criteria._groups import Groups, check_present, parts
 from lightning_fairprune.criteria._mean import check_finite, check_losses
@@ -82,7 +82,7 @@ def fairprune(
     device = device_of(model)
     seen = torch.zeros(2, dtype=torch.int64, device=device)
     losses: list[Tensor] = []
-    with agreed(device), held(model):
+    with agreed(device), borrowed(model, gradients=True):
         for raw in batches:
             batch = Batch.of(raw, device)
             of_batch = []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fairprune._model.batches import Batch, Loss, scalar
-from lightning_fairprune._model.borrowed import device_of, held
+from lightning_fairprune._model.borrowed import borrowed, device_of
 from lightning_fairprune._model.trees import call
 from lightning_fairprune.criteria._parameters import full_precision
 from lightning_fairprune.criteria._ranks import agreed, total
@@ -25,7 +25,7 @@ def mean_gradient(
     sums = {name: torch.zeros_like(full_precision(w)) for name, w in weights.items()}
     count = torch.zeros((), dtype=torch.int64, device=device)
     losses: list[Tensor] = []
-    with agreed(device), held(model):
+    with agreed(device), borrowed(model, gradients=True):
         for raw in batches:
             batch = Batch.of(raw, device)
             loss, grads = gradients(model, weights, batch, loss_fn)

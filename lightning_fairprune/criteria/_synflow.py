@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lightning_fairprune._model.borrowed import device_of, held
+from lightning_fairprune._model.borrowed import borrowed, device_of
 from lightning_fairprune._model.trees import call, leaves, mapped
 from lightning_fairprune.criteria._exact import check_sparsity, keep_highest, num_kept
 from lightning_fairprune.criteria._parameters import chosen, full_precision
@@ -63,7 +63,7 @@ def synflow(
         {'0.weight': tensor([[0.2500, 0.7500]]), '1.weight': tensor([[1.]])}
     """
     weights = chosen(model, parameters)
-    with held(model):
+    with borrowed(model, gradients=True):
         shares = _flow(model, weights, example_input)(_checked(model, masks or {}))
     return {name: shares[name].to(full_precision(w).dtype) for name, w in weights.items()}
 
@@ -115,7 +115,7 @@ def synflow_masks(
     weights = chosen(model, parameters)
     sizes = [weight.numel() for weight in weights.values()]
     kept = torch.ones(sum(sizes), dtype=torch.bool, device=device_of(model))
-    with held(model):
+    with borrowed(model, gradients=True):
         flow = _flow(model, weights, example_input)
         for k in range(1, rounds + 1):
             shares = flow(_cut(kept, weights))

@@ -45,24 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "ways to choose the training data, and compare what each costs the weakest class. Takes about "
         "a minute on two cores; needs no download.",
     )
-    parser.add_argument(
-        "--density",
-        type=float,
-        default=0.3,
-        help="fraction of the training images to keep (%(default)s)",
-    )
-    parser.add_argument(
-        "--seeds",
-        type=int,
-        default=3,
-        help="runs of each method; 1 is quick, 10 is telling (%(default)s)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("fairprune-demo"),
-        help="folder for the files (%(default)s)",
-    )
+    for name, default, text in (
+        ("--density", 0.3, "fraction of the training images to keep"),
+        ("--seeds", 3, "runs of each method; 1 is quick, 10 is telling"),
+        ("--out", Path("fairprune-demo"), "folder for the files"),
+    ):
+        parser.add_argument(name, type=type(default), default=default, help=f"{text} (%(default)s)")
     arguments = parser.parse_args(argv)
     console = Console()
     try:
@@ -103,7 +91,7 @@ def _explanation(seeds: int) -> str:
     return (
         f"{brackets}Every run takes {_runs.STEPS} steps of {BATCH} images, those of the "
         f"{_runs.WARMUP_EPOCHS} warm-up epochs on all the data included, so no method sees more than "
-        f"another; full data simply goes on. Afterwards a fresh subset is drawn every epoch (EL2N always "
+        f"another; full data simply continues. Afterwards a fresh subset is drawn every epoch (EL2N always "
         f"keeps the hardest). Quotas read the recalls of {NUM_CLASSES * NUM_VAL} validation images; the "
         f"table is about {test} others."
     )

@@ -49,18 +49,13 @@ def train_sizes() -> Tensor:
 
 
 class LongTailedDigits(pl.LightningDataModule):
-    """Handwritten digits, the hardest rarest; train, validation and test share no image.
-
-    Args:
-        seed: of the split.
-    """
+    """Handwritten digits, the hardest rarest, split by `seed`; train, validation and test share no image."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         self.seed = seed
 
     def setup(self, stage: str) -> None:
-        """Splits the images class by class."""
         images, labels, _ = load()
         generator = torch.Generator().manual_seed(self.seed)
         parts: list[list[Tensor]] = [[], [], []]
@@ -75,15 +70,13 @@ class LongTailedDigits(pl.LightningDataModule):
         )
 
     def train_dataloader(self) -> Any:
-        """Returns whole batches only, so that the samples seen follow from the steps."""
+        # Whole batches only, so that the samples seen follow from the steps.
         return DataLoader(self.train, BATCH, shuffle=True, drop_last=True)
 
     def val_dataloader(self) -> Any:
-        """Returns all of the validation images at once."""
         return DataLoader(self.val, len(self.val))
 
     def test_dataloader(self) -> Any:
-        """Returns all of the test images at once."""
         return DataLoader(self.test, len(self.test))
 
 
@@ -105,25 +98,15 @@ class SmallCNN(pl.LightningModule):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns logits [B, 10]."""
-        logits: Tensor = self.net(images)
-        return logits
+        return self.net(images)  # type: ignore[no-any-return]
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        """Returns the loss."""
         images, labels = batch
         return F.cross_entropy(self(images), labels)
 
-    def validation_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        """Returns the loss."""
-        return self.training_step(batch, batch_idx)
-
-    def test_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        """Returns the loss."""
-        return self.training_step(batch, batch_idx)
+    validation_step = test_step = training_step
 
     def configure_optimizers(self) -> Any:
-        """Returns Adam and a linear schedule over `max_steps`."""
         optimizer = torch.optim.AdamW(self.parameters(), self.learning_rate, fused=True)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, self.trainer.max_steps)
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]

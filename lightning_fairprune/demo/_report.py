@@ -6,6 +6,7 @@ import csv
 import io
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,18 @@ from lightning_fairprune.demo._runs import Record
 
 # Colours of Okabe and Ito, which colour-blind readers can tell apart.
 BLUE, VERMILION = "#0072B2", "#D55E00"
-COLUMNS = ("method", "average", "worst", "gap", "std", "samples seen", "seconds")
+# Columns, with what they show of class counts.
+MEASURES = {"average": "mean", "worst": "worst", "gap": "gap", "std": "std"}
+COLUMNS = ("method", *MEASURES, "samples seen", "seconds")
 
 
 def rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
-    """Returns one row of text per method: mean over the seeds, lowest and highest in brackets."""
+    """Returns a row of text for each method: mean over the seeds, lowest and highest in brackets."""
     table = []
     for method, of_method in grouped(records).items():
         recalls = [
             _spread([float(getattr(record.counts, name)) for record in of_method])
-            for name in ("mean", "worst", "gap", "std")
+            for name in MEASURES.values()
         ]
         seen = {record.samples_seen for record in of_method}
         seconds = sum(record.seconds for record in of_method) / len(of_method)
@@ -39,15 +42,11 @@ def rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
 
 
 def grouped(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Returns the records of each method, methods in order of appearance."""
-    methods: dict[str, list[Record]] = {}
-    for record in records:
-        methods.setdefault(record.method, []).append(record)
-    return methods
+    methods = dict.fromkeys(record.method for record in records)
+    return {name: [record for record in records if record.method == name] for name in methods}
 
 
 def terminal_table(records: Sequence[Record]) -> Table:
-    """Returns the table for the terminal."""
     table = Table(
         title="Recall of the ten digits on test images",
         title_style="bold",
@@ -85,13 +84,10 @@ def write(records: Sequence[Record], out: str | os.PathLike[str]) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     png = io.BytesIO()
     figure(records).savefig(png, format="png", dpi=150)
-    contents = {
-        "table.md": _markdown(records).encode(),
-        "runs.csv": _csv(records).encode(),
-        "classes.png": png.getvalue(),
-    }
+    contents = {"table.md": _markdown(records).encode(), "runs.csv": _csv(records).encode()}
+    contents["classes.png"] = png.getvalue()
     for name, content in contents.items():
-        _replace(folder / name, content)
+        write_whole(folder / name, partial(Path.write_bytes, data=content))
     return [folder / name for name in contents]
 
 
@@ -123,12 +119,9 @@ def figure(records: Sequence[Record]) -> Any:
         axis.set_xticks(range(NUM_CLASSES), [str(int(k)) for k in order])
         axis.tick_params(axis="x", length=0)
     seeds = len(next(iter(methods.values())))
-    over = f"mean of {seeds} seeds, lines from lowest to highest; dashed: average over the digits"
-    chart.supxlabel(
-        "digit, from the easiest and most frequent to the hardest and rarest\n"
-        + (over if seeds > 1 else "one seed; dashed: average over the digits"),
-        fontsize=10,
-    )
+    over = f"mean of {seeds} seeds, lines from lowest to highest" if seeds > 1 else "one seed"
+    label = "digit, from the easiest and most frequent to the hardest and rarest\n"
+    chart.supxlabel(f"{label}{over}; dashed: average over the digits", fontsize=10)
     return chart
 
 
@@ -173,20 +166,14 @@ def _csv(records: Sequence[Record]) -> str:
     """Returns one line per run, with what every class kept and how it was recognised."""
     text = io.StringIO()
     classes = range(NUM_CLASSES)
-    names = ["method", "seed", "average", "worst", "gap", "std", "samples_seen", "seconds"]
+    names = ["method", "seed", *MEASURES, "samples_seen", "seconds"]
     names += [f"kept_{k}" for k in classes] + [f"recall_{k}" for k in classes]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
     for record in records:
-        counts = record.counts
-        summary = (counts.mean, counts.worst, counts.gap, counts.std)
-        writer.writerow(
-            [record.method, record.seed, *(f"{value:.4f}" for value in summary)]
-            + [record.samples_seen, f"{record.seconds:.2f}", *record.kept.tolist()]
-            + [f"{value:.4f}" for value in counts.recall.tolist()]
-        )
+        values = [getattr(record.counts, name) for name in MEASURES.values()]
+        shares = [f"{float(value):.4f}" for value in [*values, *record.counts.recall]]
+        line = [record.method, record.seed, *shares[: len(values)], record.samples_seen]
+        line += [f"{record.seconds:.2f}", *record.kept.tolist(), *shares[len(values) :]]
+        writer.writerow(line)
     return text.getvalue()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    write_whole(path, lambda temporary: temporary.write_bytes(content))

@@ -108,17 +108,10 @@ def run(
     """
     require_extras()
     check(density, seeds, methods, steps)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=console is None,
-        transient=True,
-    )
+    columns = BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    progress: dict[str, Any] = {"console": console, "disable": console is None, "transient": True}
     records = []
-    with bar, _quiet():
+    with Progress(TextColumn("{task.description}"), *columns, **progress) as bar, _quiet():
         task = bar.add_task("", total=len(methods) * seeds * steps)
         # Seeds outside: an interrupted or tired machine slows all methods alike.
         for seed in range(seeds):
@@ -160,20 +153,17 @@ def check(density: float, seeds: int, methods: Sequence[str], steps: int) -> Non
 def _train(
     method: str, density: float, seed: int, steps: int, advance: Callable[[], None]
 ) -> Record:
-    arguments = METHODS[method]
+    arguments, prune = METHODS[method], None
     counter, monitor = _Counter(advance), RecallMonitor()
-    callbacks: list[pl.Callback] = [counter]
-    prune = None
     if arguments is not None:
         prune = DataPruning(density, warmup_epochs=WARMUP_EPOCHS, seed=seed, **arguments)
-        callbacks.append(prune)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, data = SmallCNN(), LongTailedDigits(seed)
         trainer = pl.Trainer(
             max_epochs=-1,
             max_steps=steps,
-            callbacks=callbacks,
+            callbacks=[counter] if prune is None else [counter, prune],
             check_val_every_n_epoch=VALIDATE_EVERY,
             num_sanity_val_steps=0,
             **QUIET,
@@ -183,10 +173,7 @@ def _train(
         seconds = time.perf_counter() - start
         pl.Trainer(callbacks=[monitor], **QUIET).test(model, data, verbose=False)
     sizes = train_sizes()
-    kept = sizes
-    if prune is not None:
-        assert prune.selection is not None
-        kept = prune.selection.quota
+    kept = sizes if prune is None or prune.selection is None else prune.selection.quota
     return Record(method, seed, monitor.counts["test"], kept, sizes, counter.seen, seconds)
 
 
@@ -200,7 +187,6 @@ class _Counter(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, i: int
     ) -> None:
-        """Adds one batch."""
         self.seen += len(batch[1])
         self.advance()
 

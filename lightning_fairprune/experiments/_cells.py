@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -22,11 +23,11 @@ class Cell:
         kind: ``"query"`` trains a query model, ``"score"`` passes it over the training set; the others
             train a model of the table.
         seed: of the row.
-        name: of the method, one-fit, weight method, baseline or score.
-        density: fraction of the samples that is kept; 1 for all.
+        name: of the method, baseline or score.
+        density: fraction of the samples that is kept.
         member: which of the query models of this seed.
         at: when a score is taken.
-        sparsity: fraction of the weights that is removed; 0 for none.
+        sparsity: fraction of the weights that is removed.
 
     Example:
         >>> Cell("final", 1, "random+drop", 0.3).key
@@ -102,13 +103,9 @@ def cells_of(experiment: Experiment) -> list[Cell]:
 
 
 def _scores(experiment: Experiment, seed: int, member: int) -> list[Cell]:
-    wanted = [
-        cell
-        for method in experiment.methods.values()
-        for cell in _passes(method, experiment, seed)
-        if cell.member == member
-    ]
-    return list(dict.fromkeys(wanted))
+    every = (_passes(method, experiment, seed) for method in experiment.methods.values())
+    cells = itertools.chain.from_iterable(every)
+    return list(dict.fromkeys(cell for cell in cells if cell.member == member))
 
 
 def _passes(method: Method, experiment: Experiment, seed: int) -> list[Cell]:
@@ -134,21 +131,17 @@ def needs(cell: Cell, experiment: Experiment) -> list[Cell]:
 
 
 def ready(
-    cells: Sequence[Cell], experiment: Experiment, finished: Collection[str], taken: Collection[str]
+    cells: Sequence[Cell],
+    experiment: Experiment,
+    finished: Collection[str],
+    failed: Collection[str],
 ) -> list[Cell]:
-    """Returns the cells that could be begun now, in order.
-
-    Args:
-        cells: all of the experiment.
-        experiment: that they belong to.
-        finished: keys of those that are done.
-        taken: keys of those that are in work or have failed.
-    """
+    """Returns the cells that could be begun now, in order, by the keys of those that have ended."""
     return [
         cell
         for cell in cells
         if cell.key not in finished
-        and cell.key not in taken
+        and cell.key not in failed
         and all(need.key in finished for need in needs(cell, experiment))
     ]
 

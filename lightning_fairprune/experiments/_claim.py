@@ -11,25 +11,15 @@ __all__ = ["Claim", "Number", "compared", "markdown"]
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """One comparison at one density or sparsity.
-
-    Args:
-        what: the two sides, in words.
-        at: where, such as ``"density 0.3"``.
-        ours: mean over the seeds of the side that the claim is about.
-        other: of the side that it is compared with.
-        seeds: in how many of the seeds that both have the claim holds.
-        of: how many seeds both have.
-        holds: whether it holds for the means.
-    """
+    """One comparison at one density or sparsity: means of both sides over the seeds that both have."""
 
     what: str
     at: str
     ours: float
     other: float
-    seeds: int
-    of: int
-    holds: bool
+    seeds: int  # in which the claim holds
+    of: int  # that both have
+    holds: bool  # for the means
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +55,9 @@ def compared(
     below: bool = False,
     slack: float = 0.0,
 ) -> list[Number]:
-    """Compares two sides over the seeds that both have.
+    """Compares the values by seed of two sides over the seeds that both have; nothing if there is none.
 
-    Args:
-        what: the two sides, in words.
-        at: where.
-        ours: value by seed of the side that the claim is about.
-        other: of the other.
-        below: whether the claim says that ours is lower; else higher.
-        slack: by how much it may miss.
-
-    Returns:
-        The number; none without a common seed.
+    The claim is that `ours` is higher, or with `below` lower, and may miss that by `slack`.
 
     Example:
         >>> (found,) = compared("a above b", "density 0.3", {0: 0.5, 1: 0.7}, {0: 0.6, 1: 0.4})
@@ -87,8 +68,7 @@ def compared(
     if not common:
         return []
     sign = -1.0 if below else 1.0
-    left = sum(ours[s] for s in common) / len(common)
-    right = sum(other[s] for s in common) / len(common)
+    left, right = (sum(side[s] for s in common) / len(common) for side in (ours, other))
     wins = sum(sign * (ours[s] - other[s]) + slack > 0 for s in common)
     return [Number(what, at, left, right, wins, len(common), sign * (left - right) + slack > 0)]
 
@@ -115,12 +95,9 @@ def markdown(claims: Sequence[Claim], name: str) -> str:
                     "| comparison | at | ours | other | seeds | |",
                     "|---|---|--:|--:|--:|---|",
                 ]
-                lines += [_line(number) for number in claim.numbers]
+            for n in claim.numbers:
+                lines.append(
+                    f"| {n.what} | {n.at} | {n.ours:.3f} | {n.other:.3f} | {n.seeds} of {n.of} | "
+                    f"{'holds' if n.holds else 'does not hold'} |"
+                )
     return "\n".join(lines) + "\n"
-
-
-def _line(number: Number) -> str:
-    return (
-        f"| {number.what} | {number.at} | {number.ours:.3f} | {number.other:.3f} | "
-        f"{number.seeds} of {number.of} | {'holds' if number.holds else 'does not hold'} |"
-    )

@@ -1,21 +1,26 @@
-"""The claims of the papers, each with our numbers and a verdict; here those of the DRoP paper."""
+"""The claims of the papers, each with our numbers and a verdict."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-from lightning_fairprune import geometry, quotas
+from lightning_fairprune import criteria, geometry, quotas
 from lightning_fairprune.experiments._claim import Claim, Number, compared
-from lightning_fairprune.experiments._parts import Method
+from lightning_fairprune.experiments._parts import Method, WeightMethod
 from lightning_fairprune.experiments._records import Experiment
-from lightning_fairprune.experiments._results import Row, by_setting
-from lightning_fairprune.experiments._weight_claims import distortion_claims
+from lightning_fairprune.experiments._results import Row, by_setting, by_sparsity, ratio
 
 __all__ = ["claims_of"]
 
-PAPER = "DRoP: Vysogorets, Ahuja and Kempe, ICLR 2025"
+DROP = "DRoP: Vysogorets, Ahuja and Kempe, ICLR 2025"
+DISTORTION = "Recall distortion: Good et al., NeurIPS 2022"
 # The paper calls the loss of average accuracy tolerable and does not say what would be too much.
 TOLERABLE = 0.05
+# The other has ratios of 2, 4, 10, 20 and 50: which of them are low, and which are high.
+LOW, HIGH = 2.5, 9.5
 
 Groups = Mapping[tuple[str, float], Sequence[Row]]
 
@@ -24,7 +29,7 @@ def claims_of(experiment: Experiment, rows: Sequence[Row]) -> list[Claim]:
     """Compares the methods that the claims are about, known by their settings and not by their names.
 
     Args:
-        experiment: whose methods. Claims on pruning data need `densities`, those on weights `weights`.
+        experiment: with `densities` for the claims on pruning data, `weights` for those on weights.
         rows: of the models that are finished.
 
     Example:
@@ -33,7 +38,7 @@ def claims_of(experiment: Experiment, rows: Sequence[Row]) -> list[Claim]:
         ['not tested', 'not tested']
     """
     found = _drop_claims(experiment, rows) if experiment.densities else []
-    return found + (distortion_claims(experiment, rows) if experiment.weights else [])
+    return found + (_distortion_claims(experiment, rows) if experiment.weights else [])
 
 
 def _drop_claims(experiment: Experiment, rows: Sequence[Row]) -> list[Claim]:
@@ -44,34 +49,22 @@ def _drop_claims(experiment: Experiment, rows: Sequence[Row]) -> list[Claim]:
     strategies = [name for name, m in methods.items() if m.score is not None and m.quota is None]
     pairs = [(name, partner) for name in strategies if (partner := _under_drop(methods, name))]
     others = [name for name in methods if name != random_drop]
-    return [
-        Claim(
-            PAPER,
-            "Pruning by a score lowers the worst-class recall below that of random pruning.",
-            _each(groups, [(s, random, "worst", 0.0) for s in strategies], below=True),
+    tests = {
+        "Pruning by a score lowers the worst-class recall below that of random pruning.": _each(
+            groups, [(s, random, "worst", 0.0) for s in strategies], below=True
         ),
-        Claim(
-            PAPER,
-            "Random pruning under DRoP quotas has the best worst-class recall of all methods at every density.",
-            _each(groups, [(random_drop, other, "worst", 0.0) for other in others]),
+        "Random pruning under DRoP quotas has the best worst-class recall of all methods at every "
+        "density.": _each(groups, [(random_drop, other, "worst", 0.0) for other in others]),
+        "It improves on the worst-class recall of the full data.": _each(
+            groups, [(random_drop, full, "worst", 0.0)]
         ),
-        Claim(
-            PAPER,
-            "It improves on the worst-class recall of the full data.",
-            _each(groups, [(random_drop, full, "worst", 0.0)]),
+        f"Its average recall falls by a tolerable amount (here: at most {TOLERABLE:g} below random "
+        "pruning).": _each(groups, [(random_drop, random, "average", TOLERABLE)]),
+        "DRoP quotas raise the worst-class recall of the other strategies too.": _each(
+            groups, [(drop, alone, "worst", 0.0) for alone, drop in pairs]
         ),
-        Claim(
-            PAPER,
-            "Its average recall falls by a tolerable amount (here: at most "
-            f"{TOLERABLE:g} below random pruning).",
-            _each(groups, [(random_drop, random, "average", TOLERABLE)]),
-        ),
-        Claim(
-            PAPER,
-            "DRoP quotas raise the worst-class recall of the other strategies too.",
-            _each(groups, [(drop, alone, "worst", 0.0) for alone, drop in pairs]),
-        ),
-    ]
+    }
+    return [Claim(DROP, text, numbers) for text, numbers in tests.items()]
 
 
 def _first(methods: Mapping[str, Method], wanted: Method) -> str | None:
@@ -111,3 +104,94 @@ def _compared(
                 {row.seed: float(getattr(row, measure)) for row in side} for side in (rows, against)
             )
             yield from compared(what, f"density {density:g}", left, right, below=below, slack=slack)
+
+
+# ------------------------------------------------------------------------------- recall distortion
+
+# By method: by sparsity, rising: by seed: alpha.
+Alphas = Mapping[str, Mapping[float, Mapping[int, float]]]
+
+
+def _distortion_claims(experiment: Experiment, rows: Sequence[Row]) -> list[Claim]:
+    """Compares the criteria that the claims are about, pruned at once."""
+    alpha = _alphas(rows)
+    known = (criteria.magnitude, criteria.gradient, criteria.undecayed, criteria.random)
+    magnitude, gradient, undecayed, random = (_at_once(experiment.weights, c) for c in known)
+    chance = [
+        n for n, m in experiment.weights.items() if m.prune().settings.criterion is criteria.random
+    ]
+    others = [name for name in alpha if name not in chance]
+    tests = {
+        "At a ratio of 2 differences between classes shrink: alpha is below 1 (all but random "
+        "pruning).": _below_one(alpha, others, most=LOW),
+        "The higher the ratio, the more they grow (all but random pruning).": _rising(
+            alpha, others
+        ),
+        "At high ratios (here: from 10 on) magnitude has a lower alpha than gradient.": _lower(
+            alpha, magnitude, gradient, least=HIGH
+        ),
+        "Undecayed has a lower alpha than magnitude at every ratio.": _lower(
+            alpha, undecayed, magnitude
+        ),
+        "Random pruning has an alpha below 1 at every ratio: a loss of accuracy alone intensifies "
+        "nothing.": _below_one(alpha, [random] if random else []),
+    }
+    return [Claim(DISTORTION, text, numbers) for text, numbers in tests.items()]
+
+
+def _alphas(rows: Sequence[Row]) -> Alphas:
+    found: dict[str, dict[float, dict[int, float]]] = {}
+    groups = by_sparsity(rows)
+    for name, sparsity in sorted(groups, key=lambda key: key[1]):
+        known = {row.seed: row.alpha for row in groups[name, sparsity] if row.alpha is not None}
+        found.setdefault(name, {})[sparsity] = known
+    return found
+
+
+def _at_once(weights: Mapping[str, WeightMethod], criterion: Callable[..., Any]) -> str | None:
+    return next(
+        (
+            name
+            for name, method in weights.items()
+            if method.prune().settings.criterion is criterion and method.start == method.end == 0
+        ),
+        None,
+    )
+
+
+def _below_one(alpha: Alphas, names: Sequence[str], most: float = math.inf) -> tuple[Number, ...]:
+    return tuple(
+        number
+        for name in names
+        for at, values in alpha.get(name, {}).items()
+        if ratio(at) <= most
+        for number in compared(
+            f"alpha of {name} below 1", _at(at), values, dict.fromkeys(values, 1.0), below=True
+        )
+    )
+
+
+def _rising(alpha: Alphas, names: Sequence[str]) -> tuple[Number, ...]:
+    return tuple(
+        number
+        for name in names
+        for (low, less), (high, more) in itertools.pairwise(alpha[name].items())
+        for number in compared(f"alpha of {name} above that at {_at(low)}", _at(high), more, less)
+    )
+
+
+def _lower(
+    alpha: Alphas, ours: str | None, other: str | None, least: float = 0.0
+) -> tuple[Number, ...]:
+    against = alpha.get(other or "", {})
+    what = f"alpha of {ours} below {other}"
+    return tuple(
+        number
+        for at, values in alpha.get(ours or "", {}).items()
+        if ratio(at) >= least and at in against
+        for number in compared(what, _at(at), values, against[at], below=True)
+    )
+
+
+def _at(sparsity: float) -> str:
+    return f"sparsity {sparsity:g}"

@@ -23,7 +23,10 @@ from lightning_fairprune.experiments._store import Status, Store
 from lightning_fairprune.experiments._summary import summarise
 from lightning_fairprune.experiments._weights import check_dense
 
-__all__ = ["main", "run"]
+__all__ = ["main", "read_config", "run"]
+
+# Names of cells and files are printed as they are.
+_PLAIN: Any = {"highlight": False, "markup": False, "soft_wrap": True}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except FileNotFoundError as error:
             parser.error(str(error))
     given = parser.parse_args(arguments)
-    console = Console()
+    console = Console(**_PLAIN)
     settings = _config.plain(given)
     try:
         experiment = _config.build(settings)
@@ -89,10 +92,9 @@ def run(
     Raises:
         ValueError: If a setting is wrong, or finished cells were made with others.
     """
-    if jobs < 1:
-        raise ValueError(f"`jobs` must be at least 1, got {jobs}.")
-    if threads is not None and threads < 1:
-        raise ValueError(f"`threads` must be at least 1, got {threads}.")
+    for name, value in (("jobs", jobs), ("threads", threads)):
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
     console = console or Console(quiet=True)
     settings = _config.plain(_config.parser().parse_object(copy.deepcopy(dict(settings))))
     experiment = _config.build(settings)
@@ -117,63 +119,45 @@ def _say_what_failed(
         if cell.key in status.failed:
             last = (store.error(cell) or "").strip().rpartition("\n")[2]
             where = store.folder(cell) / "error.txt"
-            console.print(
-                f"Failed: {cell.label}: {last} ({where})",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
-            )
+            console.print(f"Failed: {cell.label}: {last} ({where})")
     left = blocked(cells, experiment, status.failed)
     if left:
         causes = Counter(left.values())
         text = ", ".join(f"{count} for {key}" for key, count in causes.items())
-        console.print(f"Not begun, because of these: {text}.", highlight=False, soft_wrap=True)
+        console.print(f"Not begun, because of these: {text}.")
     rest = len(cells) - len(status.finished) - len(status.failed) - len(left)
     if rest:
-        console.print(
-            f"{rest} cells are not done, because all processes have ended: see {store.out / 'logs'}.",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        logs = store.out / "logs"
+        console.print(f"{rest} cells are not done, because all processes have ended: see {logs}.")
 
 
 def _list(cells: Sequence[Cell], experiment: Experiment, out: Path, console: Console) -> None:
-    status = Store(out).status(cells) if (out / "cells").is_dir() else None
-    finished: frozenset[str] = status.finished if status else frozenset()
+    status, running = Status(frozenset(), frozenset()), {}
+    if (out / "cells").is_dir():
+        status, running = Store(out).status(cells), Store(out).running(cells)
     for cell in cells:
         state = "      "
-        if status and cell.key in finished:
+        if cell.key in status.finished:
             state = "done  "
-        elif status and cell.key in status.failed:
+        elif cell.key in status.failed:
             state = "failed"
-        elif status and cell.key in status.running:
+        elif cell.key in running:
             state = "works "
-        console.print(f"{state} {cell.key}", highlight=False, markup=False, soft_wrap=True)
-    console.print(
-        f"{len(finished)} of {len(cells)} cells of {experiment.name} are finished in {out}.",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+        console.print(f"{state} {cell.key}")
+    done = f"{len(status.finished)} of {len(cells)} cells"
+    console.print(f"{done} of {experiment.name} are finished in {out}.")
 
 
 def _parser() -> ArgumentParser:
     parser = _config.parser()
     parser.usage = "fairprune experiment CONFIG [options]"
-    parser.add_argument(
-        "--out", type=str | None, default=None, help="folder for all files (runs/NAME)"
-    )
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time")
-    parser.add_argument(
-        "--threads",
-        type=int | None,
-        default=None,
-        help="threads of each training (processors / jobs)",
-    )
-    parser.add_argument(
-        "--dry_run", action="store_true", help="list the cells and what is finished, train nothing"
-    )
+    add = parser.add_argument
+    add("--out", type=str | None, default=None, help="folder for all files (runs/NAME)")
+    add("--jobs", type=int, default=1, help="trainings at the same time")
+    text = "threads of each training (processors / jobs)"
+    add("--threads", type=int | None, default=None, help=text)
+    text = "list the cells and what is finished, train nothing"
+    add("--dry_run", action="store_true", help=text)
     return parser
 
 

@@ -6,7 +6,7 @@ import copy
 import inspect
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
@@ -29,12 +29,7 @@ _WHOLE: dict[str, Any] = {"skip_unset" if _RENAMED else "skip_none": False}
 ASKED = "give the path of a YAML file, or one of those that come with this package: " + ", ".join(
     sorted(file.name for file in CONFIGS.glob("*.yaml"))
 )
-_RECORDS: dict[str, Any] = {
-    "methods": Method,
-    "one_fit": OneFit,
-    "baselines": Baseline,
-    "weights": WeightMethod,
-}
+_PARTS = {"methods": Method, "one_fit": OneFit, "baselines": Baseline, "weights": WeightMethod}
 OWN = ("config", "out", "jobs", "threads", "dry_run")
 # Where data lie and how they are loaded is no setting: another machine has them elsewhere.
 _PLACES = ("root", "cache", "num_workers", "download")
@@ -55,30 +50,23 @@ def parser() -> ArgumentParser:
 
 def plain(parsed: Any) -> dict[str, Any]:
     """Returns an experiment as nested dictionaries, lists and primitives, with all defaults."""
-    text = parser().dump(_without(parsed), format="json", **_WHOLE)
+    without = parsed.clone()
+    for name in OWN:
+        without.pop(name, None)
+    text = parser().dump(without, format="json", **_WHOLE)
     found: dict[str, Any] = json.loads(text)
     # Older versions of jsonargparse leave defaults out of records that are values of a dictionary.
-    for name, record in _RECORDS.items():
+    for name, record in _PARTS.items():
         defaults = {field.name: field.default for field in fields(record)}
         plainly = {
-            k: v for k, v in defaults.items() if v is None or isinstance(v, (str, float, int))
+            k: v for k, v in defaults.items() if v is None or isinstance(v, str | float | int)
         }
         found[name] = {key: plainly | value for key, value in found[name].items()}
     return {key: value for key, value in found.items() if key not in OWN}
 
 
-def _without(parsed: Any) -> Any:
-    copy = parsed.clone()
-    for name in OWN:
-        copy.pop(name, None)
-    return copy
-
-
 def build(settings: Mapping[str, Any]) -> Experiment:
-    """Returns the experiment that settings describe, with new objects in it.
-
-    Args:
-        settings: what a config says, as nested dictionaries.
+    """Returns the experiment that `settings` describe, nested dictionaries, with new objects in it.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -121,10 +109,6 @@ def settings_of(cell: Cell, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings that the result of a cell depends on, flat: ``{"query.epochs": 8, ...}``.
 
     Densities, seeds and other methods are not among them, so these can be added later.
-
-    Args:
-        cell: which.
-        settings: of the whole experiment, `plain`.
     """
     wanted: dict[str, Any] = {
         "data": settings["data"],
@@ -163,14 +147,10 @@ def _score(cell: Cell, settings: Mapping[str, Any]) -> Any:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Returns the settings that differ, in words.
+    """Returns in words the settings in which an experiment differs from a result of before.
 
     An argument that a class has now and had not before, or the other way round, is no difference as
     long as it has its default: the code may get a new one while an experiment runs.
-
-    Args:
-        before: settings of a result.
-        now: settings of the experiment.
 
     Example:
         >>> differences(
@@ -185,10 +165,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         else:
             differs = not _is_default(name, now if name in now else before)
         if differs:
-            was, is_ = (
-                json.dumps(side[name]) if name in side else "not there" for side in (before, now)
-            )
-            found.append(f"{name} was {was} and is {is_}")
+            sides = (json.dumps(s[name]) if name in s else "not there" for s in (before, now))
+            found.append("{} was {} and is {}".format(name, *sides))
     return found
 
 
@@ -219,12 +197,8 @@ def _known(path: str) -> Any:
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
     if not isinstance(value, Mapping) or not value:
         return [(prefix, value)]
-    pairs: Sequence[tuple[str, Any]] = list(value.items())
-    return [
-        found
-        for key, inner in pairs
-        for found in _flat(inner, f"{prefix}.{key}" if prefix else key)
-    ]
+    names = {key: f"{prefix}.{key}" if prefix else key for key in value}
+    return [found for key, name in names.items() for found in _flat(value[key], name)]
 
 
 def _is_place(name: str) -> bool:

@@ -21,14 +21,7 @@ Groups = Mapping[tuple[str, float], Sequence[Row]]
 
 
 def curves(rows: Sequence[Row]) -> Any:
-    """Returns a matplotlib figure: means of each method against density, with bars from lowest to highest seed.
-
-    Args:
-        rows: of a whole experiment.
-
-    Returns:
-        The figure, with average recall on the left and that of the worst class on the right.
-    """
+    """Returns a figure: mean recalls of each method against density, with bars from lowest to highest seed."""
     groups = by_setting(rows)
     across = {name: group for (name, density), group in groups.items() if density == 1}
     densities = sorted({density for _, density in groups if density < 1}, reverse=True)
@@ -37,10 +30,9 @@ def curves(rows: Sequence[Row]) -> Any:
 
 
 def sparsity_curves(rows: Sequence[Row]) -> Any:
-    """Returns a matplotlib figure: intensification ratio and recalls of each method against sparsity.
+    """Returns a figure: intensification ratio and mean recalls of each method against sparsity.
 
-    Args:
-        rows: of a whole experiment; of the models that were not pruned only those of the first method count.
+    Of the models that were not pruned only those of the first method count.
     """
     groups = by_sparsity(rows)
     dense = [row for row in rows if not row.sparsity]

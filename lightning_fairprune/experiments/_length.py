@@ -6,21 +6,23 @@ from typing import NamedTuple
 
 from lightning_fairprune.experiments._parts import Final
 
-__all__ = ["Length", "epoch_correction", "final_length", "one_fit_length"]
+__all__ = ["Length", "Training", "epoch_correction", "final_length", "one_fit_length"]
+
+
+class Training(NamedTuple):
+    """The training set: how many samples, in which batches."""
+
+    total: int
+    batch_size: int
+    drop_last: bool = False
 
 
 class Length(NamedTuple):
-    """Length of one training.
-
-    Attributes:
-        epochs: that are begun.
-        steps: batches, after which training ends, maybe inside the last epoch.
-        warmup: epochs of them on all the data.
-    """
+    """Length of one training, which `steps` ends, maybe inside the last epoch."""
 
     epochs: int
     steps: int
-    warmup: int = 0
+    warmup: int = 0  # epochs of them on all the data
 
 
 def epoch_correction(epochs: int, density: float) -> int:
@@ -28,16 +30,13 @@ def epoch_correction(epochs: int, density: float) -> int:
 
     .. math:: E_d = \lfloor (0.5 + 0.5 d) \, E / d \rfloor
 
-    Between the E / d epochs that take as many steps as E on all the data, and half of them. In the
-    code of Vysogorets, Ahuja and Kempe (github avysogorets/fair-data-pruning, 2024); we did not find
-    it in their paper.
+    Between the E / d epochs over the kept samples that take as many steps as E on all the data, and half
+    of them. In the code of Vysogorets, Ahuja and Kempe (github avysogorets/fair-data-pruning, 2024), not
+    in their paper.
 
     Args:
         epochs: of a model on all the data, E.
         density: fraction that is kept, d in (0, 1].
-
-    Returns:
-        Epochs over the kept samples.
 
     Example:
         >>> epoch_correction(160, 0.1), epoch_correction(200, 0.5), epoch_correction(160, 1.0)
@@ -46,21 +45,8 @@ def epoch_correction(epochs: int, density: float) -> int:
     return int((0.5 + 0.5 * density) * epochs / density)
 
 
-def final_length(
-    final: Final, kept: int, total: int, density: float, batch_size: int, *, drop_last: bool = False
-) -> Length:
-    """Return how long a model is trained on `kept` of `total` samples.
-
-    Args:
-        final: length on all the data, and the rule.
-        kept: samples that are trained on, at least 1.
-        total: samples of the training set.
-        density: what `kept` was asked for as.
-        batch_size: samples of a batch.
-        drop_last: whether an epoch leaves out an incomplete batch.
-
-    Returns:
-        Epochs and steps.
+def final_length(final: Final, kept: int, density: float, training: Training) -> Length:
+    """Return how long a model is trained on `kept` of the training samples, asked for as `density`.
 
     Raises:
         ValueError: If `kept` samples are less than a batch and `drop_last` leaves that out.
@@ -68,45 +54,28 @@ def final_length(
     Example:
         100 samples 3 times are 25 samples 12 times, each time in 3 batches of at most 10.
 
-        >>> final_length(Final(epochs=3), 25, 100, 0.25, 10)
+        >>> final_length(Final(epochs=3), 25, 0.25, Training(100, 10))
         Length(epochs=12, steps=36, warmup=0)
-        >>> final_length(Final(epochs=3, length="epoch_correction"), 25, 100, 0.25, 10)
+        >>> final_length(Final(3, length="epoch_correction"), 25, 0.25, Training(100, 10))
         Length(epochs=7, steps=21, warmup=0)
-        >>> final_length(Final(epochs=3), 70, 100, 0.7, 10)  # 4 times, and 20 samples more
+        >>> final_length(
+        ...     Final(epochs=3), 70, 0.7, Training(100, 10)
+        ... )  # 4 times, and 20 samples more
         Length(epochs=5, steps=30, warmup=0)
     """
-    batches = _batches(kept, batch_size, drop_last)
-    if final.length == "epoch_correction" and kept < total:
+    batches = _batches(kept, training)
+    if final.length == "epoch_correction" and kept < training.total:
         epochs = epoch_correction(final.epochs, density)
         return Length(epochs, epochs * batches)
-    return _until(final.epochs * total, kept, batch_size, batches)
+    return _until(final.epochs * training.total, kept, training.batch_size, batches)
 
 
 def one_fit_length(
-    final: Final,
-    warmup: float,
-    kept: int,
-    total: int,
-    density: float,
-    batch_size: int,
-    *,
-    drop_last: bool = False,
+    final: Final, warmup: float, kept: int, density: float, training: Training
 ) -> Length:
-    """Return the length of a fit that begins with all samples and goes on with part of them.
+    """Return the length of a fit on all samples for a share `warmup` of those seen, then on `kept` of them.
 
     It sees as many samples as a final model of the same density.
-
-    Args:
-        final: see `final_length`.
-        warmup: fraction of the samples seen that the warm-up takes, in (0, 1).
-        kept: samples after the warm-up.
-        total: samples of the training set.
-        density: what `kept` was asked for as.
-        batch_size: samples of a batch.
-        drop_last: whether an epoch leaves out an incomplete batch.
-
-    Returns:
-        Epochs and steps, with those of the warm-up.
 
     Raises:
         ValueError: If the warm-up leaves nothing, or as in `final_length`.
@@ -114,9 +83,10 @@ def one_fit_length(
     Example:
         Of 600 samples 225 may go to the warm-up: 2 epochs. The 400 that are left are 16 times 25.
 
-        >>> one_fit_length(Final(epochs=6), 0.375, 25, 100, 0.25, 10)
+        >>> one_fit_length(Final(epochs=6), 0.375, 25, 0.25, Training(100, 10))
         Length(epochs=18, steps=68, warmup=2)
     """
+    total = training.total
     seen = final.epochs * total
     if final.length == "epoch_correction":
         seen = epoch_correction(final.epochs, density) * kept
@@ -127,8 +97,8 @@ def one_fit_length(
             f"`warmup` must leave something to train on, but one epoch over all {total} samples is "
             f"all that {seen} samples are: raise final.epochs."
         )
-    after = _until(rest, kept, batch_size, _batches(kept, batch_size, drop_last))
-    full = epochs * _batches(total, batch_size, drop_last)
+    after = _until(rest, kept, training.batch_size, _batches(kept, training))
+    full = epochs * _batches(total, training)
     return Length(epochs + after.epochs, full + after.steps, epochs)
 
 
@@ -137,11 +107,12 @@ def _until(samples: int, kept: int, batch_size: int, batches: int) -> Length:
     return Length(epochs + (rest > 0), epochs * batches + min(batches, -(-rest // batch_size)))
 
 
-def _batches(samples: int, batch_size: int, drop_last: bool) -> int:
-    found = samples // batch_size if drop_last else -(-samples // batch_size)
+def _batches(samples: int, training: Training) -> int:
+    size = training.batch_size
+    found = samples // size if training.drop_last else -(-samples // size)
     if found < 1:
         raise ValueError(
-            f"{samples} samples are less than a batch of {batch_size}, which the training loader "
+            f"{samples} samples are less than a batch of {size}, which the training loader "
             "drops (drop_last): raise the density or lower the batch size."
         )
     return found

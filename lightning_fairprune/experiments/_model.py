@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,7 @@ from lightning_fairprune._files import RUN_FOLDER
 from lightning_fairprune._loading.labels import labels_of
 from lightning_fairprune._loading.rebuild import sampled_dataset
 from lightning_fairprune._loading.wrapper import FairPruneDataModule
-from lightning_fairprune.callbacks import DataPruning, RecallMonitor
-from lightning_fairprune.callbacks._data.decision import Decision
+from lightning_fairprune.callbacks import DataPruning
 from lightning_fairprune.experiments._cells import Cell
 from lightning_fairprune.experiments._length import final_length, one_fit_length
 from lightning_fairprune.experiments._parts import Method
@@ -27,7 +26,6 @@ from lightning_fairprune.experiments._train import (
     END,
     RUN,
     Meter,
-    Training,
     keep_weights,
     loaded,
     monitor,
@@ -36,9 +34,9 @@ from lightning_fairprune.experiments._train import (
 )
 from lightning_fairprune.records.pruning_record import PruningRecord
 from lightning_fairprune.records.settings import name_of
-from lightning_fairprune.selection import Selection
+from lightning_fairprune.selection.decision import Decision
 
-__all__ = ["run_baseline", "run_final", "run_one_fit", "tested"]
+__all__ = ["run_baseline", "run_final", "run_one_fit", "train_and_test"]
 
 
 def run_baseline(cell: Cell, experiment: Experiment, folder: Path, seed: int) -> dict[str, Any]:
@@ -46,20 +44,12 @@ def run_baseline(cell: Cell, experiment: Experiment, folder: Path, seed: int) ->
     data, model = experiment.data(), experiment.model()
     training = loaded(data)
     weighting = experiment.baselines[cell.name].weighting
-    length = _final_length(experiment, training, training.total, 1.0)
-    counted, meter = monitor(experiment, data), Meter()
-    callbacks: list[pl.Callback] = [meter, counted]
-    options: dict[str, Any] = {"limit_val_batches": 0}
-    if weighting is not None:
-        callbacks.append(weighting())
-        options = {}
-    fit = trainer(
-        experiment, folder, callbacks, max_epochs=length.epochs, max_steps=length.steps, **options
-    )
-    fit.fit(model, datamodule=data)
+    length = final_length(experiment.final, training.total, 1.0, training)
+    options: Any = {"limit_val_batches": 0} if weighting is None else {"last": [weighting()]}
+    options |= {"max_epochs": length.epochs, "max_steps": length.steps}
+    found = train_and_test(experiment, folder, model, data, data, **options)
     if experiment.weights and cell.name == experiment.dense:
         keep_weights(model, folder / END)
-    found = tested(experiment, fit, model, data, counted, meter)
     labels = labels_of(sampled_dataset(data.train_dataloader()))
     if labels is not None and experiment.group_by is None:
         found["kept"] = torch.bincount(labels, minlength=len(found["classes"])).tolist()
@@ -69,17 +59,9 @@ def run_baseline(cell: Cell, experiment: Experiment, folder: Path, seed: int) ->
 def run_final(
     cell: Cell, experiment: Experiment, folder: Path, seed: int, known: Known
 ) -> dict[str, Any]:
-    """Chooses a subset, trains a model on it from scratch and tests that.
+    """Chooses a subset by what the query models say, trains a model on it from scratch and tests that.
 
-    Args:
-        cell: method, density and seed.
-        experiment: whose.
-        folder: gets the selection among the records of its logger.
-        seed: of the choice and of the order of samples.
-        known: what the query models say.
-
-    Returns:
-        What `result.json` says.
+    Leaves the selection among the records of the logger, and returns what `result.json` says.
     """
     start = time.perf_counter()
     record = _choose(cell, experiment, known, seed)
@@ -87,21 +69,13 @@ def run_final(
     users, model = experiment.data(), experiment.model()
     training = loaded(users)
     selection = record.selection
-    length = _final_length(experiment, training, len(selection), cell.density)
+    length = final_length(experiment.final, len(selection), cell.density, training)
     data = FairPruneDataModule(users, selection, seed=seed)
-    counted, meter = monitor(experiment, users), Meter()
-    fit = trainer(
-        experiment,
-        folder,
-        [meter, counted],
-        max_epochs=length.epochs,
-        max_steps=length.steps,
-        limit_val_batches=0,
-    )
-    fit.fit(model, datamodule=data)
+    limits: Any = {"max_epochs": length.epochs, "max_steps": length.steps, "limit_val_batches": 0}
+    found = train_and_test(experiment, folder, model, data, users, **limits)
     record.save(folder / RUN / RUN_FOLDER)
-    return tested(experiment, fit, model, data, counted, meter) | {
-        "kept": _kept(selection),
+    return found | {
+        "kept": selection.quota.tolist(),
         "select_seconds": round(seconds, 3),
         "query_seconds": round(known.query_seconds, 3),
     }
@@ -124,9 +98,8 @@ def _choose(cell: Cell, experiment: Experiment, known: Known, seed: int) -> Prun
         "keep": method.keep,
         "seed": seed,
     }
-    return PruningRecord(
-        decision.draw(), known.target, known.score, tuple(decision.history), settings
-    )
+    drawn, history = decision.draw(), tuple(decision.history)
+    return PruningRecord(drawn, known.target, known.score, history, settings)
 
 
 def _quota_of(method: Method, cell: Cell, known: Known, seed: int) -> Callable[..., Tensor]:
@@ -147,69 +120,46 @@ def run_one_fit(cell: Cell, experiment: Experiment, folder: Path, seed: int) -> 
     training = loaded(data)
     setting = experiment.one_fit[cell.name]
     kept = max(1, round(cell.density * training.total))
-    length = one_fit_length(
-        experiment.final,
-        setting.warmup,
-        kept,
-        training.total,
-        cell.density,
-        training.batch_size,
-        drop_last=training.drop_last,
-    )
+    length = one_fit_length(experiment.final, setting.warmup, kept, cell.density, training)
     more: dict[str, Any] = {"seed": seed}
     if experiment.group_by is not None:
         more["group_by"] = experiment.group_by
     prune: DataPruning = setting.prune(cell.density, length.warmup, **more)
-    counted, meter = monitor(experiment, data), Meter()
-    fit = trainer(
-        experiment,
-        folder,
-        [meter, prune, counted],
-        max_epochs=length.epochs,
-        max_steps=length.steps,
-    )
-    fit.fit(model, datamodule=data)
+    limits: Any = {"max_epochs": length.epochs, "max_steps": length.steps}
+    found = train_and_test(experiment, folder, model, data, data, [prune], **limits)
     assert prune.selection is not None
-    return tested(experiment, fit, model, data, counted, meter) | {"kept": _kept(prune.selection)}
+    return found | {"kept": prune.selection.quota.tolist()}
 
 
-def _final_length(experiment: Experiment, training: Training, kept: int, density: float) -> Any:
-    return final_length(
-        experiment.final,
-        kept,
-        training.total,
-        density,
-        training.batch_size,
-        drop_last=training.drop_last,
-    )
-
-
-def _kept(selection: Selection) -> list[int]:
-    found: list[int] = selection.quota.tolist()
-    return found
-
-
-def tested(
+def train_and_test(
     experiment: Experiment,
-    fit: pl.Trainer,
+    folder: Path,
     model: pl.LightningModule,
     data: pl.LightningDataModule,
-    counted: RecallMonitor,
-    meter: Meter,
+    users: pl.LightningDataModule,
+    callbacks: Sequence[pl.Callback] = (),
+    last: Sequence[pl.Callback] = (),
+    **options: Any,
 ) -> dict[str, Any]:
-    """Tests a model that has been trained, and returns what `result.json` says of any."""
+    """Trains a model, tests it, and returns what `result.json` says of any.
+
+    `callbacks` come before the monitor and `last` after it; `users` knows the names of the classes.
+    """
+    counted, meter = monitor(experiment, users), Meter()
+    fit = trainer(experiment, folder, [meter, *callbacks, counted, *last], **options)
+    fit.fit(model, datamodule=data)
+    steps = fit.global_step
     fit.test(model, datamodule=data, verbose=False)
     counts = recalls(counted, experiment, "test")
-    recall: Tensor = counts.recall
     names = counted.group_names if experiment.group_by is not None else counted.class_names
     return {
         "average": counts.mean,
         "worst": counts.worst,
         "gap": counts.gap,
         "std": counts.std,
-        "recall": [None if value != value else value for value in recall.tolist()],
+        "recall": [None if value != value else value for value in counts.recall.tolist()],
         "classes": list(names or map(str, range(counts.num_classes))),
         "samples_seen": meter.samples,
-        "steps": fit.global_step,
+        "steps": steps,
         "training_seconds": round(meter.seconds, 3),
     }

@@ -45,8 +45,7 @@ class Query:
     shrinkage: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 0), ("models", 1)):
-            value = getattr(self, name)
+        for name, value, least in (("epochs", self.epochs, 0), ("models", self.models, 1)):
             if value < least:
                 raise ValueError(f"`query.{name}` must be at least {least}, got {value}.")
         if not 0 < self.early <= 1:
@@ -69,10 +68,6 @@ class Final:
         length: of a model on part of it. ``"equal_samples"``: until it has seen as many samples;
             ``"epoch_correction"``: for ``int((0.5 + 0.5 d) epochs / d)`` epochs at density d, as the
             published code of DRoP has it, which is between half as many samples and as many.
-
-    Example:
-        >>> Final(epochs=160).length
-        'equal_samples'
     """
 
     epochs: int
@@ -98,11 +93,6 @@ class Method:
         score_on: ``"training"``: the score reads what the query models' training steps saw;
             ``"pass"``: one pass over the training set in eval mode, without augmentation.
         at: whether the score is taken early in the query model's training or at its end.
-
-    Example:
-        >>> from lightning_fairprune import quotas
-        >>> Method(quota=quotas.drop).keep
-        'random'
     """
 
     score: Callable[..., Any] | None = None
@@ -161,10 +151,6 @@ class Baseline:
 
     Args:
         weighting: :class:`~lightning_fairprune.ClassWeighting`; None for plain training.
-
-    Example:
-        >>> type(Baseline(weighting=ClassWeighting).weighting()).__name__
-        'ClassWeighting'
     """
 
     weighting: Callable[[], ClassWeighting] | None = None
@@ -178,10 +164,6 @@ class Finetune:
         epochs: over all the data, at least 1 where there are `weights`.
         lr_factor: what all learning rates of the model's own optimisers and schedules are multiplied
             by; the schedule begins anew and spans `epochs`.
-
-    Example:
-        >>> Finetune(epochs=20).lr_factor
-        1.0
     """
 
     epochs: int = 0
@@ -243,10 +225,6 @@ class Hardware:
         accelerator: such as ``"cpu"`` or ``"gpu"``.
         devices: one device: 1, or a list with its number. ``--jobs`` is for several.
         precision: such as ``"32-true"`` or ``"bf16-mixed"``.
-
-    Example:
-        >>> Hardware(precision="bf16-mixed").devices
-        1
     """
 
     accelerator: str = "auto"

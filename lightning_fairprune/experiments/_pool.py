@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -42,15 +43,9 @@ def run_all(
     console: Console,
     on_finished: Callable[[], object],
 ) -> Status:
-    """Has all cells done and returns how they ended.
+    """Runs all cells in `jobs` processes, shows progress, and returns how they ended.
 
-    Args:
-        settings: `plain` settings of the experiment.
-        store: its folder.
-        jobs: processes.
-        threads: of torch, in each.
-        console: what to show progress on: a bar on a terminal, lines elsewhere.
-        on_finished: called after models of the table have been finished.
+    `on_finished` is called after models of the table have been finished.
     """
     experiment = build(settings)
     cells = cells_of(experiment)
@@ -93,13 +88,13 @@ def run_all(
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
     """Has `kill` stop the workers too, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
@@ -112,12 +107,9 @@ def _start(task: Mapping[str, Any], store: Store, number: int) -> subprocess.Pop
     environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     environment |= _device(number)
     with _log(store, number).open("ab") as log:
+        command = [sys.executable, "-c", _BEGIN]
         worker = subprocess.Popen(
-            [sys.executable, "-c", _BEGIN],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            env=environment,
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment
         )
     assert worker.stdin is not None
     with contextlib.suppress(BrokenPipeError), worker.stdin as pipe:  # it may have ended at once
@@ -150,21 +142,12 @@ def _bury(
 
 
 def seconds_left(
-    cells: Sequence[Cell],
-    seconds: Mapping[str, float],
-    elapsed: Mapping[str, float],
-    jobs: int,
+    cells: Sequence[Cell], seconds: Mapping[str, float], elapsed: Mapping[str, float], jobs: int
 ) -> float | None:
     """Returns the time until all cells are done, None as long as nothing is finished.
 
     A cell takes as long as the mean of those of its kind; kinds that none is finished of, as long as
-    the mean of all.
-
-    Args:
-        cells: all that are to be done or are done.
-        seconds: of each finished cell, by key.
-        elapsed: of each cell in work.
-        jobs: processes at work.
+    the mean of all. `seconds` are those of each finished cell by key, `elapsed` of each cell in work.
 
     Example:
         >>> cells = [Cell("query", 0), Cell("final", 0, "a", 0.5), Cell("final", 0, "b", 0.5)]
@@ -177,8 +160,8 @@ def seconds_left(
     for cell in cells:
         if cell.key in seconds:
             of_kind.setdefault(cell.kind, []).append(seconds[cell.key])
-    means = {kind: sum(found) / len(found) for kind, found in of_kind.items()}
-    mean = sum(seconds.values()) / len(seconds)
+    means = {kind: fmean(found) for kind, found in of_kind.items()}
+    mean = fmean(seconds.values())
     todo = [
         max(0.0, means.get(cell.kind, mean) - elapsed.get(cell.key, 0.0))
         for cell in cells
@@ -188,11 +171,11 @@ def seconds_left(
 
 
 class _View:
-    """Shows progress over the grid."""
+    """Shows progress over the grid: a bar on a terminal, and a line for each cell that ended."""
 
     def __init__(self, cells: Sequence[Cell], store: Store, jobs: int, console: Console) -> None:
-        self.cells, self.store, self.jobs, self.console = cells, store, jobs, console
-        self.experiment_cells = {cell.key: cell for cell in cells}
+        self.cells = {cell.key: cell for cell in cells}
+        self.store, self.jobs, self.console = store, jobs, console
         self.results: dict[str, dict[str, Any]] = {}
         self.failed: set[str] = set()
         self.bar = Progress(
@@ -209,7 +192,7 @@ class _View:
 
     def __enter__(self) -> _View:
         self.bar.start()
-        self._read(self.store.status(self.cells))
+        self._read(self._status())
         self.bar.update(self.task, completed=len(self.results))
         return self
 
@@ -218,52 +201,48 @@ class _View:
 
     def update(self) -> bool:
         """Looks at the cells, shows what has changed and returns whether the table has grown."""
-        status = self.store.status(self.cells)
+        status, running = self._status(), self.store.running([*self.cells.values()])
         new = self._read(status)
         failed = [key for key in status.failed if key not in self.failed]
         self.failed |= status.failed
-        left = self._left(status)
-        for key in new:
-            self._line(self._told(key), left)
-        for key in failed:
-            self._line(f"{self.experiment_cells[key].label}: failed", left)
-        running = [self.experiment_cells[key].label for key in status.running]
+        left = self._left(running)
+        texts = [self._result(key) for key in new]
+        texts += [f"{self.cells[key].label}: failed" for key in failed]
+        for text in texts:
+            done = f"{len(self.results)}/{len(self.cells)}"
+            self.console.print(f"{done} {text}{left and f'; {left}'}")
+        ended = len(status.finished) + len(status.failed)
+        labels = "; ".join(self.cells[key].label for key in running)
         self.bar.update(
             self.task,
             completed=len(self.results) + len(self.failed),
-            description="; ".join(running) or ("starting" if self._open(status) else "done"),
+            description=labels or ("starting" if ended < len(self.cells) else "done"),
             left=left,
         )
-        return any(self.experiment_cells[key].in_table for key in new)
+        return any(self.cells[key].in_table for key in new)
 
-    def _open(self, status: Status) -> bool:
-        return len(status.finished) + len(status.failed) < len(self.cells)
+    def _status(self) -> Status:
+        return self.store.status([*self.cells.values()])
 
     def _read(self, status: Status) -> list[str]:
-        new = [cell for cell in self.cells if cell.key in status.finished - self.results.keys()]
-        for cell in new:
-            self.results[cell.key] = self.store.result(cell) or {}
-        return [cell.key for cell in new]
+        new = [key for key in self.cells if key in status.finished and key not in self.results]
+        for key in new:
+            self.results[key] = self.store.result(self.cells[key]) or {}
+        return new
 
-    def _told(self, key: str) -> str:
-        result, cell = self.results[key], self.experiment_cells[key]
-        found = ""
+    def _result(self, key: str) -> str:
+        result, found = self.results[key], ""
         if "worst" in result:
             found = f"average {result['average']:.3f}, worst {result['worst']:.3f}, "
         if result.get("alpha") is not None:
             found += f"alpha {result['alpha']:.3f}, "
-        return f"{cell.label}: {found}{result['seconds']:.0f} s"
+        return f"{self.cells[key].label}: {found}{result['seconds']:.0f} s"
 
-    def _line(self, text: str, left: str) -> None:
-        done = f"{len(self.results)}/{len(self.cells)}"
-        text = f"{done} {text}{f'; {left}' if left else ''}"
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    def _left(self, status: Status) -> str:
+    def _left(self, running: Mapping[str, float]) -> str:
         now = time.time()
-        elapsed = {key: now - holder.since for key, holder in status.running.items()}
+        elapsed = {key: now - since for key, since in running.items()}
         seconds = {key: result["seconds"] for key, result in self.results.items()}
-        todo = [cell for cell in self.cells if cell.key not in self.failed]
+        todo = [cell for key, cell in self.cells.items() if key not in self.failed]
         left = seconds_left(todo, seconds, elapsed, self.jobs)
         return "" if left is None else f"about {_span(left)} left"
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_fairprune import signals
 from lightning_fairprune._files import read_tensors, write_tensors
 from lightning_fairprune._loading.wrapper import FairPruneDataModule
-from lightning_fairprune.callbacks._data.warmup import WarmUp
+from lightning_fairprune._observe.warmup import WarmUp
 from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.experiments._cells import Cell
 from lightning_fairprune.experiments._parts import Method, score_name
@@ -39,24 +39,20 @@ _KIND, _VERSION = "QueryScores", "1"
 
 
 def run_query(cell: Cell, experiment: Experiment, folder: Path, seed: int) -> dict[str, Any]:
-    """Trains one query model.
+    """Trains one query model and returns what `result.json` says.
 
     Leaves `dynamics.safetensors`, the weights `early.pt` and `end.pt`, and the folder of the logger.
-
-    Returns:
-        What `result.json` says: counts of the last validation, samples seen, seconds.
     """
     query = experiment.query
     users, model = experiment.data(), experiment.model()
     loaded(users)
     data = FairPruneDataModule(users, seed=seed)
-    counted, meter, observer = monitor(experiment, users), Meter(), _Observer(experiment, data)
-    keeper = _Weights({query.early_epoch: folder / "early.pt", query.epochs: folder / END})
-    callbacks = [meter, observer, counted, keeper]
-    fit = trainer(experiment, folder, callbacks, max_epochs=query.epochs)
+    weights = {query.early_epoch: folder / "early.pt", query.epochs: folder / END}
+    counted, meter = monitor(experiment, users), Meter()
+    observer = _Observer(experiment, data, weights)
+    fit = trainer(experiment, folder, [meter, observer, counted], max_epochs=query.epochs)
     fit.fit(model, datamodule=data)
-    assert observer.record is not None
-    observer.record.recorder.dynamics().save(folder / "dynamics.safetensors")
+    observer.record.dynamics.save(folder / "dynamics.safetensors")
     counts = recalls(counted, experiment, "val")
     return {
         "tp": counts.tp.tolist(),
@@ -75,19 +71,20 @@ def _all_signals(dynamics: Dynamics) -> Tensor:
 
 
 class _Observer(pl.Callback):
-    """Records what training saw of each sample in every epoch."""
+    """Records what training saw of each sample in every epoch, and keeps weights after some of them."""
 
-    def __init__(self, experiment: Experiment, data: FairPruneDataModule) -> None:
-        self.experiment, self.data = experiment, data
-        self.record: WarmUp | None = None
+    record: WarmUp
+
+    def __init__(
+        self, experiment: Experiment, data: FairPruneDataModule, weights: dict[int, Path]
+    ) -> None:
+        self.experiment, self.data, self.weights = experiment, data, weights
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Has batches bring their indices."""
         self.data.source.carry_index = True
         self.data.source.strip_indices(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Makes room."""
         self.record = WarmUp(
             trainer,
             self.data.source,
@@ -100,40 +97,21 @@ class _Observer(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Starts looking."""
-        assert self.record is not None
-        self.record.open(pl_module, batch)
+        self.record.before_step(pl_module, batch)
 
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
     ) -> None:
-        """Stops looking."""
-        assert self.record is not None
-        self.record.look(pl_module, loss)
+        self.record.before_backward(pl_module, loss)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, i: int
     ) -> None:
-        """Notes what the step saw."""
-        assert self.record is not None
-        self.record.note(pl_module, outputs, batch)
+        self.record.after_step(pl_module, outputs, batch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Closes the row of the epoch."""
-        assert self.record is not None
         self.record.finish_epoch(trainer.current_epoch)
-
-
-class _Weights(pl.Callback):
-    """Keeps the weights after some epochs."""
-
-    def __init__(self, paths: dict[int, Path]) -> None:
-        self.paths = paths
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes them."""
-        path = self.paths.get(trainer.current_epoch + 1)
-        if path is not None:
+        if path := self.weights.get(trainer.current_epoch + 1):
             keep_weights(pl_module, path)
 
 
@@ -141,27 +119,21 @@ class _Weights(pl.Callback):
 
 
 def run_score(cell: Cell, experiment: Experiment, folder: Path, query: Path) -> dict[str, Any]:
-    """Scores every training sample in one pass of a query model over them.
+    """Scores every training sample in one pass of the query model in the folder `query` over them.
 
-    Args:
-        cell: which score.
-        experiment: whose.
-        folder: gets `scores.safetensors`.
-        query: folder of the query model.
-
-    Returns:
-        What `result.json` says: seconds.
+    Leaves `scores.safetensors`, and returns what `result.json` says.
     """
     method = next(
         method
         for method in experiment.methods.values()
         if method.score is not None
         and method.score_on == "pass"
-        and Cell("score", cell.seed, _name(method), member=cell.member, at=method.at) == cell
+        and (score_name(method.score), method.at) == (cell.name, cell.at)
     )
     data, model = experiment.data(), experiment.model()
     loaded(data)
-    weights = query / ("early.pt" if method.at == "early" and _has_early(experiment) else END)
+    early = method.at == "early" and experiment.query.early_epoch != experiment.query.epochs
+    weights = query / ("early.pt" if early else END)  # one file where the two moments are one
     scoring = _Scoring(method, data, weights)
     # Inside a validation, because there model and batches are where and as training has them.
     validation = trainer(
@@ -169,22 +141,9 @@ def run_score(cell: Cell, experiment: Experiment, folder: Path, query: Path) -> 
     )
     validation.validate(model, datamodule=data, verbose=False)
     assert scoring.scores is not None
-    write_tensors(
-        folder / "scores.safetensors",
-        {"score": scoring.scores},
-        {"format": _KIND, "version": _VERSION},
-    )
+    about = {"format": _KIND, "version": _VERSION}
+    write_tensors(folder / "scores.safetensors", {"score": scoring.scores}, about)
     return {"pass_seconds": round(scoring.seconds, 3)}
-
-
-def _name(method: Method) -> str:
-    assert method.score is not None
-    return score_name(method.score)
-
-
-def _has_early(experiment: Experiment) -> bool:
-    # The two moments may be one, and then there is one file.
-    return experiment.query.early_epoch != experiment.query.epochs
 
 
 class _Scoring(pl.Callback):
@@ -196,17 +155,12 @@ class _Scoring(pl.Callback):
         self.seconds = 0.0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Runs it."""
         assert self.method.score is not None
         ordered = getattr(self.data, "plain_dataloader", self.data.train_dataloader)
         start = time.perf_counter()
         with torch.enable_grad():  # gradient norms need it; other scores turn it off themselves
             self.scores = score_pass(
-                pl_module,
-                ordered(),
-                self.method.score,
-                checkpoints=[self.weights],
-                progress=False,
+                pl_module, ordered(), self.method.score, checkpoints=[self.weights], progress=False
             )
         self.seconds = time.perf_counter() - start
 
@@ -216,33 +170,21 @@ class _Scoring(pl.Callback):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Known:
-    """What the query models of one seed say to one method.
+    """What the query models of one seed say to one method."""
 
-    Args:
-        target: class (or group) of each sample, int64 [N]; -1 for one that no query model was shown.
-        recall: of each class, float64 [K], NaN without a validation sample.
-        score: of each sample, float [N], higher = harder; None if the method has none.
-        seconds: that the score took, passes and all query models included.
-        query_seconds: that the query models trained.
-    """
-
-    target: Tensor
-    recall: Tensor
-    score: Tensor | None
-    seconds: float
-    query_seconds: float
+    target: Tensor  # class or group of each sample, int64 [N]; -1 if no query model was shown it
+    recall: Tensor  # of each class, float64 [K], NaN without a validation sample
+    score: Tensor | None  # of each sample, float [N], higher = harder; None if the method has none
+    seconds: float  # that the score took, over all passes
+    query_seconds: float  # that the query models trained
 
 
 def known(
     method: Method, experiment: Experiment, queries: Sequence[Path], passes: Sequence[Path]
 ) -> Known:
-    """Returns what a method goes by, averaged over the query models.
+    """Returns what a method chooses by, averaged over the query models of one seed.
 
-    Args:
-        method: whose score.
-        experiment: whose query models.
-        queries: folders of the query models of one seed.
-        passes: folders of the passes that the score is taken from, if it is taken so.
+    `queries` are their folders, `passes` those of the passes that the score is taken from, if any.
     """
     facts = [json.loads((folder / "result.json").read_text()) for folder in queries]
     counts = [ClassCounts(torch.tensor(f["tp"]), torch.tensor(f["support"])) for f in facts]

@@ -97,12 +97,8 @@ class Experiment:
                     f"`sparsities` must be in (0, 1), fractions of weights to remove, got {sparsity}; "
                     "ratio r is 1 - 1 / r."
                 )
-        needed = {
-            "seeds": True,
-            "densities": bool(self.methods or self.one_fit),
-            "sparsities": bool(self.weights),
-        }
-        for name, need in needed.items():
+        needed = {"seeds": True, "densities": self.methods or self.one_fit}
+        for name, need in (needed | {"sparsities": self.weights}).items():
             values = getattr(self, name)
             if (need and not values) or len(set(values)) < len(values):
                 raise ValueError(f"`{name}` must be different numbers, at least one, got {values}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,61 +28,35 @@ __all__ = [
 ]
 
 MEASURES = ("average", "worst", "gap", "std")
-NUMBERS = (
-    *MEASURES,
-    *("samples_seen", "steps", "seconds", "select_seconds", "query_seconds", "sparsity", "alpha"),
-)
-HEAD = (
-    *("method", "seeds", *MEASURES),
-    *("fewest kept of a class", "samples seen", "s", "s to select"),
-)
+FACTS = ("samples_seen", "steps", "seconds", "select_seconds", "query_seconds", "sparsity", "alpha")
+COLUMNS = ("method", "kind", "density", "seed", *MEASURES, *FACTS)
+LAST = ("fewest kept of a class", "samples seen", "s", "s to select")
+HEAD = ("method", "seeds", *MEASURES, *LAST)
 WEIGHTS_HEAD = ("method", "seeds", "alpha", *MEASURES, "s")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One model.
-
-    Args:
-        method: its name in the config.
-        kind: ``"baseline"``, ``"final"``, ``"one_fit"`` or ``"weights"``.
-        density: fraction of the samples that it was trained on, 1 for all.
-        seed: of the model.
-        average: mean recall of the test's classes.
-        worst: lowest recall of a class.
-        gap: highest minus lowest.
-        std: population standard deviation of the recalls.
-        samples_seen: training samples, repetitions included.
-        steps: of the optimiser.
-        seconds: of the training.
-        select_seconds: of scores and selection; None for models that select nothing or as they go.
-        query_seconds: of training its query models; None likewise.
-        classes: names of the K classes or groups.
-        recall: of each, None without a test sample.
-        kept: training samples of each; None if nobody knows the labels of all the data.
-        sparsity: fraction of the weights that was removed.
-        alpha: intensification ratio against the dense model of the same seed; None for models whose
-            weights were not pruned, or if it is undefined.
-    """
+    """One model: what its `result.json` says."""
 
     method: str
     kind: str
     density: float
     seed: int
-    average: float
+    average: float  # of the recalls of the test's classes or groups, as the next three
     worst: float
     gap: float
     std: float
     samples_seen: int
     steps: int
-    seconds: float
-    select_seconds: float | None
-    query_seconds: float | None
+    seconds: float  # of the training
+    select_seconds: float | None  # None for models that select nothing or as they train
+    query_seconds: float | None  # of training its query models
     classes: tuple[str, ...]
-    recall: tuple[float | None, ...]
-    kept: tuple[int, ...] | None
+    recall: tuple[float | None, ...]  # None without a test sample
+    kept: tuple[int, ...] | None  # training samples of each class; None where labels are not known
     sparsity: float = 0.0
-    alpha: float | None = None
+    alpha: float | None = None  # against the dense model of the same seed
 
 
 def rows_of(store: Store, cells: Sequence[Cell]) -> list[Row]:
@@ -96,21 +70,11 @@ def rows_of(store: Store, cells: Sequence[Cell]) -> list[Row]:
 
 
 def _row(result: Mapping[str, Any]) -> Row:
-    plain = {name: result[name] for name in ("method", "kind", "density", "seed", *MEASURES)}
-    kept = result.get("kept")
-    return Row(
-        **plain,
-        samples_seen=result["samples_seen"],
-        steps=result["steps"],
-        seconds=result["training_seconds"],
-        select_seconds=result.get("select_seconds"),
-        query_seconds=result.get("query_seconds"),
-        classes=tuple(result["classes"]),
-        recall=tuple(result["recall"]),
-        kept=None if kept is None else tuple(kept),
-        sparsity=result.get("sparsity", 0.0),
-        alpha=result.get("alpha"),
-    )
+    values: dict[str, Any] = {field.name: result.get(field.name) for field in fields(Row)}
+    values |= {"seconds": result["training_seconds"], "sparsity": result.get("sparsity", 0.0)}
+    for name, value in values.items():
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return Row(**values)
 
 
 def by_setting(rows: Sequence[Row]) -> dict[tuple[str, float], list[Row]]:
@@ -221,8 +185,7 @@ def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Returns flat records for files: recall and kept of each class in columns of their own."""
     found = []
     for row in rows:
-        record: dict[str, Any] = {n: getattr(row, n) for n in ("method", "kind", "density", "seed")}
-        record |= {name: getattr(row, name) for name in NUMBERS}
+        record: dict[str, Any] = {name: getattr(row, name) for name in COLUMNS}
         names = _unique(row.classes)
         record |= {f"recall_{n}": v for n, v in zip(names, row.recall, strict=True)}
         kept = row.kept or (None,) * len(names)
@@ -256,8 +219,6 @@ def write_parquet(rows: Sequence[Row], folder: Path) -> Path | None:
         import pyarrow.parquet as pq
     except ImportError:
         return None
-    path = folder / "results.parquet"
-    write_whole(
-        path, lambda temporary: pq.write_table(pa.Table.from_pylist(table(rows)), temporary)
-    )
+    path, whole = folder / "results.parquet", pa.Table.from_pylist(table(rows))
+    write_whole(path, lambda temporary: pq.write_table(whole, temporary))
     return path

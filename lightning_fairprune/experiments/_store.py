@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
+from filelock import FileLock, Timeout
 
 from lightning_fairprune._files import write_whole
-from lightning_fairprune.experiments import _lock
 from lightning_fairprune.experiments._cells import Cell
 from lightning_fairprune.experiments._config import differences, settings_of
 
@@ -26,33 +27,22 @@ RESULT, ERROR = "result.json", "error.txt"
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How far the cells are, by their keys.
-
-    Args:
-        finished: with a result.
-        failed: with an error, in the current attempt.
-        running: with a process that works on them.
-    """
+    """How far the cells are, by their keys."""
 
     finished: frozenset[str]
-    failed: frozenset[str]
-    running: Mapping[str, _lock.Holder]
+    failed: frozenset[str]  # in the current attempt
 
 
 class Store:
-    """Reads and writes the folder.
-
-    Args:
-        out: the folder; made if it is not there.
-    """
+    """Reads and writes the folder, which is made if it is not there."""
 
     def __init__(self, out: str | os.PathLike[str]) -> None:
         self.out = Path(out)
+        self._held: dict[str, FileLock] = {}
         for name in ("cells", "locks", "logs"):
             (self.out / name).mkdir(parents=True, exist_ok=True)
 
     def folder(self, cell: Cell) -> Path:
-        """Where a cell keeps its files."""
         return self.out / "cells" / cell.key
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
@@ -71,74 +61,69 @@ class Store:
             return None
 
     def status(self, cells: Sequence[Cell]) -> Status:
-        """Looks at all cells."""
-        finished, failed, running = set(), set(), {}
-        for cell in cells:
-            folder = self.folder(cell)
-            if (folder / RESULT).exists():
-                finished.add(cell.key)
-            elif (folder / ERROR).exists():
-                failed.add(cell.key)
-            else:
-                holder = _lock.holder_of(self._lock(cell))
-                if holder is not None:
-                    running[cell.key] = holder
-        return Status(frozenset(finished), frozenset(failed), running)
+        finished = {cell.key for cell in cells if (self.folder(cell) / RESULT).exists()}
+        failed = {cell.key for cell in cells if (self.folder(cell) / ERROR).exists()}
+        return Status(frozenset(finished), frozenset(failed - finished))
+
+    def running(self, cells: Sequence[Cell]) -> dict[str, float]:
+        """Returns when the cells in work were begun, by key, in seconds since 1970."""
+        return {
+            cell.key: line["time"]
+            for cell, line in self._last(cells)
+            if line["what"] == "begun" and self._is_held(cell)
+        }
 
     def take(self, cell: Cell) -> bool:
         """Begins a cell anew, unless another process has begun or finished it."""
-        lock = self._lock(cell)
-        if not _lock.acquire(lock):
+        lock = FileLock(self._lock(cell))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
             return False
         folder = self.folder(cell)
         # It may have ended between the look at its state and the lock.
         if (folder / RESULT).exists() or (folder / ERROR).exists():
-            _lock.release(lock)
+            lock.release()
             return False
         shutil.rmtree(folder, ignore_errors=True)  # what one that was stopped left behind
         folder.mkdir(parents=True)
+        self._held[cell.key] = lock
         self._note(cell, "begun")
         return True
 
     def finish(self, cell: Cell, result: Mapping[str, Any]) -> None:
-        """Writes the result, whole or not at all, and lets the cell go."""
-        text = json.dumps(result, indent=1)
-        write_whole(self.folder(cell) / RESULT, lambda path: path.write_text(text))
-        self._note(cell, "finished")
-        _lock.release(self._lock(cell))
+        """Writes the result, whole or not at all, and releases the cell."""
+        self._end(cell, RESULT, json.dumps(result, indent=1), "finished")
 
     def fail(self, cell: Cell, error: str) -> None:
-        """Writes why a cell failed, and lets it go."""
-        folder = self.folder(cell)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / ERROR, lambda path: path.write_text(error))
-        self._note(cell, "failed")
-        _lock.release(self._lock(cell))
+        """Writes why a cell failed, and releases it."""
+        self._end(cell, ERROR, error, "failed")
+
+    def _end(self, cell: Cell, name: str, text: str, what: str) -> None:
+        self.folder(cell).mkdir(parents=True, exist_ok=True)
+        write_whole(self.folder(cell) / name, lambda path: path.write_text(text))
+        self._note(cell, what)
+        if cell.key in self._held:
+            self._held.pop(cell.key).release()
 
     def forget_failures(self, cells: Sequence[Cell]) -> None:
-        """Has the cells that failed tried once more."""
         for cell in cells:
             (self.folder(cell) / ERROR).unlink(missing_ok=True)
 
     def abandoned(self, cells: Sequence[Cell], pid: int) -> list[Cell]:
-        """Returns the unfinished cells whose lock a process of this host left behind when it died."""
-        found = []
-        for cell in cells:
-            try:
-                holder = json.loads(self._lock(cell).read_text())
-            except (FileNotFoundError, json.JSONDecodeError):
-                continue
-            ours = (holder["host"], holder["pid"]) == (socket.gethostname(), pid)
-            if ours and not (self.folder(cell) / RESULT).exists():
-                found.append(cell)
-        return found
+        """Returns the cells that a process of this host had begun and not ended when it died."""
+        return [
+            cell
+            for cell, line in self._last(cells)
+            if line["what"] == "begun"
+            and (line["host"], line["pid"]) == (socket.gethostname(), pid)
+            and not (self.folder(cell) / RESULT).exists()
+        ]
 
     def has_begun(self, pid: int) -> bool:
         """Whether a process of this host has begun any cell."""
-        diary = self.out / "diary.jsonl"
-        lines = diary.read_text().splitlines() if diary.exists() else []
         who = (socket.gethostname(), pid)
-        return any((line["host"], line["pid"]) == who for line in map(json.loads, lines))
+        return any((line["host"], line["pid"]) == who for line in self._diary())
 
     def check(self, cells: Sequence[Cell], settings: Mapping[str, Any]) -> None:
         """Refuses settings that finished cells were not made with, and keeps those that are new.
@@ -163,14 +148,28 @@ class Store:
     def _lock(self, cell: Cell) -> Path:
         return self.out / "locks" / f"{cell.key}.lock"
 
+    def _is_held(self, cell: Cell) -> bool:
+        """Whether a process, on whatever host, has the cell: its lock ends with it."""
+        try:
+            with FileLock(self._lock(cell), timeout=0):
+                return False
+        except Timeout:
+            return True
+
     def _note(self, cell: Cell, what: str) -> None:
         """Adds a line to the diary; one write in append mode, so that processes can share it."""
         line = {"cell": cell.key, "what": what, "host": socket.gethostname(), "pid": os.getpid()}
         text = json.dumps(line | {"time": round(time.time(), 3)}) + "\n"
-        descriptor = os.open(
-            self.out / "diary.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644
-        )
-        try:
-            os.write(descriptor, text.encode())
-        finally:
-            os.close(descriptor)
+        with (self.out / "diary.jsonl").open("ab", buffering=0) as file:
+            file.write(text.encode())
+
+    def _diary(self) -> Iterator[dict[str, Any]]:
+        diary = self.out / "diary.jsonl"
+        for line in diary.read_text().splitlines() if diary.exists() else []:
+            with contextlib.suppress(json.JSONDecodeError):  # two hosts may write at one place
+                yield json.loads(line)
+
+    def _last(self, cells: Sequence[Cell]) -> list[tuple[Cell, dict[str, Any]]]:
+        """Returns what the diary says last of each cell that it knows."""
+        last = {line["cell"]: line for line in self._diary()}
+        return [(cell, last[cell.key]) for cell in cells if cell.key in last]

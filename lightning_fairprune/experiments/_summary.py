@@ -33,13 +33,11 @@ def summarise(
     if not rows:
         return []
     files, notes = list(tables), []
-    parquet = write_parquet(rows, store.out)
-    if parquet is None:
-        notes.append(
-            'No results.parquet without pyarrow: pip install "lightning-fairprune[parquet]".'
-        )
-    else:
+    if parquet := write_parquet(rows, store.out):
         files.append(parquet)
+    else:
+        install = 'pip install "lightning-fairprune[parquet]"'
+        notes.append(f"No results.parquet without pyarrow: {install}.")
     claims = store.out / "claims.md"
     text = markdown(claims_of(experiment, rows), experiment.name)
     write_whole(claims, partial(Path.write_text, data=text))
@@ -51,9 +49,8 @@ def summarise(
         notes.append(
             'No figure and no report pages without matplotlib and scipy: pip install "lightning-fairprune[report]".'
         )
-    console.print("Written: " + ", ".join(map(str, files)), highlight=False, soft_wrap=True)
-    for note in notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    for text in ("Written: " + ", ".join(map(str, files)), *notes):
+        console.print(text)
     return files
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -17,31 +17,14 @@ from lightning_fairprune._files import write_whole
 from lightning_fairprune._loading.rebuild import check_restrictable, sampled_dataset
 from lightning_fairprune.callbacks import RecallMonitor
 from lightning_fairprune.counts import ClassCounts
+from lightning_fairprune.experiments._length import Training
 from lightning_fairprune.experiments._records import Experiment
 from lightning_fairprune.records.recall_history import GROUPS
 
-__all__ = [
-    "END",
-    "RUN",
-    "Meter",
-    "Training",
-    "keep_weights",
-    "loaded",
-    "monitor",
-    "recalls",
-    "trainer",
-]
+__all__ = ["END", "RUN", "Meter", "keep_weights", "loaded", "monitor", "recalls", "trainer"]
 
 # The folder of the logger inside that of a cell, and the weights at the end of a training.
 RUN, END = "run", "end.pt"
-
-
-class Training(NamedTuple):
-    """The training set: how many samples, in which batches."""
-
-    total: int
-    batch_size: int
-    drop_last: bool
 
 
 def loaded(data: pl.LightningDataModule) -> Training:
@@ -81,11 +64,8 @@ def trainer(
     experiment: Experiment, folder: Path, callbacks: list[pl.Callback], **options: Any
 ) -> pl.Trainer:
     """Returns a Trainer that keeps its records in the folder of a cell and is silent otherwise."""
-    hardware = experiment.trainer
     defaults: dict[str, Any] = {
-        "accelerator": hardware.accelerator,
-        "devices": hardware.devices,
-        "precision": hardware.precision,
+        **vars(experiment.trainer),
         "logger": CSVLogger(folder, name="", version=RUN),
         "default_root_dir": folder,
         "enable_checkpointing": False,
@@ -103,15 +83,12 @@ class Meter(pl.Callback):
         self.samples, self.seconds, self._start = 0, 0.0, 0.0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts the clock."""
         self._start = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, i: int
     ) -> None:
-        """Adds one batch."""
         self.samples += extract_batch_size(batch)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stops the clock."""
         self.seconds = time.perf_counter() - self._start

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from lightning_fairprune import statistics
 from lightning_fairprune.experiments._cells import Cell, needs
-from lightning_fairprune.experiments._model import tested
+from lightning_fairprune.experiments._model import train_and_test
 from lightning_fairprune.experiments._records import Experiment
 from lightning_fairprune.experiments._store import RESULT, Store
-from lightning_fairprune.experiments._train import END, Meter, loaded, monitor, trainer
+from lightning_fairprune.experiments._train import END, loaded
 
 __all__ = ["Slower", "check_dense", "run_weights"]
 
@@ -25,33 +25,19 @@ __all__ = ["Slower", "check_dense", "run_weights"]
 def run_weights(
     cell: Cell, experiment: Experiment, folder: Path, seed: int, dense: Path
 ) -> dict[str, Any]:
-    """Prunes the weights of a dense model, trains the others on and tests.
+    """Prunes the weights of the model in the folder `dense`, trains the others on and tests.
 
-    Args:
-        cell: method, sparsity and seed.
-        experiment: whose.
-        folder: gets the records of the logger, with those of the pruning.
-        seed: of random criteria and of the order of samples.
-        dense: folder of the dense model.
-
-    Returns:
-        What `result.json` says, with the intensification ratio against the dense model.
+    Returns what `result.json` says, with the intensification ratio against the dense model.
     """
     data, model = experiment.data(), experiment.model()
     loaded(data)
     model.load_state_dict(torch.load(dense / END, weights_only=True))
     prune = experiment.weights[cell.name].at(cell.sparsity, seed)
-    finetune, counted, meter = experiment.finetune, monitor(experiment, data), Meter()
+    finetune = experiment.finetune
     # Slower first: a pruning that rewinds puts back the learning rates that it finds.
-    fit = trainer(
-        experiment,
-        folder,
-        [meter, Slower(finetune.lr_factor), prune, counted],
-        max_epochs=finetune.epochs,
-        limit_val_batches=0,
-    )
-    fit.fit(model, datamodule=data)
-    found = tested(experiment, fit, model, data, counted, meter)
+    callbacks = [Slower(finetune.lr_factor), prune]
+    limits: Any = {"max_epochs": finetune.epochs, "limit_val_batches": 0}
+    found = train_and_test(experiment, folder, model, data, data, callbacks, **limits)
     before = json.loads((dense / RESULT).read_text())["recall"]
     alpha = float(statistics.intensification_ratio(_numbers(before), _numbers(found["recall"])))
     return found | {"alpha": alpha if math.isfinite(alpha) else None}
@@ -62,17 +48,12 @@ def _numbers(recall: Sequence[float | None]) -> Tensor:
 
 
 class Slower(pl.Callback):
-    """Multiplies the learning rates of a module's own optimisers and schedules.
-
-    Args:
-        factor: above 0.
-    """
+    """Multiplies the learning rates of a module's own optimisers and schedules."""
 
     def __init__(self, factor: float) -> None:
         self.factor = factor
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Multiplies them."""
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 for name in ("lr", "initial_lr", "max_lr", "min_lr"):  # those of OneCycleLR too

@@ -27,19 +27,13 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def work(settings: Mapping[str, Any], store: Store, wanted: Callable[[], bool]) -> None:
-    """Does cells until all are finished, have failed or are in other hands, and those are waited for.
-
-    Args:
-        settings: `plain` settings of the experiment.
-        store: its folder.
-        wanted: asked before every cell whether to go on.
-    """
+    """Does cells until all have ended, here or elsewhere; `wanted` is asked before each whether to start it."""
     experiment = build(settings)
     cells = cells_of(experiment)
     while wanted():
         status = store.status(cells)
         closed = status.finished | status.failed
-        open_ready = ready(cells, experiment, status.finished, status.failed | set(status.running))
+        open_ready = ready(cells, experiment, status.finished, status.failed)
         cell = next((cell for cell in open_ready if store.take(cell)), None)
         if cell is not None:
             attempt(cell, settings, store)
@@ -57,15 +51,9 @@ def attempt(cell: Cell, settings: Mapping[str, Any], store: Store) -> None:
     except Exception:
         store.fail(cell, traceback.format_exc())
         return
-    about = {
-        "cell": cell.key,
-        "kind": cell.kind,
-        "method": cell.name,
-        "density": cell.density,
-        "sparsity": cell.sparsity,
-        "seed": cell.seed,
-        "seconds": round(time.perf_counter() - start, 3),
-    }
+    about: dict[str, Any] = {"cell": cell.key, "kind": cell.kind, "method": cell.name}
+    about |= {"density": cell.density, "sparsity": cell.sparsity, "seed": cell.seed}
+    about["seconds"] = round(time.perf_counter() - start, 3)
     store.finish(cell, about | found | {"settings": settings_of(cell, settings)})
 
 
@@ -83,10 +71,9 @@ def run_cell(cell: Cell, settings: Mapping[str, Any], store: Store) -> dict[str,
     passes = [store.folder(need) for need in before if need.kind == "score"]
     if cell.kind == "score":
         return run_score(cell, experiment, folder, queries[0])
-    if cell.kind == "baseline":
-        return run_baseline(cell, experiment, folder, seed)
-    if cell.kind == "one_fit":
-        return run_one_fit(cell, experiment, folder, seed)
+    if cell.kind in ("baseline", "one_fit"):
+        run = run_baseline if cell.kind == "baseline" else run_one_fit
+        return run(cell, experiment, folder, seed)
     if cell.kind == "weights":
         return run_weights(cell, experiment, folder, seed, store.folder(before[0]))
     told = known(experiment.methods[cell.name], experiment, queries, passes)
@@ -106,11 +93,7 @@ def seed_of(cell: Cell) -> int:
 
 
 def main(task: Mapping[str, Any]) -> None:
-    """Does what the process was started for.
-
-    Args:
-        task: settings of the experiment, its folder, and the threads of this process.
-    """
+    """Does what the process was started for, with the settings, folder and threads of `task`."""
     # Ctrl-C goes to the whole group. The command ends its workers; a Trainer would end its fit as if done.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(task["threads"])

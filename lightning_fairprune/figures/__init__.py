@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from lightning_fairprune.figures._intensification import intensification_scatter
 from lightning_fairprune.figures._kept import density_against_recall, kept_by_class
-from lightning_fairprune.figures._layers import layer_sparsity
+from lightning_fairprune.figures._layers import layer_sparsity, similarity
 from lightning_fairprune.figures._recalls import recall_by_class
-from lightning_fairprune.figures._similarity import similarity
 from lightning_fairprune.figures._sparsity import sparsity_curve
 from lightning_fairprune.figures._time import quotas_over_time, recalls_over_epochs
 

@@ -45,6 +45,18 @@ def fractions(name: str, value: Tensor) -> Tensor:
     return found
 
 
+def per_model(name: str, value: Tensor) -> Tensor:
+    """Returns fractions as [M, K]."""
+    found = fractions(name, value)
+    found = found[None] if found.ndim == 1 else found
+    if found.ndim != 2 or not found.numel():
+        raise ValueError(
+            f"`{name}` must be [K], or [M, K] for M seeds, with at least one class, "
+            f"got {list(value.shape)}."
+        )
+    return found
+
+
 def left_out(count: int, why: str = "without samples") -> str:
     """Returns the note on classes that are not drawn; nothing when all are."""
     if not count:
@@ -52,12 +64,14 @@ def left_out(count: int, why: str = "without samples") -> str:
     return f"{count:,} {'class' if count == 1 else 'classes'} {why} left out."
 
 
-class Rows:
-    """Rows for classes in the order given, first on top; only both ends where there are too many.
+def listed(items: Sequence[str], most: int = 8) -> str:
+    """Returns the first of several words, and how many more there are."""
+    more = len(items) - most
+    return ", ".join(items[:most]) + (f" and {more} more" if more > 0 else "")
 
-    Args:
-        order: the classes that could be drawn, int64 [n].
-    """
+
+class Rows:
+    """Rows for classes in the order given, int64 [n], first on top; only both ends where there are too many."""
 
     def __init__(self, order: Tensor) -> None:
         self.order = order
@@ -67,19 +81,11 @@ class Rows:
     def draw(
         self, sheet: Sheet, names: Sequence[str], column: Sequence[str], heading: str
     ) -> tuple[Any, Any]:
-        """Adds axes with a row for each class shown, its name to the left and a text to the right.
+        """Adds axes with a row for each class shown: its name to the left, and to the right a column with a heading.
 
-        Args:
-            sheet: to add to.
-            names: of all classes.
-            column: the text of each class shown.
-            heading: above that text.
-
-        Returns:
-            The axes, and the height of each class shown on them as an array.
+        Returns the axes, and the height of each class shown on them as an array.
         """
-        room = 1.5 if sheet.narrow else 2.9
-        labels = [sheet.wrap(names[k], room, most=2) for k in self.shown.tolist()]
+        labels = [sheet.wrap(names[k], sheet.room, most=2) for k in self.shown.tolist()]
         left = max(sheet.measure(line) for label in labels for line in label.split("\n"))
         right = max(sheet.measure(line) for text in (*column, heading) for line in text.split("\n"))
         lines = [1 + max(a.count("\n"), b.count("\n")) for a, b in zip(labels, column, strict=True)]

@@ -10,16 +10,9 @@ from torch import Tensor
 
 from lightning_fairprune import recalls, statistics
 from lightning_fairprune.figures._classes import fractions, left_out, named
+from lightning_fairprune.figures._lines import DASHED
 from lightning_fairprune.figures._points import name_points
-from lightning_fairprune.figures._sheet import (
-    BLUE,
-    GREY,
-    GRID,
-    SKY,
-    VERMILION,
-    Sheet,
-    settings,
-)
+from lightning_fairprune.figures._sheet import BLUE, GREY, GRID, SKY, VERMILION, Sheet, paper
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,11 +23,7 @@ WORDS = {">": "widens", "<": "shrinks", "?": "does not clearly change"}
 
 
 def intensification_scatter(
-    before: Tensor,
-    after: Tensor,
-    names: Sequence[object] | None = None,
-    *,
-    narrow: bool = False,
+    before: Tensor, after: Tensor, names: Sequence[object] | None = None, *, narrow: bool = False
 ) -> Figure:
     r"""Draws the normalised recall balance of every class and model after pruning against that before.
 
@@ -50,9 +39,6 @@ def intensification_scatter(
         after: recalls of the same models after pruning, likewise.
         names: of the classes; None for their numbers.
         narrow: for a phone.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: If a recall is not in [0, 1] or shapes or names do not fit.
@@ -78,8 +64,7 @@ def intensification_scatter(
     y = recalls.normalised_balance(second.masked_fill(missing, torch.nan))
     unknown = (x + y).isnan()
     x, y = x.masked_fill(unknown, torch.nan), y.masked_fill(unknown, torch.nan)
-    with settings():
-        sheet = Sheet(narrow)
+    with paper(narrow) as sheet:
         sheet.title(_in_words(first, second))
         if bool(unknown.all()):
             sheet.text("No class has samples.")
@@ -122,12 +107,7 @@ def _draw(
     dot: dict[str, Any] = {"linestyle": "", "marker": "o", "markeredgewidth": 0}
     mean: dict[str, Any] = {**dot, "color": BLUE, "alpha": 0.9, "markersize": 6 if few else 3.5}
     one: dict[str, Any] = {**dot, "color": SKY, "alpha": 0.7, "markersize": 4 if few else 2.5}
-    same: dict[str, Any] = {
-        "color": GREY,
-        "linestyle": (0, (4, 3)),
-        "linewidth": 1.2,
-        "zorder": 2.5,
-    }
+    same: dict[str, Any] = {**DASHED, "color": GREY, "linewidth": 1.2, "zorder": 2.5}
     fit: dict[str, Any] = {"color": VERMILION, "linewidth": 1.8, "zorder": 2.5}
     handles = [
         Line2D([], [], label="class, mean over models" if several else "class", **mean),

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from lightning_fairprune.figures._classes import Rows, curve, fractions, left_out, limits, named
 from lightning_fairprune.figures._points import name_points
-from lightning_fairprune.figures._sheet import BLUE, GRID, PALE, Sheet, settings
+from lightning_fairprune.figures._sheet import BLUE, GRID, PALE, Sheet, paper
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,11 +19,7 @@ EXTREMES = 3  # above, so many at each end of either axis
 
 
 def density_against_recall(
-    density: Tensor,
-    recall: Tensor,
-    names: Sequence[object] | None = None,
-    *,
-    narrow: bool = False,
+    density: Tensor, recall: Tensor, names: Sequence[object] | None = None, *, narrow: bool = False
 ) -> Figure:
     """Draws the share of each class that is kept against its recall.
 
@@ -36,9 +31,6 @@ def density_against_recall(
         recall: in [0, 1], [K]; those that the quotas were set from, say, or those of a reference.
         names: of the classes; None for their numbers.
         narrow: for a phone.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: If a value is not in [0, 1] or shapes or names do not fit.
@@ -57,22 +49,20 @@ def density_against_recall(
     names = named(names, len(y))
     known = ~(x + y).isnan()
     classes = known.nonzero().squeeze(1)
-    with settings():
-        sheet = Sheet(narrow)
+    with paper(narrow) as sheet:
         if not len(classes):
             sheet.text("No class has samples.")
             return sheet.finish()
         (axis,) = sheet.axes(3.6 if narrow else 4.2, above=["share that is kept"])
-        size = 6 if len(classes) <= NAMED else 4
+        few = len(classes) <= NAMED
         style = {"marker": "o", "linestyle": "", "color": BLUE, "alpha": 0.8, "markeredgewidth": 0}
-        axis.plot(x[classes].tolist(), y[classes].tolist(), markersize=size, **style)
+        axis.plot(x[classes].tolist(), y[classes].tolist(), markersize=6 if few else 4, **style)
         axis.set_xlim(*limits(x[classes]))
         axis.set_ylim(*limits(y[classes]))
         axis.grid(**GRID)
         sheet.below([axis], "recall")
-        few = len(classes) <= NAMED
-        shown = classes if few else _extremes(x, y, classes)
-        missing = name_points(sheet, axis, x, y, shown.tolist(), names)
+        shown = classes.tolist() if few else _extremes(x, y, classes)
+        missing = name_points(sheet, axis, x, y, shown, names)
         if not few:
             sheet.text(f"{len(classes):,} classes; named are those at either end of either axis.")
         sheet.text(missing)
@@ -81,11 +71,7 @@ def density_against_recall(
 
 
 def kept_by_class(
-    quota: Tensor,
-    sizes: Tensor,
-    names: Sequence[object] | None = None,
-    *,
-    narrow: bool = False,
+    quota: Tensor, sizes: Tensor, names: Sequence[object] | None = None, *, narrow: bool = False
 ) -> Figure:
     """Draws how many samples of each class are kept and dropped, the class that keeps least on top.
 
@@ -96,9 +82,6 @@ def kept_by_class(
         sizes: samples of each class, int64 [K]; a class without any is left out.
         names: of the classes; None for their numbers.
         narrow: for a phone.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: If a quota is not between 0 and the size or shapes or names do not fit.
@@ -113,8 +96,7 @@ def kept_by_class(
     names = named(names, len(sizes))
     share = quota / sizes
     order = share.argsort(stable=True)[: int((sizes > 0).sum())]  # sorting puts NaN last
-    with settings():
-        sheet = Sheet(narrow)
+    with paper(narrow) as sheet:
         if len(order):
             _draw(sheet, quota, sizes, order, names)
         else:
@@ -147,17 +129,12 @@ def _draw(sheet: Sheet, quota: Tensor, sizes: Tensor, order: Tensor, names: Sequ
     kept, size = quota[rows.shown], sizes[rows.shown]
     between = "\n" if sheet.narrow else "   "
     text = [
-        f"{k / n:.1%}{between}{int(k):,} of {int(n):,}".replace("%", " %")
+        f"{100 * (k / n):.1f} %{between}{int(k):,} of {int(n):,}"
         for k, n in zip(kept.tolist(), size.tolist(), strict=True)
     ]
     all_kept, all_size = int(quota.sum()), int(sizes.sum())
-    share = f"{all_kept / all_size:.1%}".replace("%", " %")
-    sheet.legend(
-        [
-            Patch(color=BLUE, label=f"kept: {all_kept:,} of {all_size:,} ({share})"),
-            Patch(color=PALE, label="dropped"),
-        ]
-    )
+    share = f"kept: {all_kept:,} of {all_size:,} ({100 * (all_kept / all_size):.1f} %)"
+    sheet.legend([Patch(color=BLUE, label=share), Patch(color=PALE, label="dropped")])
     axis, y = rows.draw(sheet, names, text, "kept")
     axis.barh(y, kept.numpy(), height=0.15, color=BLUE)
     axis.barh(y, (size - kept).numpy(), left=kept.numpy(), height=0.15, color=PALE)
@@ -169,10 +146,10 @@ def _draw(sheet: Sheet, quota: Tensor, sizes: Tensor, order: Tensor, names: Sequ
         curve(sheet, (quota / sizes)[order], "share kept")
 
 
-def _extremes(x: Tensor, y: Tensor, classes: Tensor) -> Tensor:
+def _extremes(x: Tensor, y: Tensor, classes: Tensor) -> list[int]:
     """Returns the classes at either end of either axis, each once."""
     found: dict[int, None] = {}
     for value in (x, y):
         order = classes[value[classes].argsort(stable=True)].tolist()
         found |= dict.fromkeys([*order[:EXTREMES], *order[-EXTREMES:]])
-    return torch.tensor(list(found))
+    return list(found)

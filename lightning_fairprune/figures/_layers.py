@@ -1,31 +1,33 @@
-"""How the layers of a network share its sparsity."""
+"""The layers of a network: how they share its sparsity, and which compute something else than those of another."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lightning_fairprune.figures._classes import MOST_ROWS
-from lightning_fairprune.figures._compression import AXIS, in_percent, mark, place
+from lightning_fairprune.figures._classes import MOST_ROWS, listed
+from lightning_fairprune.figures._lines import DASHED, handles, style
 from lightning_fairprune.figures._sheet import (
     BLUE,
     DARK,
     FONT,
+    GREY,
     GRID,
     LINE,
     PAD,
     VERMILION,
     Sheet,
-    settings,
+    paper,
 )
+from lightning_fairprune.figures._sparsity import AXIS, in_percent, mark, place
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DASHED: dict[str, Any] = {"linestyle": (0, (4, 3)), "linewidth": 1.0, "zorder": 3}
-MOST_EMPTY = 8  # layers that a note names
+TOTAL: dict[str, Any] = {**DASHED, "color": DARK, "zorder": 3}
 WEIGHT = ".weight"  # says nothing where all names end with it
+NAMELESS = "the network"
 
 
 def layer_sparsity(
@@ -39,9 +41,6 @@ def layer_sparsity(
         layers: fraction of the weights of each layer that is removed, in [0, 1]; NaN is not drawn.
         total: the same of all weights together, for a dashed line; None draws none.
         narrow: for a phone.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: If there is no layer, or a value is out of range.
@@ -58,46 +57,123 @@ def layer_sparsity(
     drawn = {name: value for name, value in layers.items() if not math.isnan(value)}
     if not drawn:
         raise ValueError(f"`layers` must have at least one value, got {dict(layers)}.")
-    with settings():
-        sheet = Sheet(narrow)
-        sheet.title(_in_words(drawn))
-        every = math.ceil(len(drawn) / MOST_ROWS)
-        room = 1.5 if narrow else 2.9
-        labels = [_end_of(sheet, name, room) for name in _short(drawn)[::every]]
-        said = [f"{in_percent(value)} %" for value in drawn.values()] if every == 1 else []
-        left = max(sheet.measure(label) for label in labels)
-        right = max([0.25, *(sheet.measure(text) + 0.2 for text in said)])
-        height = (LINE + 0.06) / every * len(drawn)
+    with paper(narrow) as sheet:
+        sheet.title(_ends_in_words(drawn))
         if total is not None:
             from matplotlib.lines import Line2D
 
             text = f"all weights together: {in_percent(total)} %"
-            sheet.legend([Line2D([], [], label=text, color=DARK, **DASHED)])
-        (axis,) = sheet.axes(max(height, 2 * LINE), left=PAD + left + 0.1, right=right)
-        rows = range(len(drawn))
-        known = [v for v in (*drawn.values(), total or 0.0) if v < 1]
-        far = 1.05 * place(max([0.1, *known]))
-        # A layer without any weight has no compression ratio: its bar is as long as the axis.
-        widths = [place(value) if value < 1 else far for value in drawn.values()]
-        colours = [VERMILION if value == 1 else BLUE for value in drawn.values()]
-        axis.barh(rows, widths, height=0.72, color=colours)
-        beside = {"transform": axis.get_yaxis_transform(), "va": "center", "color": DARK}
-        for row, text in zip(rows, said, strict=False):
-            axis.text(1 + 0.1 / sheet.size_of(axis)[0], row, text, fontsize=FONT, **beside)
-        if total is not None:
-            axis.axvline(place(total) if total < 1 else far, color=DARK, **DASHED)
-        axis.set_xlim(0, far)
-        axis.set_ylim(len(drawn) - 0.5, -0.5)
-        axis.set_yticks(range(0, len(drawn), every), labels)
-        mark(sheet, axis, [0.0, far])
-        axis.grid(axis="x", **GRID)
-        axis.tick_params(axis="y", length=0)
-        sheet.below([axis], AXIS)
-        sheet.text(_empty([name for name, value in drawn.items() if value == 1]))
+            sheet.legend([Line2D([], [], label=text, **TOTAL)])
+        _bars(sheet, drawn, total)
+        empty = [name for name, value in drawn.items() if value == 1]
+        sheet.text(f"Without any weight left: {listed(empty)}." if empty else "")
         return sheet.finish()
 
 
-def _in_words(layers: Mapping[str, float]) -> str:
+def similarity(
+    values: Mapping[str, Mapping[str, float]], *, measure: str = "linear CKA", narrow: bool = False
+) -> Figure:
+    """Draws how alike each layer is to the same layer of a dense network, a line for each label.
+
+    Layers are rows in their order, the first on top; of more than 40, only some are named.
+
+    Args:
+        values: by label, such as a setting, the value of each layer: from `representation.compare_layers`, in [-1, 1].
+            NaN is not drawn.
+        measure: what the values are.
+        narrow: for a phone.
+
+    Raises:
+        ValueError: If there is no label, one has no layer, or a value is out of range.
+        ImportError: If matplotlib is missing.
+
+    Example:
+        >>> figure = similarity({"90 % sparse": {"conv": 0.98, "fc": 0.61}})
+        >>> figure.texts[0].get_text()
+        'Least like the dense network: fc, linear CKA 0.61'
+        >>> figure.axes[0].lines[0].get_xdata().tolist()
+        [0.98, 0.61]
+    """
+    _check(values)
+    layers = list(dict.fromkeys(layer for one in values.values() for layer in one))
+    entries = [(v, label, layer) for label, one in values.items() for layer, v in one.items()]
+    known = [entry for entry in entries if not math.isnan(entry[0])]
+    with paper(narrow) as sheet:
+        if not known:
+            sheet.title(f"There is nothing to compare: {measure} has no value")
+            sheet.text("No layer has a value.")
+            return sheet.finish()
+        low, label, layer = min(known, key=lambda entry: entry[0])
+        of = f" of {label}" if len(values) > 1 else ""
+        sheet.title(f"Least like the dense network: {layer or NAMELESS}{of}, {measure} {low:.2f}")
+        sheet.legend(handles(values, 1.5, marker="o", markersize=5, markeredgewidth=0))
+        axis = _rows(sheet, [layer or NAMELESS for layer in layers])
+        axis.grid(**GRID)
+        reach = max(1.0 - low, 0.01)
+        axis.set_xlim(low - 0.06 * reach, 1 + 0.03 * reach)
+        size = 5 if len(layers) <= MOST_ROWS else 2.5
+        for i, one in enumerate(values.values()):
+            y = [layers.index(layer) for layer in one]
+            dots: dict[str, Any] = {"marker": "o", "markersize": size, "markeredgewidth": 0}
+            axis.plot(list(one.values()), y, **dots, **style(i, 1.5))
+        for at in (1, 0) if low < 0 else (1,):
+            axis.axvline(at, color=GREY, linewidth=0.8, zorder=1)
+        sheet.below(
+            [axis],
+            f"{measure} with the same layer of the dense network; 1: equal up to rotation and factor",
+        )
+        flat = list(dict.fromkeys(layer or NAMELESS for v, _, layer in entries if math.isnan(v)))
+        sheet.text(f"Without a value, as their output is constant: {listed(flat)}." if flat else "")
+        return sheet.finish()
+
+
+def _bars(sheet: Sheet, layers: Mapping[str, float], total: float | None) -> None:
+    """Adds a bar for each layer."""
+    few = len(layers) <= MOST_ROWS
+    said = [f"{in_percent(value)} %" for value in layers.values()] if few else []
+    right = max([0.25, *(sheet.measure(text) + 0.2 for text in said)])
+    alike = all(name.endswith(WEIGHT) and name != WEIGHT for name in layers)
+    axis = _rows(sheet, [n.removesuffix(WEIGHT) if alike else n for n in layers], right)
+    known = [v for v in (*layers.values(), total or 0.0) if v < 1]
+    far = 1.05 * place(max([0.1, *known]))
+    # A layer without any weight has no compression ratio: its bar is as long as the axis.
+    widths = [place(value) if value < 1 else far for value in layers.values()]
+    colours = [VERMILION if value == 1 else BLUE for value in layers.values()]
+    axis.barh(range(len(layers)), widths, height=0.72, color=colours)
+    beside = {"transform": axis.get_yaxis_transform(), "va": "center", "color": DARK}
+    for row, text in enumerate(said):
+        axis.text(1 + 0.1 / sheet.size_of(axis)[0], row, text, fontsize=FONT, **beside)
+    if total is not None:
+        axis.axvline(place(total) if total < 1 else far, **TOTAL)
+    axis.set_xlim(0, far)
+    mark(sheet, axis, [0.0, far])
+    axis.grid(axis="x", **GRID)
+    sheet.below([axis], AXIS)
+
+
+def _rows(sheet: Sheet, names: Sequence[str], right: float = 0.25) -> Any:
+    """Adds axes with a row for each layer; many are drawn closer together, and every so many is named."""
+    every = math.ceil(len(names) / MOST_ROWS)
+    labels = [_end_of(sheet, name) for name in names[::every]]
+    left = PAD + max(sheet.measure(label) for label in labels) + 0.1
+    height = (LINE + 0.06) / every * len(names)
+    (axis,) = sheet.axes(max(height, 2 * LINE), left=left, right=right)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.set_yticks(range(0, len(names), every), labels)
+    axis.tick_params(axis="y", length=0)
+    return axis
+
+
+def _end_of(sheet: Sheet, name: str) -> str:
+    """Returns a name that fits; its end is what tells layers apart."""
+    if sheet.measure(name) <= sheet.room:
+        return name
+    while name and sheet.measure(f"…{name}") > sheet.room:
+        name = name[1:]
+    return f"…{name}"
+
+
+def _ends_in_words(layers: Mapping[str, float]) -> str:
     most, least = max(layers, key=layers.__getitem__), min(layers, key=layers.__getitem__)
     text = f"{most}, {in_percent(layers[most])} %"
     if layers[most] == layers[least]:
@@ -105,22 +181,14 @@ def _in_words(layers: Mapping[str, float]) -> str:
     return f"Sparsest: {text}; densest: {least}, {in_percent(layers[least])} %"
 
 
-def _empty(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_EMPTY} more" if len(names) > MOST_EMPTY else ""
-    return f"Without any weight left: {', '.join(names[:MOST_EMPTY])}{more}." if names else ""
-
-
-def _short(names: Iterable[str]) -> list[str]:
-    """Returns names without the word that all of them end with."""
-    found = list(names)
-    alike = all(name.endswith(WEIGHT) and name != WEIGHT for name in found)
-    return [name.removesuffix(WEIGHT) for name in found] if alike else found
-
-
-def _end_of(sheet: Sheet, name: str, room: float) -> str:
-    """Returns a name that fits; its end is what tells layers apart."""
-    if sheet.measure(name) <= room:
-        return name
-    while name and sheet.measure(f"…{name}") > room:
-        name = name[1:]
-    return f"…{name}"
+def _check(values: Mapping[str, Mapping[str, float]]) -> None:
+    if not values or not all(values.values()):
+        raise ValueError(
+            f"`values` must have at least one label with at least one layer, got {dict(values)}."
+        )
+    for label, one in values.items():
+        for layer, value in one.items():
+            if not (math.isnan(value) or -1 <= value <= 1):
+                raise ValueError(
+                    f"`values` must be in [-1, 1] or NaN, got {value:g} of layer {layer!r} of {label!r}."
+                )

@@ -20,6 +20,14 @@ DIRECTIONS = 24
 DISTANCES = (0.09, 0.18, 0.3, 0.45, 0.65, 0.9, 1.2, 1.6, 2.1)  # inches from a dot to its name
 CLOSE = 0.2  # inches, up to which no line is needed from one to the other
 
+NAME: dict[str, Any] = {
+    "ha": "center",
+    "va": "center",
+    "color": DARK,
+    "fontsize": FONT,
+    "zorder": 6,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class _Place:
@@ -34,18 +42,9 @@ class _Place:
 def name_points(
     sheet: Sheet, axis: Any, x: Tensor, y: Tensor, classes: Sequence[int], names: Sequence[str]
 ) -> str:
-    """Writes the names of `classes` next to their points; the limits of the axes must be set before.
+    """Writes the names of `classes` next to their points, x and y [K]; the limits of the axes must be set before.
 
-    Args:
-        sheet: that has the axes.
-        axis: axes with the points.
-        x: of all points, [K].
-        y: of all points, [K].
-        classes: which to name.
-        names: of all classes.
-
-    Returns:
-        A note on the names that found no room; "" when all did.
+    Returns a note on the names that found no room; "" when all did.
     """
     from matplotlib.patheffects import withStroke
 
@@ -54,15 +53,12 @@ def name_points(
     across, up = width / (right - left), height / (top - bottom)
     inches = torch.stack([(x - left) * across, (y - bottom) * up], 1)
     dots = inches[~inches.isnan().any(1)]
-    texts = {k: sheet.wrap(names[k], 1.5 if sheet.narrow else 2.9, most=1) for k in classes}
+    texts = {k: sheet.wrap(names[k], sheet.room, most=1) for k in classes}
     sizes = {k: (sheet.measure(text) + 0.04, LINE) for k, text in texts.items()}
     found: dict[int, _Place] = {}
     for order in _orders(classes, inches):
-        attempt = _places(order, inches, dots, sizes, (width, height))
-        if len(attempt) > len(found):
-            found = attempt
-        if len(found) == len(classes):
-            break
+        if len(found) < len(classes):
+            found = max(found, _places(order, inches, dots, sizes, (width, height)), key=len)
     for k, place in found.items():
         box, at = place.box, place.at
         middle = ((box[0] + box[2]) / 2 - at[0], (box[1] + box[3]) / 2 - at[1])
@@ -71,12 +67,8 @@ def name_points(
             (float(x[k]), float(y[k])),
             (middle[0] * 72, middle[1] * 72),
             textcoords="offset points",
-            ha="center",
-            va="center",
-            color=DARK,
-            fontsize=FONT,
-            zorder=6,
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
+            **NAME,
         )
         if len(place.line):
             horizontal = [left + point[0] / across for point in (at, place.start)]

@@ -9,15 +9,9 @@ import torch
 from torch import Tensor
 
 from lightning_fairprune import statistics
-from lightning_fairprune.figures._classes import Rows, curve, fractions, left_out, limits, named
-from lightning_fairprune.figures._sheet import (
-    BLUE,
-    DARK,
-    GREY,
-    VERMILION,
-    Sheet,
-    settings,
-)
+from lightning_fairprune.figures._classes import Rows, curve, left_out, limits, named, per_model
+from lightning_fairprune.figures._lines import DASHED, extremes
+from lightning_fairprune.figures._sheet import BLUE, DARK, GREY, VERMILION, Sheet, paper
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,8 +20,8 @@ DOT: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 6.5}
 BEFORE: dict[str, Any] = {**DOT, "markerfacecolor": "white", "markeredgecolor": GREY}
 HIGHER: dict[str, Any] = {**DOT, "color": BLUE}
 LOWER: dict[str, Any] = {**DOT, "color": VERMILION, "marker": "D"}
-AFTER_MEAN: dict[str, Any] = {"color": DARK, "linewidth": 1.0, "zorder": 1}
-BEFORE_MEAN: dict[str, Any] = {**AFTER_MEAN, "color": GREY, "linestyle": (0, (4, 3))}
+AFTER_MEAN: dict[str, Any] = {**DASHED, "color": DARK, "linestyle": "-"}
+BEFORE_MEAN: dict[str, Any] = {**DASHED, "color": GREY}
 FEW = 5  # seeds, below which lowest and highest say more than an interval
 
 
@@ -53,9 +47,6 @@ def recall_by_class(
         labels: how to call `before` and `after`.
         narrow: for a phone.
 
-    Returns:
-        The figure.
-
     Raises:
         ValueError: If a recall is not in [0, 1] or shapes or names do not fit.
         ImportError: If matplotlib is missing; or scipy, with five seeds or more.
@@ -67,10 +58,10 @@ def recall_by_class(
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
         ['dog', 'cat']
     """
-    second = recalls("after", after)
+    second = per_model("after", after)
     num_classes = second.shape[1]
     names = named(names, num_classes)
-    first = None if before is None else recalls("before", before)
+    first = None if before is None else per_model("before", before)
     if first is not None and first.shape[1] != num_classes:
         raise ValueError(
             f"`before` and `after` must have the same classes, got {first.shape[1]} and {num_classes}."
@@ -79,8 +70,7 @@ def recall_by_class(
     known = ~torch.stack(means).isnan().any(0)
     key = means[0] if first is None else means[0] - means[1]
     order = key.masked_fill(~known, torch.inf).argsort(stable=True)[: int(known.sum())]
-    with settings():
-        sheet = Sheet(narrow)
+    with paper(narrow) as sheet:
         sheet.title(title)
         if len(order):
             _draw(sheet, first, second, order, names, labels)
@@ -90,23 +80,10 @@ def recall_by_class(
         return sheet.finish()
 
 
-def recalls(name: str, value: Tensor) -> Tensor:
-    """Returns float64 [M, K] on the host."""
-    found = fractions(name, value)
-    found = found[None] if found.ndim == 1 else found
-    if found.ndim != 2 or not found.numel():
-        raise ValueError(
-            f"`{name}` must be [K], or [M, K] for M seeds, with at least one class, "
-            f"got {list(value.shape)}."
-        )
-    return found
-
-
 def interval(values: Tensor) -> tuple[Tensor, Tensor]:
     """Returns lowest and highest of [M, n] over the seeds, or the ends of the t interval from five on."""
     if len(values) < FEW:
-        infinite = values.masked_fill(values.isnan(), torch.inf)
-        return infinite.amin(0), values.masked_fill(values.isnan(), -torch.inf).amax(0)
+        return extremes(values)
     mean, reach = values.nanmean(0), statistics.half_widths(values, 0.95)
     return mean - reach, mean + reach
 
@@ -116,14 +93,11 @@ def interval_in_words(*seeds: int) -> str:
     several = sorted({n for n in seeds if n > 1})
     if not several:
         return ""
-    if len(several) == 1:
-        how = "lowest to highest" if several[0] < FEW else "95 % t interval"
-        return f"mean of {several[0]} seeds, bars: {how}"
-    if several[0] < FEW <= several[1]:
-        how = f"lowest to highest of {several[0]}, 95 % t interval of {several[1]}"
-    else:
-        how = "95 % t interval" if several[0] >= FEW else "lowest to highest"
-    return f"mean of {several[0]} and {several[1]} seeds, bars: {how}"
+    kinds = ["lowest to highest" if n < FEW else "95 % t interval" for n in several]
+    if len(set(kinds)) > 1:
+        kinds = [f"{kind} of {n}" for kind, n in zip(kinds, several, strict=True)]
+    how, counts = ", ".join(dict.fromkeys(kinds)), " and ".join(map(str, several))
+    return f"mean of {counts} seeds, bars: {how}"
 
 
 def _draw(

@@ -17,7 +17,7 @@ BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 PURPLE, SKY, BLACK = "#CC79A7", "#56B4E9", "#000000"
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 DARK, GREY, PALE, FAINT = "#333333", "#767676", "#D9D9D9", "#EBEBEB"
-# Said to each axis: ticks made when the figure is drawn would else follow the caller's settings.
+# Given to each axis: ticks made when the figure is drawn would else follow the caller's settings.
 GRID: dict[str, Any] = {"color": FAINT, "linewidth": 0.8}
 
 WIDE, NARROW = 9.0, 4.2  # inches: a desktop page, a phone of 390 pixels
@@ -26,10 +26,14 @@ LINE = 1.3 * FONT / 72  # inches from one line of text to the next
 PAD = 0.08  # inches around the whole
 TICKS = 0.27  # inches for the numbers below an axis
 
+LEGEND: dict[str, Any] = {"loc": "upper left", "frameon": False, "labelcolor": DARK}
+LEGEND |= {"borderpad": 0.0, "borderaxespad": 0.0, "handlelength": 1.8}
+LEGEND |= {"columnspacing": 1.2, "labelspacing": 0.35}
+
 
 @contextlib.contextmanager
-def settings() -> Iterator[None]:
-    """Matplotlib's own settings with ours on top, whatever the caller has set, and his again after."""
+def paper(narrow: bool) -> Iterator[Sheet]:
+    """Yields an empty sheet; matplotlib has its own settings with ours on top, and the caller's again after."""
     try:
         import matplotlib
         from matplotlib import style
@@ -40,7 +44,7 @@ def settings() -> Iterator[None]:
 
     fonts = {key: matplotlib.rcParams[key] for key in ("font.family", "font.sans-serif")}
     ours: dict[str, Any] = {
-        **fonts,  # the caller's, who knows which one has the letters of his class names
+        **fonts,  # the caller's, who knows which has the letters of the class names
         "font.size": FONT,
         "text.parse_math": False,  # a class may be called "$5 note, $10 note"
         "axes.edgecolor": GREY,
@@ -49,15 +53,11 @@ def settings() -> Iterator[None]:
         "axes.axisbelow": True,
     }
     with style.context(["default", ours]):
-        yield
+        yield Sheet(narrow)
 
 
 class Sheet:
-    """Stacks text, legends and axes; `finish` sets the height that they came to.
-
-    Args:
-        narrow: for a phone.
-    """
+    """Stacks text, legends and axes; `finish` sets the height that they came to."""
 
     def __init__(self, narrow: bool) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -66,6 +66,7 @@ class Sheet:
         self.narrow = narrow
         self.width = NARROW if narrow else WIDE
         self.inner = self.width - 2 * PAD
+        self.room = 1.5 if narrow else 2.9  # for a name
         self.chart: Figure = Figure(figsize=(self.width, 1.0), dpi=100)
         canvas: Any = FigureCanvasAgg(self.chart)
         self._renderer = canvas.get_renderer()
@@ -74,71 +75,56 @@ class Sheet:
         self._legends: list[tuple[Any, float, float]] = []
         self._axes: list[tuple[Any, float, float, float, float]] = []
 
-    def measure(self, text: str, size: float = FONT, weight: str = "normal") -> float:
+    def measure(self, text: str, bold: bool = False) -> float:
         """Returns the width of one line in inches."""
         from matplotlib.font_manager import FontProperties
 
-        properties = FontProperties(size=size, weight=weight)
-        return float(self._renderer.get_text_width_height_descent(text, properties, False)[0]) / 100
+        font = FontProperties(size=TITLE, weight="bold") if bold else FontProperties(size=FONT)
+        return float(self._renderer.get_text_width_height_descent(text, font, False)[0]) / 100
 
-    def wrap(
-        self, text: str, width: float, size: float = FONT, weight: str = "normal", most: int = 99
-    ) -> str:
+    def wrap(self, text: str, width: float, bold: bool = False, most: int = 99) -> str:
         """Returns the text in lines of at most `width` inches; what is beyond `most` lines is cut off."""
         lines = [""]
         for word in text.split():
             longer = f"{lines[-1]} {word}".strip()
-            if not lines[-1] or self.measure(longer, size, weight) <= width:
+            if not lines[-1] or self.measure(longer, bold) <= width:
                 lines[-1] = longer
             else:
                 lines.append(word)
         if len(lines) > most:
             lines = [*lines[: most - 1], " ".join(lines[most - 1 :])]
-        return "\n".join(self._cut(line, width, size, weight) for line in lines)
+        return "\n".join(self._cut(line, width, bold) for line in lines)
 
-    def _cut(self, line: str, width: float, size: float, weight: str) -> str:
-        if self.measure(line, size, weight) <= width:
+    def _cut(self, line: str, width: float, bold: bool) -> str:
+        if self.measure(line, bold) <= width:
             return line
-        while line and self.measure(f"{line}…", size, weight) > width:
+        while line and self.measure(f"{line}…", bold) > width:
             line = line[:-1]
         return f"{line.rstrip()}…"
 
     def gap(self, inches: float) -> None:
-        """Leaves room."""
         self._used += inches
 
-    def text(self, text: str, *, size: float = FONT, weight: str = "normal") -> None:
+    def text(self, text: str, bold: bool = False) -> None:
         """Adds a paragraph, wrapped; nothing for no text."""
         if not text:
             return
-        text = "\n".join(self.wrap(part, self.inner, size, weight) for part in text.split("\n"))
-        spacing: dict[str, Any] = {"va": "top", "ha": "left", "linespacing": 1.15}
-        item = self.chart.text(0, 0, text, size=size, weight=weight, color=DARK, **spacing)
+        text = "\n".join(self.wrap(part, self.inner, bold) for part in text.split("\n"))
+        item = self.chart.text(0, 0, text, va="top", ha="left", linespacing=1.15, color=DARK)
+        item.set(size=TITLE if bold else FONT, weight="bold" if bold else "normal")
         self._texts.append((item, PAD, self._used))
-        height = item.get_window_extent(self._renderer).height / 100
-        self._used += height + 0.08
+        self._used += item.get_window_extent(self._renderer).height / 100 + 0.08
 
     def title(self, text: str) -> None:
         """Adds a bold line, or more."""
-        self.text(text, size=TITLE, weight="bold")
+        self.text(text, bold=True)
 
     def legend(self, handles: Sequence[Any]) -> None:
         """Adds a legend in as many columns as there is room for."""
         for handle in handles:
             handle.set_label(self.wrap(handle.get_label(), self.inner - 0.6))
         for columns in range(len(handles), 0, -1):
-            legend = self.chart.legend(
-                handles=handles,
-                ncols=columns,
-                loc="upper left",
-                frameon=False,
-                borderpad=0.0,
-                borderaxespad=0.0,
-                handlelength=1.8,
-                columnspacing=1.2,
-                labelspacing=0.35,
-                labelcolor=DARK,
-            )
+            legend = self.chart.legend(handles=handles, ncols=columns, **LEGEND)
             box = legend.get_window_extent(self._renderer)
             if box.width / 100 <= self.inner or columns == 1:
                 self._legends.append((legend, PAD, self._used))
@@ -155,14 +141,9 @@ class Sheet:
         above: Sequence[str] = ("",),
         bold: bool = False,
     ) -> list[Any]:
-        """Adds a row of axes.
+        """Adds a row of axes, `left` and `right` inches free beside each.
 
-        Args:
-            height: of each, in inches.
-            left: inches free to the left of each.
-            right: inches free to the right of each.
-            above: what the vertical axis of each is, written above it, where no turned text is needed.
-            bold: whether this is written bold.
+        What the vertical axis of each is, is written above it, where no turned text is needed.
         """
         cell = self.width / len(above)
         self._used += LINE + 0.1 if any(above) else 0.0
@@ -187,11 +168,10 @@ class Sheet:
         self._used += TICKS + (1 + text.count("\n")) * LINE + 0.08
 
     def size_of(self, axis: Any) -> tuple[float, float]:
-        """Returns width and height of axes in inches."""
+        """Returns width and height in inches."""
         return next((w, h) for known, _, _, w, h in self._axes if known is axis)
 
     def finish(self) -> Figure:
-        """Returns the figure."""
         height = self._used + PAD
         self.chart.set_size_inches(self.width, height)
         for item, x, y in self._texts:

@@ -1,4 +1,4 @@
-"""What a growing sparsity costs the classes."""
+"""What a growing sparsity costs the classes, and an axis of sparsities on which 90, 99 and 99.9 % can be told apart."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ import torch
 from torch import Tensor
 
 from lightning_fairprune import recalls, statistics
-from lightning_fairprune.figures._classes import fractions, left_out
-from lightning_fairprune.figures._compression import AXIS, mark, place
-from lightning_fairprune.figures._sheet import COLOURS, GREY, GRID, Sheet, settings
+from lightning_fairprune.figures._classes import left_out, per_model
+from lightning_fairprune.figures._lines import DASHED, draw, explain, handles, panels, style
+from lightning_fairprune.figures._sheet import GREY, GRID, Sheet, paper
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-STYLES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
-DASHED: dict[str, Any] = {"linestyle": (0, (4, 3)), "linewidth": 1.0, "zorder": 1}
+AXIS = "sparsity in %, spaced by compression ratio"
+# Sparsities that an axis is marked with, those that matter most first.
+MARKS = (
+    (0.0, 0.9, 0.99, 0.999, 0.9999),
+    (0.5, 0.95, 0.98, 0.995, 0.9995),
+    (0.8, 0.7, 0.3, 0.97, 0.998),
+    (0.1, 0.2, 0.4, 0.6, 0.85, 0.93, 0.96, 0.985, 0.993, 0.997, 0.9998),
+)
 PANELS = {"worst": "worst class", "mean": "average over classes", "alpha": "α (intensification)"}
-MOST_MARKERS = 12
 # By sparsity, the recalls of the M models of a setting, [M, K].
 Curve = dict[float, Tensor]
 
@@ -44,9 +49,6 @@ def sparsity_curve(
             no alpha.
         narrow: for a phone.
 
-    Returns:
-        The figure.
-
     Raises:
         ValueError: If there is no label, one has no sparsity, or a value is out of range or of another shape.
         ImportError: If matplotlib is missing.
@@ -66,32 +68,67 @@ def sparsity_curve(
     if not curves:
         raise ValueError("`recall` must hold at least one label, got none.")
     reference = _reference(before or {}, curves)
-    with settings():
-        sheet = Sheet(narrow)
+    with paper(narrow) as sheet:
         _legend(sheet, curves, dashed=bool(reference))
-        panels = list(PANELS) if reference else list(PANELS)[:2]
-        rows = [[what] for what in panels] if narrow else [panels]
+        shown = list(PANELS) if reference else list(PANELS)[:2]
         places = [place(s) for curve in curves.values() for s in curve]
         low, high = min(places), max(places)
         room = 0.06 * (high - low) or 0.1
-        for row in rows:
-            axes = sheet.axes(
-                1.7 if narrow else 2.4, above=[PANELS[what] for what in row], bold=True
-            )
-            for axis, what in zip(axes, row, strict=True):
-                for i, (label, curve) in enumerate(curves.items()):
-                    if what != "alpha" or label in reference:
-                        _draw(axis, _values(what, curve, reference.get(label)), _style(i))
-                _compare(axis, what, reference, list(curves))
-                axis.grid(axis="y", **GRID)
-                axis.set_xlim(low - room, high + room)
-                mark(sheet, axis, places)
-            sheet.below(axes, AXIS)
-        most = max(len(values) for curve in curves.values() for values in curve.values())
-        if most > 1:
-            sheet.text(f"Lines: mean over up to {most} seeds; bands: lowest to highest.")
+        axes = panels(sheet, [PANELS[what] for what in shown], AXIS)
+        for axis, what in zip(axes, shown, strict=True):
+            for i, (label, curve) in enumerate(curves.items()):
+                if what != "alpha" or label in reference:
+                    _draw(axis, what, curve, reference.get(label), style(i))
+            _compare(axis, what, reference, list(curves))
+            axis.grid(axis="y", **GRID)
+            axis.set_xlim(low - room, high + room)
+            mark(sheet, axis, places)
+        explain(sheet, max(len(values) for curve in curves.values() for values in curve.values()))
         sheet.text(left_out(max(_unseen(curve) for curve in curves.values())))
         return sheet.finish()
+
+
+def in_percent(sparsity: float) -> str:
+    """Returns a sparsity in percent with as many decimals as the weights that are left need.
+
+    Example:
+        >>> [in_percent(s) for s in (0.0, 0.5625, 0.9, 0.99953, 1.0)]
+        ['0', '56.2', '90', '99.953', '100']
+    """
+    left = 100 * (1 - sparsity)
+    # The tiny addend: 1 - 0.99 is a little more than 0.01, 1 - 0.999 a little less than 0.001.
+    decimals = max(1, 1 - math.floor(math.log10(left) + 1e-9)) if left > 0 else 1
+    text = f"{100 * sparsity:.{decimals}f}"
+    return text.rstrip("0").rstrip(".")
+
+
+def place(sparsity: float) -> float:
+    """Returns where a sparsity below 1 lies: the logarithm of the compression ratio."""
+    return math.log10(1 / (1 - sparsity))
+
+
+def mark(sheet: Sheet, axis: Any, places: Sequence[float]) -> None:
+    """Writes sparsities below an axis whose limits are set: round ones that have room, else those at `places`."""
+    low, high = axis.get_xlim()
+    inches = sheet.size_of(axis)[0] / (high - low)
+    halves: dict[float, float] = {}  # of the width of each text
+
+    def add(at: float) -> None:
+        half = sheet.measure(_mark(at)) / 2 + 0.04
+        if low <= at <= high and all(abs(p - at) * inches > h + half for p, h in halves.items()):
+            halves[at] = half
+
+    for sparsity in (s for marks in MARKS for s in marks):
+        add(place(sparsity))
+    if len(halves) < 2:
+        halves.clear()
+        add(min(places))
+        add(max(places))
+    axis.set_xticks(sorted(halves), [_mark(at) for at in sorted(halves)])
+
+
+def _mark(at: float) -> str:
+    return in_percent(1 - 10**-at)
 
 
 def _curve(label: str, values: Mapping[float, Tensor]) -> Curve:
@@ -104,7 +141,7 @@ def _curve(label: str, values: Mapping[float, Tensor]) -> Curve:
             raise ValueError(
                 f"`recall` must be by sparsity, in [0, 1), got {sparsity:g} of {label!r}."
             )
-        found[sparsity] = _models("recall", values[sparsity])
+        found[sparsity] = per_model("recall", values[sparsity])
     shapes = sorted({tuple(value.shape) for value in found.values()})
     if len(shapes) > 1:
         raise ValueError(
@@ -114,19 +151,12 @@ def _curve(label: str, values: Mapping[float, Tensor]) -> Curve:
     return found
 
 
-def _models(name: str, value: Tensor) -> Tensor:
-    found = fractions(name, value)
-    if found.ndim not in (1, 2) or not found.numel():
-        raise ValueError(f"`{name}` must be [K], or [M, K] of M models, got {list(found.shape)}.")
-    return found if found.ndim == 2 else found[None]
-
-
 def _reference(before: Mapping[str, Tensor], curves: Mapping[str, Curve]) -> dict[str, Tensor]:
     found = {}
     for label, value in before.items():
         if label not in curves:
             raise ValueError(f"`before` must be of labels of `recall`, got {label!r}.")
-        found[label] = _models("before", value)
+        found[label] = per_model("before", value)
         shape = next(iter(curves[label].values())).shape
         if found[label].shape != shape:
             raise ValueError(
@@ -136,28 +166,19 @@ def _reference(before: Mapping[str, Tensor], curves: Mapping[str, Curve]) -> dic
     return found
 
 
-def _values(what: str, curve: Curve, before: Tensor | None) -> dict[float, Tensor]:
-    """Returns what is drawn of each model, [M], by place on the axis; a place without any is left out."""
-    found = {place(s): _value(what, recall, before) for s, recall in curve.items()}
-    return {at: values for at, values in found.items() if not bool(values.isnan().all())}
-
-
 def _value(what: str, recall: Tensor, before: Tensor | None) -> Tensor:
     if what == "alpha" and before is not None:
         return statistics.intensification_ratio(before, recall)
     return recalls.worst(recall) if what == "worst" else recall.nanmean(-1)
 
 
-def _draw(axis: Any, values: Mapping[float, Tensor], style: Mapping[str, Any]) -> None:
-    if not values:
-        return
-    places, several = list(values), torch.stack(list(values.values()))
-    marker = {"marker": "o", "markersize": 4} if len(places) <= MOST_MARKERS else {}
-    axis.plot(places, several.nanmean(1).tolist(), **style, **marker)
-    if several.shape[1] > 1:
-        low = several.nan_to_num(torch.inf).amin(1).tolist()
-        high = several.nan_to_num(-torch.inf).amax(1).tolist()
-        axis.fill_between(places, low, high, color=style["color"], alpha=0.2, linewidth=0)
+def _draw(
+    axis: Any, what: str, curve: Curve, before: Tensor | None, look: Mapping[str, Any]
+) -> None:
+    found = {place(s): _value(what, recall, before) for s, recall in curve.items()}
+    found = {at: values for at, values in found.items() if not bool(values.isnan().all())}
+    if found:
+        draw(axis, list(found), torch.stack(list(found.values()), 1), look)
 
 
 def _compare(axis: Any, what: str, reference: Mapping[str, Tensor], labels: Sequence[str]) -> None:
@@ -168,7 +189,7 @@ def _compare(axis: Any, what: str, reference: Mapping[str, Tensor], labels: Sequ
     levels = {label: float(_value(what, v, None).nanmean()) for label, v in reference.items()}
     shared = len({round(level, 9) for level in levels.values()}) == 1
     for label, level in levels.items():
-        colour = GREY if shared else _style(labels.index(label))["color"]
+        colour = GREY if shared else style(labels.index(label))["color"]
         if not math.isnan(level):
             axis.axhline(level, color=colour, **DASHED)
         if shared:
@@ -178,18 +199,10 @@ def _compare(axis: Any, what: str, reference: Mapping[str, Tensor], labels: Sequ
 def _legend(sheet: Sheet, curves: Mapping[str, Curve], *, dashed: bool) -> None:
     from matplotlib.lines import Line2D
 
-    handles = [
-        Line2D([], [], label=label, marker="o", markersize=4, **_style(i))
-        for i, label in enumerate(curves)
-    ]
+    entries = handles(curves, marker="o", markersize=4)
     if dashed:
-        handles.append(Line2D([], [], label="reference", color=GREY, **DASHED))
-    sheet.legend(handles)
-
-
-def _style(i: int) -> dict[str, Any]:
-    style = STYLES[i // len(COLOURS) % len(STYLES)]
-    return {"color": COLOURS[i % len(COLOURS)], "linestyle": style, "linewidth": 1.8}
+        entries.append(Line2D([], [], label="reference", color=GREY, **DASHED))
+    sheet.legend(entries)
 
 
 def _unseen(curve: Curve) -> int:

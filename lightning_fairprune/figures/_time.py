@@ -10,39 +10,27 @@ from torch import Tensor
 
 from lightning_fairprune.figures._classes import left_out, limits, named
 from lightning_fairprune.figures._kept import kept_of
-from lightning_fairprune.figures._sheet import (
-    COLOURS,
-    DARK,
-    FONT,
-    GREY,
-    GRID,
-    LINE,
-    PALE,
-    Sheet,
-    settings,
-)
+from lightning_fairprune.figures._lines import DASHED, draw, explain, handles, marker, panels, style
+from lightning_fairprune.figures._sheet import DARK, FONT, GREY, GRID, LINE, PALE, Sheet, paper
 from lightning_fairprune.records.recall_history import Evaluation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-STYLES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 PANELS = {"worst": "worst class", "mean": "average over classes", "gap": "best minus worst class"}
 MOST_LINES = 10  # above this, only the classes at either end have a colour and a name
 EXTREMES = 4
-MOST_MARKERS = 12
+LINK: dict[str, Any] = {"arrowstyle": "-", "linewidth": 0.8, "relpos": (0, 0.5)}
 
 
 class EstimateLike(Protocol):
-    """What is drawn of :class:`~lightning_fairprune.records.pruning_record.Estimate`."""
+    """What is drawn of :class:`~lightning_fairprune.selection.decision.Estimate`."""
 
     @property
-    def epoch(self) -> int:
-        """Epochs that were done."""
+    def epoch(self) -> int: ...
 
     @property
-    def quota(self) -> Tensor | None:
-        """Samples to keep of each class, int64 [K]."""
+    def quota(self) -> Tensor | None: ...
 
 
 def recalls_over_epochs(
@@ -57,9 +45,6 @@ def recalls_over_epochs(
         runs: by label, the evaluations of one data set of each seed.
         narrow: for a phone.
 
-    Returns:
-        The figure.
-
     Raises:
         ValueError: If a label has no evaluation, or a run those of several data sets.
         ImportError: If matplotlib is missing.
@@ -72,37 +57,26 @@ def recalls_over_epochs(
         ['worst class', 'average over classes', 'best minus worst class']
     """
     _check(runs)
-    with settings():
+    turns = {label: _turns(seeds) for label, seeds in runs.items()}
+    with paper(narrow) as sheet:
         from matplotlib.lines import Line2D
 
-        sheet = Sheet(narrow)
-        handles = [Line2D([], [], label=label, **_style(i)) for i, label in enumerate(runs)]
-        turns = {label: _turns(seeds) for label, seeds in runs.items()}
-        dashed: dict[str, Any] = {"linestyle": (0, (4, 3)), "linewidth": 1.0, "zorder": 1}
+        entries = handles(runs)
         if any(turns.values()):
-            handles.append(Line2D([], [], label="pruned from here on", color=GREY, **dashed))
-        sheet.legend(handles)
-        titles = list(PANELS.values())
-        axes: list[Any] = []
-        for row in [titles[i : i + 1] for i in range(3)] if narrow else [titles]:
-            added = sheet.axes(1.7 if narrow else 2.4, above=row, bold=True)
-            sheet.below(added, "epoch")
-            axes += added
+            entries.append(Line2D([], [], label="pruned from here on", color=GREY, **DASHED))
+        sheet.legend(entries)
+        axes = panels(sheet, list(PANELS.values()), "epoch")
         for axis, what in zip(axes, PANELS, strict=True):
             for i, (label, seeds) in enumerate(runs.items()):
-                _draw_runs(axis, seeds, what, _style(i))
+                _draw_runs(axis, seeds, what, style(i))
                 for epoch in turns[label]:
                     shared = sum(epoch in others for others in turns.values()) > 1
-                    axis.axvline(epoch, color=GREY if shared else _style(i)["color"], **dashed)
+                    axis.axvline(epoch, color=GREY if shared else style(i)["color"], **DASHED)
             axis.grid(axis="y", **GRID)
             _whole_epochs(axis)
-        most = max(len(seeds) for seeds in runs.values())
-        if most > 1:
-            sheet.text(f"Lines: mean over up to {most} seeds; bands: lowest to highest.")
-        unseen = {
-            int((e.counts.support == 0).sum()) for s in runs.values() for seed in s for e in seed
-        }
-        sheet.text(left_out(max(unseen)))
+        explain(sheet, max(len(seeds) for seeds in runs.values()))
+        evaluations = [e for seeds in runs.values() for seed in seeds for e in seed]
+        sheet.text(left_out(max(int((e.counts.support == 0).sum()) for e in evaluations)))
         return sheet.finish()
 
 
@@ -123,15 +97,12 @@ def quotas_over_time(
         names: of the classes; None for their numbers.
         narrow: for a phone.
 
-    Returns:
-        The figure.
-
     Raises:
         ValueError: If a quota is not between 0 and the size or shapes or names do not fit.
         ImportError: If matplotlib is missing.
 
     Example:
-        >>> from lightning_fairprune.records.pruning_record import Estimate
+        >>> from lightning_fairprune.selection.decision import Estimate
         >>> history = [
         ...     Estimate(2, None, torch.tensor([3, 1])),
         ...     Estimate(4, None, torch.tensor([2, 2])),
@@ -144,8 +115,7 @@ def quotas_over_time(
     estimates = [estimate for estimate in history if estimate.quota is not None]
     pairs = [kept_of("quota", e.quota, sizes) for e in estimates if e.quota is not None]
     classes = (sizes.cpu() > 0).nonzero().squeeze(1)
-    with settings():
-        sheet = Sheet(narrow)
+    with paper(narrow) as sheet:
         if not pairs or not len(classes):
             sheet.text("No quotas were set." if not pairs else "No class has samples.")
             return sheet.finish()
@@ -173,11 +143,6 @@ def _check(runs: Mapping[str, Sequence[Sequence[Evaluation]]]) -> None:
                 )
 
 
-def _style(i: int) -> dict[str, Any]:
-    style = STYLES[i // len(COLOURS) % len(STYLES)]
-    return {"color": COLOURS[i % len(COLOURS)], "linestyle": style, "linewidth": 1.8}
-
-
 def _turns(seeds: Sequence[Sequence[Evaluation]]) -> set[int]:
     """Returns the epochs at which a run turned into a pruned one."""
     found = set()
@@ -195,16 +160,7 @@ def _draw_runs(
     of_seed = [{e.epoch: float(getattr(e.counts, what)) for e in seed} for seed in seeds]
     epochs = sorted(set().union(*of_seed))
     values = torch.tensor([[seed.get(epoch, torch.nan) for epoch in epochs] for seed in of_seed])
-    marker = {"marker": "o", "markersize": 4} if len(epochs) <= MOST_MARKERS else {}
-    axis.plot(epochs, values.nanmean(0).tolist(), **style, **marker)
-    if len(seeds) > 1:
-        low = values.nan_to_num(torch.inf).amin(0)
-        high = values.nan_to_num(-torch.inf).amax(0)
-        seen = low.isfinite()
-        low, high = low.where(seen, torch.nan), high.where(seen, torch.nan)
-        axis.fill_between(
-            epochs, low.tolist(), high.tolist(), color=style["color"], alpha=0.2, linewidth=0
-        )
+    draw(axis, epochs, values, style)
 
 
 def _draw_quotas(
@@ -218,39 +174,33 @@ def _draw_quotas(
     from matplotlib.collections import LineCollection
     from matplotlib.lines import Line2D
 
-    average: dict[str, Any] = {
-        "color": DARK,
-        "linestyle": (0, (4, 3)),
-        "linewidth": 1.2,
-    }
+    average: dict[str, Any] = {**DASHED, "color": DARK, "linewidth": 1.2, "zorder": 4}
     order = classes[share[-1][classes].argsort(stable=True)]
     many = len(order) > MOST_LINES
     chosen = torch.cat([order[:EXTREMES], order[-EXTREMES:]]) if many else order
-    handles = [Line2D([], [], label="all classes together", **average)]
+    entries = [Line2D([], [], label="all classes together", **average)]
     if many:
         others = len(order) - len(chosen)
-        handles.append(Line2D([], [], label=f"{others:,} more classes", color=PALE, linewidth=1))
-    sheet.legend(handles)
-    room = 1.5 if sheet.narrow else 2.9
-    labels = [sheet.wrap(names[k], room, most=1) for k in chosen.tolist()]
+        entries.append(Line2D([], [], label=f"{others:,} more classes", color=PALE, linewidth=1))
+    sheet.legend(entries)
+    labels = [sheet.wrap(names[k], sheet.room, most=1) for k in chosen.tolist()]
     right = max(sheet.measure(label) for label in labels) + 0.4
     (axis,) = sheet.axes(3.2, right=right, above=["share that is kept"])
-    marker = {"marker": "o", "markersize": 4} if len(epochs) <= MOST_MARKERS else {}
-    for i, k in enumerate(sorted(chosen.tolist())):
-        axis.plot(epochs, share[:, k].tolist(), zorder=3, **_style(i), **marker)
+    looks = {k: style(i) for i, k in enumerate(sorted(chosen.tolist()))}
+    for k, look in looks.items():
+        axis.plot(epochs, share[:, k].tolist(), zorder=3, **look, **marker(len(epochs)))
     if many:
         x = torch.tensor(epochs, dtype=torch.float64)
         rest = share[:, order[EXTREMES:-EXTREMES]]
         lines = [torch.stack([x, line], 1).numpy() for line in rest.T]
         axis.add_collection(LineCollection(lines, colors=PALE, linewidths=0.8, zorder=1))
-    axis.plot(epochs, whole.tolist(), zorder=4, **average)
+    axis.plot(epochs, whole.tolist(), **average)
     room_beside = max(0.03 * (epochs[-1] - epochs[0]), 0.1)
     axis.set_xlim(epochs[0] - room_beside, epochs[-1] + room_beside)
     axis.set_ylim(*limits(share[:, classes]))
     axis.grid(axis="y", **GRID)
     _whole_epochs(axis)
-    colour = {k: _style(i)["color"] for i, k in enumerate(sorted(chosen.tolist()))}
-    _names_beside(sheet, axis, epochs[-1], share[-1], chosen.tolist(), labels, colour)
+    _names_beside(sheet, axis, epochs[-1], share[-1], chosen.tolist(), labels, looks)
     sheet.below([axis], "epoch of the estimate")
 
 
@@ -261,29 +211,23 @@ def _names_beside(
     share: Tensor,
     classes: Sequence[int],
     labels: Sequence[str],
-    colour: Mapping[int, str],
+    looks: Mapping[int, Mapping[str, Any]],
 ) -> None:
     """Writes names to the right of where the lines end, moved apart; `classes` from low to high."""
     width, height = sheet.size_of(axis)
     low, high = axis.get_ylim()
     ends = [(float(share[k]) - low) / (high - low) * height for k in classes]
     places = apart(ends, LINE, height)
+    style: dict[str, Any] = {"va": "center", "color": DARK, "fontsize": FONT}
     for k, label, end, place in zip(classes, labels, ends, places, strict=True):
         axis.annotate(
             label,
             (epoch, low + end / height * (high - low)),
             (1 + 0.25 / width, place / height),
             textcoords="axes fraction",
-            va="center",
-            color=DARK,
-            fontsize=FONT,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": colour[k],
-                "linewidth": 0.8,
-                "relpos": (0, 0.5),
-            },
+            arrowprops={**LINK, "color": looks[k]["color"]},
             annotation_clip=False,
+            **style,
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from lightning_fairprune._model.borrowed import borrowed, device_of
 from lightning_fairprune._model.trees import first_tensor
 
 __all__ = ["features_of"]
@@ -27,8 +28,8 @@ def features_of(
 ) -> Tensor:
     """Return what a layer of the network computes for every sample, or what it is given.
 
-    One pass in evaluation mode and without gradients. Afterwards, also after an error, every module is in the mode it
-    was in and the hook is gone. The features of a batch go to the host as they are computed.
+    One pass in evaluation mode and without gradients. Afterwards, also after an error, the model is as it was, and so
+    are random states. The features of a batch go to the host as they are computed.
 
     Args:
         model: any module; batches are moved to the device of its first parameter.
@@ -73,27 +74,18 @@ def features_of(
     def hook(_: nn.Module, given: tuple[Any, ...], result: Any) -> None:
         caught.append(result if at == "output" else given[0] if given else None)
 
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    mode = {module: module.training for module in model.modules()}
-    handle = modules[layer].register_forward_hook(hook)
     rows: list[Tensor] = []
-    try:
-        model.eval()
-        with torch.no_grad():
-            for batch in batches:
-                caught.clear()
-                size = None
-                if forward is None:
-                    inputs = first_tensor(batch).to(device)
-                    size = len(inputs)
-                    model(inputs)
-                else:
-                    forward(model, batch)
-                rows.append(_as_rows(caught, layer, at, spatial, size).cpu())
-    finally:
-        handle.remove()
-        for module, training in mode.items():
-            module.training = training
+    with borrowed(model), modules[layer].register_forward_hook(hook), torch.no_grad():
+        for batch in batches:
+            caught.clear()
+            size = None
+            if forward is None:
+                inputs = first_tensor(batch).to(device_of(model))
+                size = len(inputs)
+                model(inputs)
+            else:
+                forward(model, batch)
+            rows.append(_as_rows(caught, layer, at, spatial, size).cpu())
     if not rows:
         raise ValueError("`batches` must hold at least one batch, got none.")
     return torch.cat(rows)

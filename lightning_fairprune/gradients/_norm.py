@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_fairprune._model.borrowed import borrowed
 from lightning_fairprune.gradients._batch import Batch, Loss
 from lightning_fairprune.gradients._functional import one_by_one
 from lightning_fairprune.gradients._plan import Plan, make_plan
@@ -38,7 +38,7 @@ def grad_norm(
     times count as one. Which way is right is tried on two samples of the first batch with more than one, and compared there
     with each sample alone; nothing has to be declared.
 
-    The model is left as it was: mode, gradients, flags, hooks. So are torch's random states.
+    The model is left as it was: weights, buffers, attributes, mode, gradients, flags, hooks. So are random states.
 
     Args:
         model: The network f itself, without a wrapper for several processes. It is called with a tensor, with the entries of a tuple or list as positional
@@ -79,17 +79,16 @@ def grad_norm(
     norms: list[Tensor] = []
     plan: Plan | None = None
     done = 0
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with borrowed(model, gradients=True):
         for raw in batches:
-            with _held(model, device):
-                batch = Batch.of(raw, device)
-                if plan is None and batch.size > 1:
-                    plan = make_plan(model, chosen, batch.rows(0, 2), loss_fn, memory)
-                    _say_if_slow(plan)
-                if plan is None:
-                    losses, norms2 = one_by_one(model, chosen, batch, Loss(loss_fn))
-                else:
-                    losses, norms2 = plan.norms2(model, chosen, batch, memory)
+            batch = Batch.of(raw, device)
+            if plan is None and batch.size > 1:
+                plan = make_plan(model, chosen, batch.rows(0, 2), loss_fn, memory)
+                _say_if_slow(plan)
+            if plan is None:
+                losses, norms2 = one_by_one(model, chosen, batch, Loss(loss_fn))
+            else:
+                losses, norms2 = plan.norms2(model, chosen, batch, memory)
             _check_finite(losses, norms2, done)
             done += batch.size
             norms.append(norms2.to(torch.promote_types(norms2.dtype, torch.float32)))
@@ -133,38 +132,6 @@ def _name(item: object, every: dict[str, nn.Parameter], first: dict[int, str]) -
             f"`parameters` must be names of parameters of `model`, got {item!r}; it has {', '.join(every)}."
         )
     return str(item)
-
-
-@contextmanager
-def _held(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Puts the model into eval mode, and everything back as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    # Weights that a hook computes from others before every call (pruning masks, weight_norm).
-    computed = [
-        (module, {key: value for key, value in vars(module).items() if isinstance(value, Tensor)})
-        for module in model.modules()
-    ]
-    fast = torch.backends.mha.get_fastpath_enabled()
-    try:
-        for module, _ in modes:
-            module.training = False
-        # The fused kernels of attention bypass the layers inside.
-        torch.backends.mha.set_fastpath_enabled(False)
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autocast(device.type, enabled=False),
-        ):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for module, mode in modes:
-            module.training = mode
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-        for module, tensors in computed:
-            vars(module).update(tensors)
 
 
 def _say_if_slow(plan: Plan) -> None:

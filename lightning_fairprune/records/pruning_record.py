@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,17 +20,9 @@ from lightning_fairprune._files import (
     write_whole,
 )
 from lightning_fairprune.selection import Selection
+from lightning_fairprune.selection.decision import Estimate
 
-__all__ = ["Estimate", "PruningRecord"]
-
-
-class Estimate(NamedTuple):
-    """One estimate of the quotas: after which epoch, from which recalls."""
-
-    epoch: int
-    recall: Tensor | None
-    quota: Tensor | None
-
+__all__ = ["PruningRecord"]
 
 _KIND, _VERSION = "PruningRecord", "1"
 _STEM = "pruning"

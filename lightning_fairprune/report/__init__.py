@@ -9,6 +9,6 @@ As a library:
 
 from lightning_fairprune.report._build import report
 from lightning_fairprune.report._command import main
-from lightning_fairprune.report._compare import Comparison, Group, Reference
+from lightning_fairprune.report._compare import Comparison, ReferenceModels, Setting
 
-__all__ = ["Comparison", "Group", "Reference", "main", "report"]
+__all__ = ["Comparison", "ReferenceModels", "Setting", "main", "report"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,22 +12,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from lightning_fairprune._files import write_whole
-from lightning_fairprune.report import _dataset, _similarity, _sparsity
+from lightning_fairprune.report import _similarity, _sparsity
 from lightning_fairprune.report._compare import Comparison, compare
-from lightning_fairprune.report._draw import plans, render
-from lightning_fairprune.report._examples import examples_of
+from lightning_fairprune.report._draw import drawings, render
+from lightning_fairprune.report._examples import check_dataset, examples_of, load_dataset
 from lightning_fairprune.report._export import classes_csv, markdown, runs_csv, summary_csv
 from lightning_fairprune.report._page import page
-from lightning_fairprune.report._read import read
+from lightning_fairprune.report._read import Paths, read
 
 OUT = "fairprune-report"
 
-Runs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-
 
 def report(
-    runs: Runs,
-    reference: Runs | None = None,
+    runs: Paths,
+    reference: Paths | None = None,
     out: str | os.PathLike[str] = OUT,
     *,
     data: str | None = None,
@@ -59,7 +56,7 @@ def report(
         FileNotFoundError: If there are no recalls.
         ValueError: If the runs cannot be compared, or a file is damaged.
         OSError: If `out` cannot be written to.
-        ImportError: If matplotlib or scipy is not installed.
+        ImportError: If jinja2, matplotlib or scipy is not installed.
     """
     require_extras()
     comparison, found = prepare(runs, reference, out, data, level, dataset)
@@ -70,33 +67,30 @@ def report(
 def require_extras() -> None:
     """Raises before any work if what the report needs is missing."""
     try:
+        import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
         import scipy  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            f"the report needs matplotlib and scipy, and {error.name} is not installed: "
+            f"the report needs jinja2, matplotlib and scipy, and {error.name} is not installed: "
             'pip install "lightning-fairprune[report]".'
         ) from error
 
 
 def prepare(
-    runs: Runs,
-    reference: Runs | None,
+    runs: Paths,
+    reference: Paths | None,
     out: str | os.PathLike[str],
     data: str | None,
     level: float,
     dataset: Any,
 ) -> tuple[Comparison, Any]:
     """Returns comparison and data set, and makes the folder: all that can go wrong, before drawing."""
-    comparison = compare(
-        read(_several(runs)),
-        [] if reference is None else read(_several(reference)),
-        data=data,
-        level=level,
-    )
+    others = [] if reference is None else read(reference)
+    comparison = compare(read(runs), others, data=data, level=level)
     if dataset is not None:
-        dataset = _dataset.load(dataset) if isinstance(dataset, str) else dataset
-        _dataset.check(dataset, comparison)
+        dataset = load_dataset(dataset) if isinstance(dataset, str) else dataset
+        check_dataset(dataset, comparison)
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -107,34 +101,24 @@ def prepare(
     return comparison, dataset
 
 
-def _several(runs: Runs) -> list[str | os.PathLike[str]]:
-    return [runs] if isinstance(runs, (str, os.PathLike)) else list(runs)
-
-
 def write(
     comparison: Comparison, dataset: Any, folder: Path, console: Console | None
 ) -> list[Path]:
     """Writes all files and returns them, the page first."""
-    planned = plans(comparison) + _sparsity.plans(comparison) + _similarity.plans(comparison)
-    bar = Progress(
-        TextColumn("Drawing"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        console=console,
-        disable=console is None or not console.is_terminal,
-        transient=True,
-    )
-    with bar:
-        pictures = [render(plan) for plan in bar.track(planned)]
-    thumbnails = "" if dataset is None else examples_of(comparison, dataset)
-    contents = {f"{picture.plan.name}.png": picture.file for picture in pictures}
-    layers = _similarity.section(comparison, pictures)
+    planned = drawings(comparison)
+    planned += _sparsity.drawings(comparison) + _similarity.drawings(comparison)
+    columns = TextColumn("Drawing"), BarColumn(), MofNCompleteColumn()
+    hidden = console is None or not console.is_terminal
+    with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
+        pictures = [render(drawing) for drawing in bar.track(planned)]
+    thumbnails = [] if dataset is None else examples_of(comparison, dataset)
+    contents = {f"{picture.drawing.name}.png": picture.file for picture in pictures}
     texts = {
         "summary.md": markdown(comparison),
         "summary.csv": summary_csv(comparison),
         "classes.csv": classes_csv(comparison),
         "runs.csv": runs_csv(comparison),
-        "index.html": page(comparison, pictures, thumbnails, layers),
+        "index.html": page(comparison, pictures, thumbnails),
     }
     contents |= {name: text.encode() for name, text in texts.items()}
     for name, content in contents.items():

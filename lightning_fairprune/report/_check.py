@@ -1,4 +1,4 @@
-"""What must hold for runs to be compared, told in one sentence if it does not."""
+"""What must hold for runs to be compared, and one sentence where it does not."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ from lightning_fairprune.report._read import Run
 
 
 def common_data(runs: Sequence[Run], asked: str | None) -> str:
-    """Returns the name of the data that the tables are about.
-
-    Raises:
-        ValueError: If a run was not evaluated on it, or on no sample of it.
-    """
+    """Returns the name of the data of the tables, or raises a ValueError if a run was not evaluated on it."""
     common = [name for name in runs[0].history.names if all(name in r.history.names for r in runs)]
     has = "; ".join(f"{_name(run)} has {', '.join(run.history.names) or 'none'}" for run in runs)
     if asked is not None and asked not in common:
@@ -36,14 +32,9 @@ def common_data(runs: Sequence[Run], asked: str | None) -> str:
 
 
 def class_names(runs: Sequence[Run], data: str) -> tuple[str, ...] | None:
-    """Returns the names of the classes, None if no run has any.
-
-    Raises:
-        ValueError: If runs have other classes than others.
-    """
+    """Returns the names of the classes, None if no run has any, or raises a ValueError if they differ."""
     first = runs[0]
     size = first.history.last(data).counts.num_classes
-    named = [run for run in runs if run.history.names_of(data) is not None]
     for run in runs:
         other = run.history.last(data).counts.num_classes
         if other != size:
@@ -56,15 +47,15 @@ def class_names(runs: Sequence[Run], data: str) -> tuple[str, ...] | None:
                 f"the reference kept in {_name(run)} must have its {size} classes, got "
                 f"{kept.num_classes}."
             )
-    for run in named:
-        pairs = (named[0].history.names_of(data) or (), run.history.names_of(data) or ())
-        for k, (expected, found) in enumerate(zip(*pairs, strict=True)):
+    named = [(run, names) for run in runs if (names := run.history.names_of(data)) is not None]
+    for run, names in named:
+        for k, (expected, found) in enumerate(zip(named[0][1], names, strict=True)):
             if expected != found:
                 raise ValueError(
                     f"all runs must have the same class names: class {k} is {expected!r} in "
-                    f"{_name(named[0])} and {found!r} in {_name(run)}."
+                    f"{_name(named[0][0])} and {found!r} in {_name(run)}."
                 )
-    return named[0].history.names_of(data) if named else None
+    return named[0][1] if named else None
 
 
 def same_support(run: Run, reference: ClassCounts, what: str, data: str) -> None:

@@ -60,30 +60,25 @@ def _parser() -> argparse.ArgumentParser:
         description="Compare the recalls of trained models class by class: a page, figures and tables "
         "on who pays for pruning.",
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "runs",
         nargs="+",
         metavar="RUN",
         help="folder of a logger (lightning_logs/version_0) that RecallMonitor wrote to, or a folder with "
         "such folders below; NAME=PATH names its setting",
     )
-    parser.add_argument(
+    add(
         "--reference",
         action="append",
         metavar="RUN",
         help="what distortion is relative to: a run, or a folder with its seeds (the reference that the "
         "runs have kept)",
     )
-    parser.add_argument(
-        "--data", help="evaluation to compare: test, val, val/1 (test, else val, if all have it)"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path(OUT), help="folder for the files (%(default)s)"
-    )
-    parser.add_argument(
-        "--level", type=float, default=0.95, help="level of the t intervals (%(default)s)"
-    )
-    parser.add_argument(
+    add("--data", help="evaluation to compare: test, val, val/1 (test, else val, if all have it)")
+    add("--out", type=Path, default=Path(OUT), help="folder for the files (%(default)s)")
+    add("--level", type=float, default=0.95, help="level of the t intervals (%(default)s)")
+    add(
         "--dataset",
         metavar="MODULE:NAME",
         help="training set, or a function that returns it, to show examples of what was kept and "

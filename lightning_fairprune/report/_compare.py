@@ -22,8 +22,6 @@ from lightning_fairprune.statistics import (
     summarise,
 )
 
-__all__ = ["Comparison", "Group", "Reference", "compare"]
-
 # The paper's label is that of a 99 % interval.
 LABEL_LEVEL = 0.99
 # False discovery rate of the tests per class.
@@ -33,7 +31,7 @@ Pairing = Literal["seed", "mean", "saved"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Reference:
+class ReferenceModels:
     """The models that distortion is relative to.
 
     Args:
@@ -46,7 +44,7 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Group:
+class Setting:
     """The runs of one setting.
 
     Args:
@@ -85,14 +83,13 @@ class Group:
     @property
     def mean_before(self) -> Tensor:
         """What it is compared with, [K]; NaN without a reference."""
-        empty = torch.full_like(self.mean, torch.nan)
-        return empty if self.before is None else self.before.nanmean(0)
+        return self.mean * torch.nan if self.before is None else self.before.nanmean(0)
 
     @property
     def change(self) -> Tensor:
         """After minus before, of each run, [M, K]; NaN without a reference."""
-        empty = torch.full_like(self.recall, torch.nan)
-        return empty if self.before is None else recalls.change(self.recall, self.before)
+        before = self.recall * torch.nan if self.before is None else self.before
+        return recalls.change(self.recall, before)
 
     @property
     def density(self) -> Tensor:
@@ -119,7 +116,7 @@ class Comparison:
         data: the name of the data.
         curves: the name of the data that was evaluated several times in training; None if none was.
         names: of the classes; None for their numbers.
-        groups: the settings.
+        settings: each with its runs.
         reference: what they are compared with.
         level: of the intervals.
         notes: what a reader has to know, as sentences.
@@ -128,20 +125,26 @@ class Comparison:
     data: str
     curves: str | None
     names: tuple[str, ...] | None
-    groups: tuple[Group, ...]
-    reference: Reference | None
+    settings: tuple[Setting, ...]
+    reference: ReferenceModels | None
     level: float
     notes: tuple[str, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """A name for each class."""
-        return self.names or tuple(str(k) for k in range(self.groups[0].recall.shape[1]))
+        return self.names or tuple(str(k) for k in range(self.settings[0].recall.shape[1]))
 
     @property
     def runs(self) -> list[Run]:
         """All runs but those of the reference."""
-        return [run for group in self.groups for run in group.runs]
+        return [run for setting in self.settings for run in setting.runs]
+
+    @property
+    def all_runs(self) -> list[tuple[str, tuple[Run, ...]]]:
+        """The runs of the reference, if there are any, and of each setting, by label."""
+        first = () if self.reference is None else self.reference.runs
+        return [("reference", first), *((s.label, s.runs) for s in self.settings)]
 
 
 def compare(
@@ -151,16 +154,10 @@ def compare(
     data: str | None = None,
     level: float = 0.95,
 ) -> Comparison:
-    """Compares settings with each other and with a reference.
+    """Compares settings with each other and with a reference; a ValueError says why that cannot be done.
 
-    Args:
-        runs: of all settings; those that are the reference's, too, are left out.
-        reference: the runs that distortion is relative to; none for what the runs have kept.
-        data: the name of the data; by default the test, the validation or what all have in common.
-        level: of the intervals, in (0, 1).
-
-    Raises:
-        ValueError: If the runs cannot be compared.
+    Runs of the reference are left out of the settings. Without a reference, the one that the runs have kept is
+    used. `data` is by default the test, the validation, or what all runs have in common.
     """
     if not 0 < level < 1:
         raise ValueError(f"`level` must be between 0 and 1, got {level:g}.")
@@ -175,26 +172,23 @@ def compare(
     notes = []
     if len(compared) < len(runs):
         notes.append("Runs of the reference are not shown among the settings.")
-    base = _given(reference, data) if reference else _saved(compared, data)
-    groups = []
+    base = _reference(reference, compared, data)
+    settings = []
     for given, members in grouped(compared).items():
         label = printable(given)
-        groups.append(_group(label, members, base, data, level))
+        settings.append(_setting(label, members, base, data, level))
         notes += _check.oddities(label, members, data, num_classes)
         differing = differences([configuration(run) for run in members])
         if differing:
             notes.append(f"The runs of {label} differ in {', '.join(differing)}.")
     names = None if names is None else tuple(map(printable, names))
     return Comparison(
-        data, _curves(compared, data), names, tuple(groups), base, level, tuple(notes)
+        data, _curves(compared, data), names, tuple(settings), base, level, tuple(notes)
     )
 
 
 def measures(recall: Tensor, before: Tensor | None) -> dict[str, Tensor]:
-    """Returns a number per run, float64 [M], by its name.
-
-    Average is the mean recall; alpha and disparity are NaN without a reference.
-    """
+    """Returns a number per run, float64 [M], by its name; alpha and disparity are NaN without a reference."""
     unknown = recall.new_full((len(recall),), torch.nan)
     return {
         "average": recall.nanmean(-1),
@@ -211,37 +205,34 @@ def _stacked(runs: Sequence[Run], data: str) -> Tensor:
     return torch.stack([run.history.last(data).counts.recall for run in runs])
 
 
-def _given(reference: Sequence[Run], data: str) -> Reference:
-    return Reference(_stacked(reference, data), tuple(reference))
-
-
-def _saved(runs: Sequence[Run], data: str) -> Reference | None:
-    """Returns the references that the runs have kept, each once."""
+def _reference(reference: Sequence[Run], runs: Sequence[Run], data: str) -> ReferenceModels | None:
+    """Returns the models of reference runs, else those that the runs have kept, each once."""
+    if reference:
+        return ReferenceModels(_stacked(reference, data), tuple(reference))
     found = {
         tuple(counts.recall.nan_to_num(-1).tolist()): counts.recall
         for run in runs
         if (counts := run.history.reference.get(data)) is not None
     }
-    return Reference(torch.stack(list(found.values()))) if found else None
+    return ReferenceModels(torch.stack(list(found.values()))) if found else None
 
 
-def _group(
-    label: str, runs: Sequence[Run], reference: Reference | None, data: str, level: float
-) -> Group:
+def _setting(
+    label: str, runs: Sequence[Run], reference: ReferenceModels | None, data: str, level: float
+) -> Setting:
     recall = _stacked(runs, data)
     before, pairing = _before(runs, reference, data)
     values = measures(recall, before)
     sizes, kept = _kept(runs, data, recall.shape[1])
     share = [torch.nan if r.record is None else r.record.selection.density for r in runs]
-    values["density"] = torch.tensor(share, dtype=torch.float64)
     removed = [
         torch.nan if r.sparsity is None else r.sparsity.at(r.history.last(data).step) for r in runs
     ]
-    values["sparsity"] = torch.tensor(removed, dtype=torch.float64)
+    values["density"], values["sparsity"] = torch.tensor([share, removed], dtype=torch.float64)
     test = None
     if before is not None and reference is not None and min(len(runs), len(reference.recall)) > 1:
         test = class_change_test(reference.recall, recall)
-    return Group(
+    return Setting(
         label,
         tuple(runs),
         recall,
@@ -258,7 +249,7 @@ def _group(
 
 
 def _before(
-    runs: Sequence[Run], reference: Reference | None, data: str
+    runs: Sequence[Run], reference: ReferenceModels | None, data: str
 ) -> tuple[Tensor | None, Pairing | None]:
     """Returns what each run is compared with, [M, K], and how it was found."""
     if reference is None:

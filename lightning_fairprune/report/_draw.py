@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_fairprune import figures
-from lightning_fairprune.report._compare import Comparison, Group
+from lightning_fairprune.report._compare import Comparison, Setting
 from lightning_fairprune.report._words import points
 
 if TYPE_CHECKING:
@@ -25,158 +25,140 @@ COLOURS = 48  # enough for a few hues and their shades, and a third of the bytes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Plan:
+class Drawing:
     """A figure that is still to be drawn.
 
     Args:
         section: of the page.
-        group: position of the setting that it is about; None for all.
+        setting: position of the setting that it is about; None for all.
         name: of the file, without suffix.
         alt: what it shows, in words.
         caption: what to know below it.
-        draw: makes it, wide or narrow.
+        draw: makes it, with ``narrow``.
     """
 
     section: str
-    group: int | None
+    setting: int | None
     name: str
     alt: str
     caption: str
-    draw: Callable[[bool], Figure]
+    draw: Callable[..., Figure]
 
 
 class Picture(NamedTuple):
     """A figure as PNG: for papers, for the page, and for the page on a phone."""
 
-    plan: Plan
+    drawing: Drawing
     file: bytes
     wide: bytes
     narrow: bytes
     size: tuple[int, int]
 
 
-def plans(comparison: Comparison) -> list[Plan]:
+def drawings(comparison: Comparison) -> list[Drawing]:
     """Returns the figures that the numbers allow, in the order of the page."""
-    found: list[Plan] = []
-    for i, group in enumerate(comparison.groups):
-        found += _of_group(comparison, group, i)
+    found: list[Drawing] = []
+    for i, setting in enumerate(comparison.settings):
+        slug = re.sub(r"[^a-z0-9]+", "_", setting.label.lower()).strip("_")[:40].strip("_")
+        end = f"{i + 1}_{slug}" if slug else f"{i + 1}"
+        found += [
+            Drawing(section, i, f"{section}_{end}", alt, caption, draw)
+            for section, alt, caption, draw in _of_setting(comparison, setting)
+        ]
     if comparison.curves is not None:
-        found.append(_curves(comparison))
+        found.append(_curves(comparison, comparison.curves))
     return found
 
 
-def render(plan: Plan) -> Picture:
+def render(drawing: Drawing) -> Picture:
     """Draws a figure in all its forms."""
-    wide, narrow = plan.draw(False), plan.draw(True)
+    wide, narrow = drawing.draw(narrow=False), drawing.draw(narrow=True)
     width, height = wide.get_size_inches()
     size = (round(100 * width), round(100 * height))
-    return Picture(plan, _png(wide, FILE), _small(wide, WIDE), _small(narrow, NARROW), size)
+    return Picture(drawing, _png(wide, FILE), _small(wide, WIDE), _small(narrow, NARROW), size)
 
 
-def _of_group(comparison: Comparison, group: Group, i: int) -> Iterator[Plan]:
-    names, label = comparison.class_names, group.label
-    slug = re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_")[:40].strip("_")
+# Section, alternative text, caption, and what draws it.
+_Part = tuple[str, str, str, Callable[..., "Figure"]]
 
-    def plan(section: str, alt: str, caption: str, draw: Callable[..., Figure]) -> Plan:
-        name = f"{section}_{i + 1}_{slug}" if slug else f"{section}_{i + 1}"
-        return Plan(section, i, name, alt, caption, lambda narrow: draw(narrow=narrow))
 
-    ends = [k for k in group.order.tolist() if not torch.isnan(group.mean[k])]
-    told = ", ".join(f"{names[k]} {points(float(group.mean[k]))} %" for k in ends[:3])
-    against = "" if group.before is None else " next to the reference"
-    yield plan(
+def _of_setting(comparison: Comparison, setting: Setting) -> Iterator[_Part]:
+    names, label, before = comparison.class_names, setting.label, setting.before
+    ends = [k for k in setting.order.tolist() if not torch.isnan(setting.mean[k])]
+    first = ", ".join(f"{names[k]} {points(float(setting.mean[k]))} %" for k in ends[:3])
+    against = "" if before is None else " next to the reference"
+    labels = ("reference", "recall" if before is None else "after")
+    yield (
         "recall_by_class",
-        f"Recall of each class with {label}{against}; first {told}.",
+        f"Recall of each class with {label}{against}; first {first}.",
         "",
-        partial(
-            figures.recall_by_class,
-            group.before,
-            group.recall,
-            names,
-            labels=("reference", "after" if group.before is not None else "recall"),
-        ),
+        partial(figures.recall_by_class, before, setting.recall, names, labels=labels),
     )
-    density = group.density
-    if bool((~density.isnan()).any()):
-        recall, whose = _recall_of_quotas(group)
-        yield plan(
+    if bool((~setting.density.isnan()).any()):
+        recall, whose = _recall_of_quotas(setting)
+        yield (
             "density_against_recall",
             f"Share of each class that is kept with {label}, against its recall.",
             f"Recall: {whose}.",
-            partial(figures.density_against_recall, density, recall, names),
+            partial(figures.density_against_recall, setting.density, recall, names),
         )
-        m = int((~group.sizes.isnan()).all(1).long().argmax())  # the first that was pruned
-        sizes, kept = group.sizes[m].long(), group.kept[m].long()
-        seed = group.runs[m].seed
-        of = "" if len(group.runs) == 1 else f"Of the run {group.runs[m].path.name}"
-        of += f", seed {seed}." if of and seed is not None else ("." if of else "")
-        yield plan(
-            "kept_by_class",
-            f"Training samples of each class kept and dropped with {label}.",
-            of,
-            partial(figures.kept_by_class, kept, sizes, names),
-        )
-        yield from _quotas(plan, group, m, sizes, names, of)
-    if group.before is not None and bool((~group.values["alpha"].isnan()).any()):
-        yield plan(
+        yield from _of_quotas(setting, names)
+    if before is not None and bool((~setting.values["alpha"].isnan()).any()):
+        yield (
             "intensification",
             f"Balance of each class with {label} against that of the reference, and its line.",
             "",
-            partial(figures.intensification_scatter, group.before, group.recall, names),
+            partial(figures.intensification_scatter, before, setting.recall, names),
         )
 
 
-def _quotas(
-    plan: Callable[..., Plan],
-    group: Group,
-    m: int,
-    sizes: Tensor,
-    names: tuple[str, ...],
-    of: str,
-) -> Iterator[Plan]:
-    record = group.runs[m].record
-    assert record is not None
-    history = [e for e in record.history if e.quota is not None and len(e.quota) == len(sizes)]
+def _of_quotas(setting: Setting, names: tuple[str, ...]) -> Iterator[_Part]:
+    m = int((~setting.sizes.isnan()).all(1).long().argmax())  # the first that was pruned
+    sizes, kept, run = setting.sizes[m].long(), setting.kept[m].long(), setting.runs[m]
+    assert run.record is not None
+    seed = "" if run.seed is None else f", seed {run.seed}"
+    of = "" if len(setting.runs) == 1 else f"Of the run {run.path.name}{seed}."
+    yield (
+        "kept_by_class",
+        f"Training samples of each class kept and dropped with {setting.label}.",
+        of,
+        partial(figures.kept_by_class, kept, sizes, names),
+    )
+    history = [e for e in run.record.history if e.quota is not None and len(e.quota) == len(sizes)]
     if len(history) > 1:
-        yield plan(
+        yield (
             "quotas_over_time",
-            f"Share of each class that is kept over the estimates of the quotas with {group.label}.",
+            f"Share of each class that is kept over the estimates of the quotas with {setting.label}.",
             of,
             partial(figures.quotas_over_time, history, sizes, names),
         )
 
 
-def _recall_of_quotas(group: Group) -> tuple[Tensor, str]:
+def _recall_of_quotas(setting: Setting) -> tuple[Tensor, str]:
     """Returns the recalls that the last quotas were made from, else those of the last evaluation."""
     used = []
-    for run in group.runs:
+    for run in setting.runs:
         last = run.record.history[-1] if run.record is not None and run.record.history else None
-        if last is not None and last.recall is not None and len(last.recall) == len(group.mean):
+        if last is not None and last.recall is not None and len(last.recall) == len(setting.mean):
             used.append(last.recall.double())
-    if len(used) == len(group.runs):
+    if len(used) == len(setting.runs):
         return torch.stack(used).nanmean(0).clamp(0, 1), "what the last quotas were made from"
-    return group.mean, "of the last evaluation"
+    return setting.mean, "of the last evaluation"
 
 
-def _curves(comparison: Comparison) -> Plan:
-    data = comparison.curves
-    assert data is not None
-    groups = {group.label: group.runs for group in comparison.groups}
+def _curves(comparison: Comparison, data: str) -> Drawing:
+    members = {setting.label: setting.runs for setting in comparison.settings}
     if comparison.reference is not None:
-        groups = {"reference": comparison.reference.runs, **groups}
-    runs: dict[str, Any] = {
+        members = {"reference": comparison.reference.runs, **members}
+    runs = {
         label: seeds
-        for label, members in groups.items()
-        if (seeds := [run.history.of(data) for run in members if run.history.of(data)])
+        for label, several in members.items()
+        if (seeds := [run.history.of(data) for run in several if run.history.of(data)])
     }
-    return Plan(
-        "recalls_over_epochs",
-        None,
-        "recalls_over_epochs",
-        f"Lowest and average recall and gap on {data} over the epochs, a line for each setting.",
-        f"Evaluations of {data}.",
-        lambda narrow: figures.recalls_over_epochs(runs, narrow=narrow),
-    )
+    name = "recalls_over_epochs"
+    alt = f"Lowest and average recall and gap on {data} over the epochs, a line for each setting."
+    draw = partial(figures.recalls_over_epochs, runs)
+    return Drawing(name, None, name, alt, f"Evaluations of {data}.", draw)
 
 
 def _png(figure: Figure, dpi: int) -> bytes:

@@ -1,77 +1,104 @@
-"""Pictures of samples that were kept and dropped, setting by setting."""
+"""Pictures of samples that were kept and dropped, setting by setting, and the data set that they come from."""
 
 from __future__ import annotations
 
+import importlib
+import os
+import sys
 from collections.abc import Sequence
-from html import escape
-from typing import Any
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+from torch.utils.data import IterableDataset
 
 from lightning_fairprune.report import _check
-from lightning_fairprune.report._compare import Comparison, Group
-from lightning_fairprune.report._html import data_uri, paragraph
+from lightning_fairprune.report._compare import Comparison, Setting
 from lightning_fairprune.report._read import Run
-from lightning_fairprune.report._thumbnails import ClassExamples, Example, Examples, examples
+from lightning_fairprune.report._thumbnails import ClassExamples, Example, examples
 
 MOST_CLASSES = 10
-KINDS = (
-    "hardest_kept",
-    "easiest_kept",
-    "hardest_dropped",
-    "easiest_dropped",
-    "random_kept",
-    "random_dropped",
-)
+KINDS = [field.name for field in fields(ClassExamples) if field.name != "label"]
+Rows = list[tuple[str, Sequence[Example]]]
 
 
-def examples_of(comparison: Comparison, dataset: Any) -> str:
-    """Returns the examples of the first pruned run of each setting as HTML."""
-    parts = []
-    for group in comparison.groups:
-        run = next((run for run in group.runs if run.record is not None), None)
+class SettingExamples(NamedTuple):
+    """Examples of the first pruned run of a setting: what to know, and by class the samples of each kind."""
+
+    label: str
+    about: str
+    classes: Sequence[tuple[str, Rows]] = ()
+
+
+def load_dataset(name: str) -> Any:
+    """Returns what ``package.module:name`` is, or returns when called, or raises a ValueError."""
+    module, _, attribute = name.partition(":")
+    if not module or not attribute:
+        raise ValueError(f"`dataset` must be written as package.module:name, got {name!r}.")
+    # A console script, unlike `python -m`, cannot import from where it is called.
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+        if callable(found) and (isinstance(found, type) or not hasattr(found, "__getitem__")):
+            found = found()
+    except Exception as error:  # user code may raise anything
+        raise ValueError(
+            f"`dataset` {name!r} cannot be loaded: {type(error).__name__}: {error}."
+        ) from error
+    return found
+
+
+def check_dataset(dataset: Any, comparison: Comparison) -> None:
+    """Raises a ValueError unless it is the data set that samples were kept from."""
+    map_style = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    if not map_style or isinstance(dataset, IterableDataset):
+        raise ValueError(
+            "`dataset` must be a map-style dataset, with __getitem__ and __len__, got "
+            f"{type(dataset).__name__}."
+        )
+    records = [run.record for run in comparison.runs if run.record is not None]
+    if not records:
+        raise ValueError("`dataset` is of no use here: no run has pruned its data.")
+    for record in records:
+        if len(dataset) != record.selection.num_samples:
+            raise ValueError(
+                f"`dataset` must be the {record.selection.num_samples} samples that were selected "
+                f"from, got {len(dataset)}."
+            )
+
+
+def examples_of(comparison: Comparison, dataset: Any) -> list[SettingExamples]:
+    """Returns the examples of each setting that pruned data."""
+    found = []
+    for setting in comparison.settings:
+        run = next((run for run in setting.runs if run.record is not None), None)
         if run is not None:
-            parts.append(f"<h3>{escape(group.label)}</h3>\n")
-            parts.append(_of_run(comparison, group, run, dataset))
-    return "".join(parts)
+            found.append(_of_run(comparison, setting, run, dataset))
+    return found
 
 
-def _of_run(comparison: Comparison, group: Group, run: Run, dataset: Any) -> str:
+def _of_run(comparison: Comparison, setting: Setting, run: Run, dataset: Any) -> SettingExamples:
     assert run.record is not None
-    num_classes = len(comparison.class_names)
-    by_class = _check.quotas_fit(run.record, comparison.data, num_classes)
-    have = len(run.record.selection.sizes)
-    classes = [k for k in group.order.tolist() if k < have] if by_class else None
-    found = examples(
-        run.record, dataset, classes=None if classes is None else classes[:MOST_CLASSES]
-    )
+    names, have = comparison.class_names, len(run.record.selection.sizes)
+    classes = None
+    if _check.quotas_fit(run.record, comparison.data, len(names)):
+        classes = [k for k in setting.order.tolist() if k < have][:MOST_CLASSES]
+    else:
+        names = tuple(str(k) for k in range(have))
+    found = examples(run.record, dataset, classes=classes)
     if found.reason:
-        return paragraph(found.reason, "soft")
-    names: Sequence[str] = [str(k) for k in range(have)]
-    if by_class:
-        names = comparison.class_names
-    return paragraph(_about(found, len(found.classes) < have, run), "soft") + "".join(
-        _of_class(names[entry.label], entry) for entry in found.classes
-    )
-
-
-def _about(found: Examples, cut: bool, run: Run) -> str:
-    text = f"Of the run {run.path.name}."
-    text += f" The {len(found.classes)} classes that come first above." if cut else ""
-    return text + (" Colours are stretched, not true." if found.stretched else "")
-
-
-def _of_class(name: str, entry: ClassExamples) -> str:
-    rows = "".join(_row(kind.replace("_", ", "), getattr(entry, kind)) for kind in KINDS)
-    return f'<h4>{escape(name)}</h4>\n<div class="examples">\n{rows}</div>\n' if rows else ""
-
-
-def _row(kind: str, samples: Sequence[Example]) -> str:
-    images = "".join(
-        f'<img src="{data_uri(sample.png)}" alt="{escape(_alt(kind, sample))}">\n'
-        for sample in samples
-    )
-    return f'<div class="thumbs">\n<span>{escape(kind)}</span>\n{images}</div>\n' if images else ""
-
-
-def _alt(kind: str, sample: Example) -> str:
-    score = "" if sample.score is None else f", score {sample.score:.3g}"
-    return f"{kind}: sample {sample.index}{score}"
+        return SettingExamples(setting.label, found.reason)
+    about = f"Of the run {run.path.name}."
+    if len(found.classes) < have:
+        about += f" The {len(found.classes)} classes that come first above."
+    if found.stretched:
+        about += " Colours are stretched, not true."
+    by_class: list[tuple[str, Rows]] = []
+    for entry in found.classes:
+        rows = [(kind.replace("_", ", "), getattr(entry, kind)) for kind in KINDS]
+        if any(samples for _, samples in rows):
+            by_class.append((names[entry.label], [(k, s) for k, s in rows if s]))
+    return SettingExamples(setting.label, about, by_class)

@@ -10,17 +10,9 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from lightning_fairprune import recalls
-from lightning_fairprune.report._compare import Comparison, Group
-from lightning_fairprune.report._rows import MEASURES, measured, rows
-from lightning_fairprune.report._words import (
-    NOTHING,
-    compared_with,
-    marks,
-    percent,
-    points,
-    signed,
-    verdict,
-)
+from lightning_fairprune.report._compare import Comparison, Setting
+from lightning_fairprune.report._tables import MEASURES, first_classes, rows, settings_table
+from lightning_fairprune.report._words import compared_with, percent, verdict
 
 MOST_CLASSES = 10  # of a setting in the Markdown file
 # A class may be called so, and a spreadsheet would compute it: names are marked as text then.
@@ -49,15 +41,15 @@ def runs_csv(comparison: Comparison) -> str:
     names = [m.name for m in MEASURES]
     head = ["setting", "run", "seed", "epoch", "step", "compared_with", "worst_class", "accuracy"]
     table: list[Sequence[object]] = []
-    for group in comparison.groups:
-        for m, run in enumerate(group.runs):
+    for setting in comparison.settings:
+        for m, run in enumerate(setting.runs):
             last = run.history.last(comparison.data)
-            weakest = int(group.recall[m].nan_to_num(torch.inf).argmin())
+            weakest = int(setting.recall[m].nan_to_num(torch.inf).argmin())
             chosen = None if run.record is None else run.record.selection
             table.append(
-                [group.label, run.path.as_posix(), run.seed, last.epoch, last.step]
-                + [group.pairing, comparison.class_names[weakest], last.counts.accuracy]
-                + [float(group.values[name][m]) for name in names]
+                [setting.label, run.path.as_posix(), run.seed, last.epoch, last.step]
+                + [setting.pairing, comparison.class_names[weakest], last.counts.accuracy]
+                + [float(setting.values[name][m]) for name in names]
                 + ([None, None] if chosen is None else [len(chosen), chosen.num_samples])
             )
     return _csv([*head, *names, "kept", "num_samples"], table)
@@ -68,49 +60,46 @@ def classes_csv(comparison: Comparison) -> str:
     head = ["setting", "run", "seed", "class_index", "class", "support", "recall_before", "recall"]
     head += ["change", "retention", "adjusted_change", "intensification", "size", "kept", "density"]
     table: list[Sequence[object]] = []
-    for group in comparison.groups:
-        before = group.recall * torch.nan if group.before is None else group.before
+    for setting in comparison.settings:
+        before = setting.recall * torch.nan if setting.before is None else setting.before
         columns = torch.stack(
             [
                 before,
-                group.recall,
-                recalls.change(group.recall, before),
-                recalls.retention(group.recall, before),
-                recalls.adjusted_change(group.recall, before),
-                recalls.class_intensification(group.recall, before),
+                setting.recall,
+                recalls.change(setting.recall, before),
+                recalls.retention(setting.recall, before),
+                recalls.adjusted_change(setting.recall, before),
+                recalls.class_intensification(setting.recall, before),
             ],
             -1,
         ).tolist()
-        support, sizes, kept = group.support.tolist(), group.sizes.tolist(), group.kept.tolist()
-        shares = (group.kept / group.sizes).tolist()
-        for m, run in enumerate(group.runs):
-            place = [group.label, run.path.as_posix(), run.seed]
-            table += [
-                [
-                    *place,
-                    k,
-                    name,
-                    support[m][k],
-                    *columns[m][k],
-                    sizes[m][k],
-                    kept[m][k],
-                    shares[m][k],
-                ]
-                for k, name in enumerate(comparison.class_names)
-            ]
+        support, sizes, kept = (
+            setting.support.tolist(),
+            setting.sizes.tolist(),
+            setting.kept.tolist(),
+        )
+        shares = (setting.kept / setting.sizes).tolist()
+        for m, run in enumerate(setting.runs):
+            place = [setting.label, run.path.as_posix(), run.seed]
+            for k, name in enumerate(comparison.class_names):
+                counted = [sizes[m][k], kept[m][k], shares[m][k]]
+                table.append([*place, k, name, support[m][k], *columns[m][k], *counted])
     return _csv(head, table)
 
 
 def markdown(comparison: Comparison) -> str:
     """Returns verdict, settings and the classes that lost most, in percent."""
+    table = settings_table(comparison)
+    cells = [[row, *(f"{c.text} {c.small}".strip() for c in line)] for row, line in table.rows]
     parts = [
         f"# Recall on `{_md(comparison.data)}`",
         "\n".join(f"- {_md(sentence)}" for sentence in verdict(comparison)),
         _md(compared_with(comparison)),
-        _settings(comparison),
+        _table(table.head, cells),
     ]
-    parts += [_classes(comparison, group) for group in comparison.groups]
-    parts += ["\n".join(f"- {_md(note)}" for note in comparison.notes)] if comparison.notes else []
+    parts += [_classes(comparison, setting) for setting in comparison.settings]
+    if comparison.notes:
+        parts.append("\n".join(f"- {_md(note)}" for note in comparison.notes))
     parts.append(
         f"Recalls in percent, mean over the runs; ± {percent(comparison.level)} t interval. α: > or < 1 at "
         "99 %."
@@ -118,34 +107,12 @@ def markdown(comparison: Comparison) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _settings(comparison: Comparison) -> str:
-    told = measured(comparison)
-    head = ["setting", "runs", *(m.heading for m in told), "worst class"]
-    cells = [
-        [row.label, str(row.runs), *(" ".join(row.cell(m)).strip() for m in told), row.weakest]
-        for row in rows(comparison)
-    ]
-    return _table(head, cells)
-
-
-def _classes(comparison: Comparison, group: Group) -> str:
-    head = ["class", "before", "after", "change", "density", "significant"]
-    before, after, change = group.mean_before, group.mean, group.change.nanmean(0)
-    marked = marks(group)
-    lines = [
-        [
-            comparison.class_names[k],
-            points(float(before[k])),
-            points(float(after[k])),
-            signed(float(change[k])),
-            points(float(group.density[k])),
-            marked.get(k, NOTHING),
-        ]
-        for k in group.order[:MOST_CLASSES].tolist()
-    ]
-    rest = len(after) - len(lines)
+def _classes(comparison: Comparison, setting: Setting) -> str:
+    lines = first_classes(comparison, setting, MOST_CLASSES)
+    rest = len(setting.order) - len(lines)
     more = f"\n\n{rest} more classes in classes.csv." if rest else ""
-    return f"## {_md(group.label)}\n\n{_table(head, lines)}{more}"
+    table = _table(list(lines[0]), [list(line.values()) for line in lines])
+    return f"## {_md(setting.label)}\n\n{table}{more}"
 
 
 def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:

@@ -2,82 +2,52 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
-from html import escape
 
-from lightning_fairprune.report import _sections, _sparsity
-from lightning_fairprune.report._compare import Comparison
+from lightning_fairprune.report import _sparsity, _tables, _words
+from lightning_fairprune.report._compare import LABEL_LEVEL, RATE, Comparison
 from lightning_fairprune.report._draw import Picture
-from lightning_fairprune.report._html import paragraph
-from lightning_fairprune.report._style import STYLE
-from lightning_fairprune.report._words import compared_with, verdict
-
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+from lightning_fairprune.report._examples import SettingExamples
+from lightning_fairprune.report._settings import texts_of
+from lightning_fairprune.report._similarity import similarities
 
 
 def page(
-    comparison: Comparison, pictures: Sequence[Picture], thumbnails: str = "", layers: str = ""
+    comparison: Comparison, pictures: Sequence[Picture], thumbnails: Sequence[SettingExamples] = ()
 ) -> str:
-    """Returns the page.
+    """Returns the page as HTML, rendered from the files in `templates`."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    Args:
-        comparison: what it is about.
-        pictures: its figures.
-        thumbnails: HTML of the examples; none without a data set.
-        layers: HTML on what the layers compute; none where nobody compared them.
-    """
-    over = _sections.by_group
-    sections = {
-        "Settings": _sections.settings(comparison),
-        "Recall of each class": _sections.classes(comparison, pictures),
-        "Density against recall": over(comparison, pictures, ["density_against_recall"]),
-        "Over the epochs": _sections.over_epochs(pictures),
-        "Sparsity": _sparsity.section(comparison, pictures),
-        "What was kept": over(comparison, pictures, ["kept_by_class", "quotas_over_time"]),
-        "Examples": thumbnails,
-        "Intensification": over(comparison, pictures, ["intensification"]),
-        "What the layers compute": layers,
-        "How to read this page": _sections.glossary(comparison),
-        "Configuration": _sections.configurations(comparison),
-    }
-    title = f"Recall of each class on {comparison.data}"
-    filled = {name: content for name, content in sections.items() if content}
-    links = "".join(f'<li><a href="#{_anchor(name)}">{escape(name)}</a></li>\n' for name in filled)
-    body = "".join(
-        f'<section>\n<h2 id="{_anchor(name)}">{escape(name)}</h2>\n{content}</section>\n'
-        for name, content in filled.items()
+    environment = Environment(
+        loader=PackageLoader("lightning_fairprune.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n"
-        f"<header>\n<h1>{escape(title)}</h1>\n{_verdict(comparison)}"
-        f"{paragraph(_about(comparison), 'soft')}{_notes(comparison)}</header>\n"
-        f'<nav aria-label="Sections">\n<ul>\n{links}</ul>\n</nav>\n<main>\n{body}</main>\n'
-        "</body>\n</html>\n"
+    environment.filters |= {"percent": _words.percent, "data_uri": data_uri}
+    template = environment.get_template("page.html.jinja")
+    return template.render(
+        comparison=comparison,
+        pictures=pictures,
+        thumbnails=thumbnails,
+        sparsity_curves=_sparsity.collected(comparison),
+        similarities=similarities(comparison),
+        LABEL_LEVEL=LABEL_LEVEL,
+        RATE=RATE,
+        verdict=_words.verdict,
+        compared_with=_words.compared_with,
+        findings=_words.findings,
+        texts_of=texts_of,
+        settings_table=_tables.settings_table,
+        class_table=_tables.class_table,
+        difference_table=_tables.difference_table,
+        sparsity_table=_tables.sparsity_table,
+        similarity_table=_tables.similarity_table,
     )
 
 
-def _verdict(comparison: Comparison) -> str:
-    sentences = verdict(comparison)
-    if len(sentences) == 1:
-        return paragraph(sentences[0], "verdict")
-    lines = "".join(f"<li>{escape(sentence)}</li>\n" for sentence in sentences)
-    return f'<ul class="verdict">\n{lines}</ul>\n'
-
-
-def _about(comparison: Comparison) -> str:
-    runs, groups = len(comparison.runs), len(comparison.groups)
-    classes = f"{len(comparison.class_names):,} classes"
-    what = f"{runs} {'runs' if runs > 1 else 'run'} of {groups} {'settings' if groups > 1 else 'setting'}"
-    return f"{what}, {classes}, the last evaluation of each. {compared_with(comparison)}"
-
-
-def _notes(comparison: Comparison) -> str:
-    lines = "".join(f"<li>{escape(note)}</li>\n" for note in comparison.notes)
-    return f'<ul class="notes">\n{lines}</ul>\n' if lines else ""
-
-
-def _anchor(name: str) -> str:
-    return name.lower().replace(" ", "-")
+def data_uri(png: bytes) -> str:
+    """Returns an image as an address."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -1,7 +1,8 @@
-"""What a run left behind, read from the folder of its logger."""
+"""The files of a run, read from the folder of its logger."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from lightning_fairprune.records.sparsity_record import SparsityRecord
 
 # Text that Lightning writes next to it; the first that says something names the settings.
 TEXTS = ("hparams.yaml", "config.yaml")
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 RECALLS = ("recalls.safetensors", "recalls.json")
 
 
@@ -26,12 +28,12 @@ class Run:
     Args:
         path: its folder.
         history: the recalls of every evaluation.
-        record: what data pruning did; None if it did nothing.
-        name: what the user calls the setting that the run belongs to; None if he does not.
-        texts: content of `hparams.yaml` and `config.yaml`, where they are.
+        record: of data pruning; None without it.
+        name: what the user calls its setting; None for no name.
+        texts: content of `hparams.yaml` and `config.yaml`, where they exist.
         found_in: the folder that the user named, if it holds more runs than this one.
-        similarity: of each layer to that of the dense network; None if nobody compared them.
-        sparsity: what weight pruning did; None if it did nothing.
+        similarity: of each layer to that of the dense network; None if they were not compared.
+        sparsity: of weight pruning; None without it.
     """
 
     path: Path
@@ -49,18 +51,15 @@ class Run:
         return self.history.seed
 
 
-def read(arguments: Sequence[str | os.PathLike[str]]) -> list[Run]:
-    """Returns the runs that arguments of the form ``PATH`` or ``NAME=PATH`` stand for.
-
-    Args:
-        arguments: each the folder of a run, or a folder with such folders anywhere below it.
+def read(arguments: Paths) -> list[Run]:
+    """Returns the runs of one ``PATH`` or ``NAME=PATH`` or several, each of a run or of a folder with runs below.
 
     Raises:
         FileNotFoundError: If there is no such folder, or none with recalls in it.
         ValueError: If a file is damaged.
     """
     runs, seen = [], set()
-    for argument in arguments:
+    for argument in [arguments] if isinstance(arguments, str | os.PathLike) else arguments:
         name, path = _split(os.fspath(argument))
         folders = _folders(path)
         for folder in folders:
@@ -110,22 +109,20 @@ def _has_recalls(folder: Path) -> bool:
 
 
 def _read(folder: Path, name: str | None, found_in: Path | None) -> Run:
-    history = RecallHistory.load(folder)
     pruned = any(
         (place / "pruning.safetensors").is_file() for place in (folder, folder / RUN_FOLDER)
     )
-    record = PruningRecord.load(folder) if pruned else None
     texts = {
         text: (folder / text).read_text(encoding="utf-8", errors="replace")
         for text in TEXTS
         if (folder / text).is_file()
     }
-    try:
+    record = PruningRecord.load(folder) if pruned else None
+    similarity, sparsity = None, None
+    with contextlib.suppress(FileNotFoundError):
         similarity = representation.load(folder)
-    except FileNotFoundError:
-        similarity = None
-    try:
+    with contextlib.suppress(FileNotFoundError):
         sparsity = SparsityRecord.load(folder)
-    except FileNotFoundError:
-        sparsity = None
-    return Run(folder, history, record, name, texts, found_in, similarity, sparsity)
+    return Run(
+        folder, RecallHistory.load(folder), record, name, texts, found_in, similarity, sparsity
+    )

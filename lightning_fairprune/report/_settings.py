@@ -11,25 +11,25 @@ import yaml  # type: ignore[import-untyped]
 
 from lightning_fairprune.report._read import TEXTS, Run
 
-# Where settings come from: DataPruning and WeightPruning.
+# Where entries come from: DataPruning and WeightPruning.
 PRUNING, WEIGHTS = "pruning", "weights"
 # These come first in a label.
 FIRST = ("quota", "density", "score", "keep", "criterion", "sparsity", "schedule")
 # Of those, what is said in any case.
 ALWAYS = {PRUNING: ("quota", "density"), WEIGHTS: ("criterion", "sparsity")}
-# Where a run lies and which number it has is no setting.
+# Where a run lies and which number it has tells no settings apart.
 _PLACES = {"default_root_dir", "save_dir", "dirpath", "log_dir", "ckpt_path"}
 _MOST_VALUES = 100_000
+_MOST_TEXT = 20_000  # characters of a file that are shown
 _SEED = re.compile(r"(^|_)seed($|_)", re.IGNORECASE)
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _MODULE = re.compile(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])")
 
 
 def configuration(run: Run) -> dict[str, str]:
-    """Returns the settings of a run as text, by dotted names, without seeds and places.
+    """Returns the configuration of a run as text, by dotted names, without seeds and places.
 
-    The names begin with where they come from: ``pruning`` (of data), ``weights``, ``hparams`` or
-    ``config``.
+    Names begin with their source: ``pruning`` (of data), ``weights``, ``hparams`` or ``config``.
     """
     pruned = any(evaluation.pruned for evaluation in run.history.evaluations)
     found = {PRUNING: "weights" if pruned else "none"}
@@ -43,32 +43,39 @@ def configuration(run: Run) -> dict[str, str]:
     return found
 
 
+def texts_of(run: Run) -> dict[str, str]:
+    """Returns the configuration of a run as it was written, by where it comes from; long texts cut off."""
+    texts = {}
+    for name, record in (("pruning", run.record), ("weight pruning", run.sparsity)):
+        if record is not None:
+            texts[name] = "\n".join(f"{key}: {value}" for key, value in record.settings.items())
+    for name, text in (texts | run.texts).items():
+        cut = f"{text[:_MOST_TEXT]}\n... cut off here" if len(text) > _MOST_TEXT else text
+        texts[name] = cut.strip()
+    return texts
+
+
 def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Returns the runs of each setting, by its label, in order of appearance.
 
     Runs with a name belong together by it, others by equal configurations.
     """
-    groups: dict[object, list[Run]] = {}
+    settings: dict[object, list[Run]] = {}
     for run in runs:
         key = run.name if run.name is not None else frozenset(configuration(run).items())
-        groups.setdefault(key, []).append(run)
-    named = [members[0].name for members in groups.values()]
-    places = Counter(_folder(members) for members in groups.values())
-    for i, members in enumerate(groups.values()):
+        settings.setdefault(key, []).append(run)
+    named = [members[0].name for members in settings.values()]
+    places = Counter(_folder(members) for members in settings.values())
+    for i, members in enumerate(settings.values()):
         # One of several folders that holds one setting alone is what the user calls it.
         folder = _folder(members)
         alone = len(places) > 1 and places[folder] == 1
         if named[i] is None and alone and folder not in named:
             named[i] = folder
-    automatic = [
-        members[0] for name, members in zip(named, groups.values(), strict=True) if name is None
-    ]
+    pairs = list(zip(named, settings.values(), strict=True))
     taken = {name for name in named if name is not None}
-    made = iter(labels(automatic, taken))
-    return {
-        next(made) if name is None else name: members
-        for name, members in zip(named, groups.values(), strict=True)
-    }
+    made = iter(labels([members[0] for name, members in pairs if name is None], taken))
+    return {next(made) if name is None else name: members for name, members in pairs}
 
 
 def _folder(runs: Sequence[Run]) -> str | None:
@@ -79,12 +86,7 @@ def _folder(runs: Sequence[Run]) -> str | None:
 
 
 def labels(runs: Sequence[Run], taken: Set[str] = frozenset()) -> list[str]:
-    """Returns for each run, each of another setting, a label by what is particular about it.
-
-    Args:
-        runs: one run of each setting.
-        taken: labels that are not free.
-    """
+    """Returns a label for each run, one of each setting, by what is particular about it, none of those `taken`."""
     known = [configuration(run) for run in runs]
     found = _pruning_labels(known)
     for source in [text.removesuffix(".yaml") for text in TEXTS]:
@@ -98,7 +100,7 @@ def labels(runs: Sequence[Run], taken: Set[str] = frozenset()) -> list[str]:
 
 
 def differences(configurations: Sequence[Mapping[str, str]]) -> list[str]:
-    """Returns the names of all settings in which some of them differ, pruning first."""
+    """Returns the names of all entries in which some of them differ, pruning first."""
     sources = (PRUNING, WEIGHTS, *(text.removesuffix(".yaml") for text in TEXTS))
     return [key for source in sources for key in _differing(configurations, source)]
 
@@ -109,7 +111,7 @@ def shown(value: str) -> str:
 
 
 def _pruning_labels(configurations: Sequence[Mapping[str, str]]) -> list[str]:
-    """Returns what pruning was, by the settings that tell it apart from that of the others."""
+    """Returns what pruning was, by the entries that tell it apart from that of the others."""
     plain = {"none": "no pruning", "weights": "weights pruned"}
     both = [_particular(configurations, source) for source in ALWAYS]
     return [
@@ -152,7 +154,7 @@ def _with_place(labels: list[str], places: list[str], taken: Set[str]) -> list[s
 
 
 def _tell_apart(configurations: Sequence[Mapping[str, str]], source: str) -> list[str]:
-    """Returns as few settings of one source as tell all of them apart, or as many as help."""
+    """Returns as few entries of one source as tell all of them apart, or as many as help."""
     parts: list[list[str]] = [[] for _ in configurations]
     for key in _differing(configurations, source):
         more = [

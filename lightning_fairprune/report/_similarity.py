@@ -1,91 +1,81 @@
-"""What the layers compute: the section on runs whose layers were compared with a dense network's."""
+"""What the layers compute: runs whose layers were compared with those of a dense network."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_fairprune import figures, statistics
+from lightning_fairprune import figures
 from lightning_fairprune.report._compare import Comparison
-from lightning_fairprune.report._draw import Picture, Plan
-from lightning_fairprune.report._html import cell, details, figure, paragraph, table
-from lightning_fairprune.report._words import percent, ratio
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-SECTION = "similarity"
-MANY = 15  # layers, above which the table scrolls in its box
-
-# By setting, the values of each of its M runs that was compared, [M, layers].
-Found = dict[str, Tensor]
+from lightning_fairprune.report._draw import Drawing
 
 
-def plans(comparison: Comparison) -> list[Plan]:
+class LayerSimilarity(NamedTuple):
+    """The values of one measure.
+
+    Attributes:
+        name: of its figure.
+        measure: what the values are, in words.
+        layers: all layers that any run has.
+        values: by setting, those of its M runs that were compared, [M, layers]; NaN where a run lacks one.
+    """
+
+    name: str
+    measure: str
+    layers: list[str]
+    values: dict[str, Tensor]
+
+    @property
+    def several(self) -> bool:
+        """Whether any setting has more than one run."""
+        return any(len(runs) > 1 for runs in self.values.values())
+
+    def compared(self, label: str) -> int:
+        """Returns how many runs of a setting were compared."""
+        return len(self.values.get(label, ()))
+
+
+def drawings(comparison: Comparison) -> list[Drawing]:
     """Returns a figure for each measure that layers were compared by."""
     found = []
-    measures = _measures(comparison)
-    for i, measure in enumerate(measures):
-        layers, values = _collected(comparison, measure)
+    for one in similarities(comparison):
         means = {
-            label: dict(zip(layers, several.nanmean(0).tolist(), strict=True))
-            for label, several in values.items()
+            label: dict(zip(one.layers, runs.nanmean(0).tolist(), strict=True))
+            for label, runs in one.values.items()
         }
-        name = SECTION if len(measures) == 1 else f"{SECTION}_{i + 1}"
-        alt = f"{measure} of each layer with the same layer of the dense network, a line for each setting."
-        caption = "Mean over the runs." if _several(values) else ""
-        found.append(Plan(SECTION, None, name, alt, caption, _drawing(means, measure)))
+        alt = (
+            f"{one.measure} of each layer with the same layer of the dense network, a line for each "
+            "setting."
+        )
+        caption = "Mean over the runs." if one.several else ""
+        draw = partial(figures.similarity, means, measure=one.measure)
+        found.append(Drawing(one.name, None, one.name, alt, caption, draw))
     return found
 
 
-def section(comparison: Comparison, pictures: Sequence[Picture]) -> str:
-    """Returns the section as HTML; nothing if no run was compared."""
-    measures = _measures(comparison)
-    drawn = [figure(picture) for picture in pictures if picture.plan.section == SECTION]
-    if not measures:
-        return ""
-    parts = [
-        paragraph(
-            "How alike the output of each layer is to that of the same layer of the dense network on the same "
-            "samples: 1 if they are equal up to a rotation and a factor. A layer that computes something "
-            "else is no worse for that; it tells where pruning changed the network.",
-            "soft",
-        )
-    ]
-    for measure, picture in zip(measures, drawn, strict=True):
-        _, values = _collected(comparison, measure)
-        parts += [picture, details(f"{measure} as a table", _table(comparison, measure))]
-        some = [
-            f"{group.label}: {len(values[group.label])} of {len(group.runs)} runs were compared."
-            for group in comparison.groups
-            if group.label in values and len(values[group.label]) < len(group.runs)
-        ]
-        parts.append(paragraph(" ".join(some), "soft"))
-    return "".join(parts)
-
-
-def _drawing(means: Mapping[str, Mapping[str, float]], measure: str) -> Callable[[bool], Figure]:
-    return lambda narrow: figures.similarity(means, measure=measure, narrow=narrow)
-
-
-def _measures(comparison: Comparison) -> list[str]:
+def similarities(comparison: Comparison) -> list[LayerSimilarity]:
+    """Returns the values of each measure that a run was compared by."""
     kept = (run.similarity for run in comparison.runs)
-    return list(dict.fromkeys(found.measure for found in kept if found is not None))
+    measures = list(dict.fromkeys(found.measure for found in kept if found is not None))
+    name = "similarity"
+    return [
+        _of_measure(comparison, measure, name if len(measures) == 1 else f"{name}_{i}")
+        for i, measure in enumerate(measures, 1)
+    ]
 
 
-def _collected(comparison: Comparison, measure: str) -> tuple[list[str], Found]:
-    """Returns all layers that any run has, and their values; NaN where a run lacks one."""
+def _of_measure(comparison: Comparison, measure: str, name: str) -> LayerSimilarity:
     found = {
-        group.label: [
+        setting.label: [
             run.similarity.layers
-            for run in group.runs
+            for run in setting.runs
             if run.similarity is not None and run.similarity.measure == measure
         ]
-        for group in comparison.groups
+        for setting in comparison.settings
     }
     layers = list(dict.fromkeys(name for runs in found.values() for one in runs for name in one))
     values = {
@@ -93,25 +83,4 @@ def _collected(comparison: Comparison, measure: str) -> tuple[list[str], Found]:
         for label, runs in found.items()
         if runs
     }
-    return layers, values
-
-
-def _several(values: Found) -> bool:
-    return any(len(runs) > 1 for runs in values.values())
-
-
-def _table(comparison: Comparison, measure: str) -> str:
-    layers, values = _collected(comparison, measure)
-    columns = []
-    for runs in values.values():
-        widths = statistics.half_widths(runs, comparison.level).tolist()
-        small = ["" if w != w else f"±{ratio(w)}" for w in widths]
-        means = runs.nanmean(0).tolist()
-        columns.append([cell(ratio(m), s) for m, s in zip(means, small, strict=True)])
-    lines = list(zip(layers, zip(*columns, strict=True), strict=True))
-    many = "tall" if len(lines) > MANY else ""
-    spread = f", small: half of the {percent(comparison.level)} t interval over the runs"
-    caption = f"Mean of {measure}{spread if _several(values) else ''}."
-    return table(f"{measure} of each layer", ["layer", *values], lines, many) + paragraph(
-        caption, "soft"
-    )
+    return LayerSimilarity(name, measure, layers, values)

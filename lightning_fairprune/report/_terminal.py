@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from rich import box
-from rich.console import Group as Lines
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lightning_fairprune.report._compare import Comparison, Group
-from lightning_fairprune.report._rows import MEASURES, rows
-from lightning_fairprune.report._words import (
-    compared_with,
-    marks,
-    points,
-    signed,
-    verdict,
-)
+from lightning_fairprune.report._compare import Comparison
+from lightning_fairprune.report._tables import first_classes, settings_table
+from lightning_fairprune.report._words import NOTHING, compared_with, verdict
 
 MOST_ROWS, MOST_CLASSES = 20, 5
 SHOWN = ("average", "worst", "gap", "std", "alpha", "density")
@@ -32,57 +25,46 @@ def tables(comparison: Comparison) -> RenderableType:
         _classes(comparison),
     ]
     parts += [Text(f"Note: {note}", style="dim") for note in comparison.notes]
-    return Lines(*parts)
+    return Group(*parts)
 
 
 def _settings(comparison: Comparison) -> Table:
     table = _table(f"Recall on {comparison.data}, percent")
-    shown = [m for m in MEASURES if m.name in SHOWN]
-    table.add_column("setting", overflow="fold")
-    table.add_column("runs", justify="right", no_wrap=True)
-    for measure in shown:
-        table.add_column(measure.heading, justify="right", no_wrap=True)
-    table.add_column("worst class", overflow="fold")
-    found = rows(comparison)
-    for row in found[:MOST_ROWS]:
-        cells = []
-        for measure in shown:
-            mean, reach = row.cell(measure)
-            cells.append(Text(mean))
-            cells[-1].append(f"\n{reach}" if reach else "", style="dim")
-        table.add_row(Text(row.label), str(row.runs), *cells, Text(row.weakest))
-    if len(found) > MOST_ROWS:
-        table.add_row(Text(f"{len(found) - MOST_ROWS} more in summary.csv", style="dim"))
+    given = settings_table(comparison, SHOWN)
+    for name in given.head:
+        if name in ("setting", *given.text):
+            table.add_column(name, overflow="fold")
+        else:
+            table.add_column(name, justify="right", no_wrap=True)
+    for label, cells in given.rows[:MOST_ROWS]:
+        small = [f"\n{cell.small}" if cell.small else "" for cell in cells]
+        texts = [Text.assemble(c.text, (s, "dim")) for c, s in zip(cells, small, strict=True)]
+        table.add_row(Text(label), *texts)
+    if len(given.rows) > MOST_ROWS:
+        table.add_row(Text(f"{len(given.rows) - MOST_ROWS} more in summary.csv", style="dim"))
     return table
 
 
 def _classes(comparison: Comparison) -> Table:
     lost = comparison.reference is not None
+    numbers = ["before", "after", "change", "density"] if lost else ["after", "density"]
     table = _table("Classes that lost most" if lost else "Classes with the lowest recall")
-    table.add_column("setting", overflow="fold")
-    table.add_column("class", overflow="fold")
-    for heading in ("before", "after", "change") if lost else ("recall",):
+    for name in ("setting", "class"):
+        table.add_column(name, overflow="fold")
+    for name in numbers:
+        heading = name if lost or name == "density" else "recall"
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("density", justify="right", no_wrap=True)
     table.add_column("")
-    for group in comparison.groups[:MOST_ROWS]:
-        _add_classes(table, comparison, group)
+    for setting in comparison.settings[:MOST_ROWS]:
+        for i, line in enumerate(first_classes(comparison, setting, MOST_CLASSES)):
+            table.add_row(
+                Text("" if i else setting.label),
+                Text(line["class"]),
+                *(line[name] for name in numbers),
+                "" if line["significant"] == NOTHING else "significant",
+            )
+        table.add_section()
     return table
-
-
-def _add_classes(table: Table, comparison: Comparison, group: Group) -> None:
-    marked, change, lost = marks(group), group.change.nanmean(0), comparison.reference is not None
-    for i, k in enumerate(group.order[:MOST_CLASSES].tolist()):
-        recall = points(float(group.mean[k]))
-        before = points(float(group.mean_before[k]))
-        table.add_row(
-            Text(group.label if i == 0 else ""),
-            Text(comparison.class_names[k]),
-            *((before, recall, signed(float(change[k]))) if lost else (recall,)),
-            points(float(group.density[k])),
-            Text("significant" if k in marked else ""),
-        )
-    table.add_section()
 
 
 def _table(title: str) -> Table:

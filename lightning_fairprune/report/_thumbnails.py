@@ -32,18 +32,10 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class ClassExamples:
-    """Samples of one class; none appears twice.
+    """Samples of one class, or group; none appears twice.
 
-    With scores the four fields on the hardest and easiest are filled, without scores the two random ones.
-
-    Args:
-        label: the class (or group).
-        hardest_kept: the hardest first.
-        easiest_kept: the easiest first.
-        hardest_dropped: the hardest first.
-        easiest_dropped: the easiest first.
-        random_kept: drawn at random from those kept.
-        random_dropped: drawn at random from those dropped.
+    With scores the four fields on the hardest and easiest are filled, extremes first; without scores the two
+    random ones.
     """
 
     label: int
@@ -62,8 +54,8 @@ class Examples:
     Args:
         classes: one entry per class; none where the samples are not images.
         reason: a sentence on why there are no examples; "" when there are.
-        stretched: whether pixels of an image were not in [0, 1] (it was normalised, say) and were stretched from
-            its lowest to its highest value, so that colours are not the true ones.
+        stretched: whether pixels of an image were not in [0, 1] (it was normalised, say) and were stretched to
+            [0, 1], so that colours are not true.
     """
 
     classes: tuple[ClassExamples, ...] = ()
@@ -127,15 +119,13 @@ def examples(
         for label in labels:
             shown: dict[str, tuple[Example, ...]] = {}
             for kind, chosen in _chosen(record, kept, label, per_class, generator).items():
-                pictures = []
                 for index in chosen:
                     picture = _picture(dataset, index, size)
                     if isinstance(picture, str):
                         return Examples(reason=picture)
                     score = None if record.score is None else float(record.score[index])
-                    pictures.append(Example(index, score, picture[0]))
+                    shown[kind] = (*shown.get(kind, ()), Example(index, score, picture[0]))
                     stretched |= picture[1]
-                shown[kind] = tuple(pictures)
             found.append(ClassExamples(label, **shown))
     return Examples(tuple(found), stretched=stretched)
 
@@ -162,13 +152,11 @@ def _chosen(
             order = torch.randperm(len(members), generator=generator)[:most]
             found[f"random_{part}"] = members[order].tolist()
             continue
-        scores = record.score[members]
-        members, scores = members[~scores.isnan()], scores[~scores.isnan()]
-        order = scores.argsort(descending=True, stable=True)
-        hardest = min(most, (len(order) + 1) // 2)
-        easiest = min(most, len(order) - hardest)
-        found[f"hardest_{part}"] = members[order[:hardest]].tolist()
-        found[f"easiest_{part}"] = members[order[len(order) - easiest :].flip(0)].tolist()
+        members = members[~record.score[members].isnan()]
+        ranked = members[record.score[members].argsort(descending=True, stable=True)].tolist()
+        half = (len(ranked) + 1) // 2
+        found[f"hardest_{part}"] = ranked[:half][:most]
+        found[f"easiest_{part}"] = ranked[half:][::-1][:most]
     return found
 
 
@@ -203,11 +191,7 @@ def _picture(dataset: Any, index: int, size: int) -> tuple[bytes, bool] | str:
     except OSError as error:  # the files are elsewhere by now
         return f"Sample {index} cannot be read: {error}."
     image, stretched = _content(sample), False
-    if isinstance(image, Image.Image) and image.mode.startswith(("I", "F")):
-        import numpy as np
-
-        image = np.asarray(image)
-    if not isinstance(image, Image.Image):
+    if not isinstance(image, Image.Image) or image.mode.startswith(("I", "F")):
         pixels = None if image is None else _pixels(image)
         if pixels is None:
             return f"The samples are no images: sample {index} is {_in_words(sample)}."
@@ -273,12 +257,9 @@ def _pixels(image: Any) -> tuple[Any, bool] | None:
 
 
 def _in_words(sample: Any) -> str:
-    """Returns what a sample is: its type, and the shape or the names in it."""
     if isinstance(sample, tuple | list) and len(sample):
         return f"a {type(sample).__name__} with {_in_words(sample[0])} first"
     if isinstance(sample, Mapping):
-        return (
-            f"a {type(sample).__name__} with {', '.join(str(key) for key in sample) or 'nothing'}"
-        )
+        return f"a {type(sample).__name__} with {', '.join(map(str, sample)) or 'nothing'}"
     shape = getattr(sample, "shape", None)
     return f"a {type(sample).__name__}" + ("" if shape is None else f" {list(shape)}")

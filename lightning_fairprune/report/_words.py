@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from lightning_fairprune import recalls
-from lightning_fairprune.report._compare import RATE, Comparison, Group
+from lightning_fairprune.figures._classes import listed
+from lightning_fairprune.report._compare import RATE, Comparison, Setting
 
 NOTHING = "–"
 
@@ -41,20 +40,19 @@ def amount(value: float) -> str:
 
 
 def class_name(comparison: Comparison, k: int) -> str:
-    """Returns the name of a class as it can stand in a sentence."""
     return comparison.names[k] if comparison.names else f"class {k}"
 
 
 def verdict(comparison: Comparison, most: int = 8) -> list[str]:
     """Returns who pays, in one sentence for each of the first `most` settings."""
-    groups = comparison.groups
-    if len(groups) == 1:
-        text = _clause(comparison, groups[0]) + "."
+    settings = comparison.settings
+    if len(settings) == 1:
+        text = _clause(comparison, settings[0]) + "."
         # A class keeps its name as it is written.
         begins = text.startswith("no class ") or comparison.names is None
         return [text[0].upper() + text[1:] if begins else text]
-    sentences = [f"{group.label}: {_clause(comparison, group)}." for group in groups[:most]]
-    rest = len(groups) - len(sentences)
+    sentences = [f"{setting.label}: {_clause(comparison, setting)}." for setting in settings[:most]]
+    rest = len(settings) - len(sentences)
     if rest:
         sentences.append(f"{rest} more {'settings' if rest > 1 else 'setting'} below.")
     return sentences
@@ -64,64 +62,74 @@ def compared_with(comparison: Comparison) -> str:
     """Returns how runs were matched with the reference, in one sentence."""
     reference = comparison.reference
     if reference is None:
-        whole = [g for g in comparison.groups if all(run.record is None for run in g.runs)]
-        if not whole or len(whole) == len(comparison.groups):
+        whole = [s for s in comparison.settings if all(run.record is None for run in s.runs)]
+        if not whole or len(whole) == len(comparison.settings):
             return HOW_TO_GET_DISTORTION
         paths = [run.path.as_posix() for run in whole[0].runs]
         return f"{HOW_TO_GET_DISTORTION} Here these could be {listed(paths, 3)}."
     count = len(reference.recall)
     if not reference.runs:
-        alone = [group.label for group in comparison.groups if group.before is None]
+        alone = [setting.label for setting in comparison.settings if setting.before is None]
         text = f"Distortion is relative to the reference that each run has kept ({count} in all)."
         return text + (f" None was kept by {', '.join(alone)}." if alone else "")
     models = f"{count} reference {'runs' if count > 1 else 'run'}"
-    ways = {group.pairing for group in comparison.groups}
+    ways = {setting.pairing for setting in comparison.settings}
     if ways == {"seed"}:
         return f"Each run is compared with the one of equal seed among {models}."
     mean = f"the mean recall of {models}" if count > 1 else "the one reference run"
     if ways == {"mean"}:
         return f"Every run is compared with {mean}: seeds are unknown or do not match."
-    seeded = ", ".join(group.label for group in comparison.groups if group.pairing == "seed")
+    seeded = ", ".join(
+        setting.label for setting in comparison.settings if setting.pairing == "seed"
+    )
     return (
         f"Runs of {seeded} are compared with the reference run of equal seed, others with {mean}."
     )
 
 
-def marks(group: Group) -> dict[int, str]:
+def marks(setting: Setting) -> dict[int, str]:
     """Returns "lost" or "gained" for classes whose relative recall changed significantly."""
-    if group.test is None:
+    if setting.test is None:
         return {}
-    lost = dict.fromkeys(group.test.lost(RATE).tolist(), "lost")
-    return lost | dict.fromkeys(group.test.gained(RATE).tolist(), "gained")
+    lost = dict.fromkeys(setting.test.lost(RATE).tolist(), "lost")
+    return lost | dict.fromkeys(setting.test.gained(RATE).tolist(), "gained")
 
 
-def listed(items: Sequence[str], most: int = 8) -> str:
-    """Returns the first of several words, and how many more there are."""
-    more = len(items) - most
-    return ", ".join(items[:most]) + (f" and {more} more" if more > 0 else "")
+def findings(comparison: Comparison, setting: Setting) -> str:
+    """Returns which classes changed significantly, in one sentence; nothing without a test."""
+    if setting.test is None:
+        return ""
+    found, parts = marks(setting), []
+    if not found:
+        return "No class changed significantly relative to the average."
+    for kind in ("lost", "gained"):
+        classes = [k for k in setting.order.tolist() if found.get(k) == kind]
+        if classes:
+            parts.append(f"{kind}: {listed([comparison.class_names[k] for k in classes])}")
+    return f"Changed significantly relative to the average - {'; '.join(parts)}."
 
 
-def _clause(comparison: Comparison, group: Group) -> str:
-    mean = group.mean
-    if group.before is None:
-        k = group.weakest
-        below = group.summaries["average"].mean - float(mean[k])
+def _clause(comparison: Comparison, setting: Setting) -> str:
+    mean = setting.mean
+    if setting.before is None:
+        k = setting.weakest
+        below = setting.summaries["average"].mean - float(mean[k])
         return (
             f"{class_name(comparison, k)} has the lowest recall, {points(float(mean[k]))}, "
             f"{points(below)} points below the average"
         )
-    k = int(group.order[0])
-    change, before = float(group.change.nanmean(0)[k]), float(group.mean_before[k])
-    average = float((group.values["average"] - group.before.nanmean(1)).mean())
+    k = int(setting.order[0])
+    change, before = float(setting.change.nanmean(0)[k]), float(setting.mean_before[k])
+    average = float((setting.values["average"] - setting.before.nanmean(1)).mean())
     numbers = f"({points(before)} → {points(float(mean[k]))})"
-    # What the reader sees decides, and he sees one decimal.
+    # What the reader sees decides: one decimal.
     moved = "stayed" if abs(average) < 0.0005 else ("lost" if average < 0 else "gained")
     rest = f"the average {moved}" + ("" if moved == "stayed" else f" {points(abs(average))}")
     # The mean of the worst, as in the table, and not the worst of the mean.
-    all_before = group.before
-    if group.pairing == "mean" and comparison.reference is not None:
+    all_before = setting.before
+    if setting.pairing == "mean" and comparison.reference is not None:
         all_before = comparison.reference.recall
-    first, then = (float(recalls.worst(values).mean()) for values in (all_before, group.recall))
+    first, then = (float(recalls.worst(values).mean()) for values in (all_before, setting.recall))
     rest += f"; the worst class went from {points(first)} to {points(then)}"
     name = class_name(comparison, k)
     if change > -0.0005:

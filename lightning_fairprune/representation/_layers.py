@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_fairprune._model.borrowed import borrowed, device_of
 from lightning_fairprune._model.trees import first_tensor
 from lightning_fairprune.representation._measures import FROM_PRODUCTS, linear_cka
 from lightning_fairprune.representation._products import Products, rows_of
-
-__all__ = ["compare_layers"]
 
 _CONVOLUTIONS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
@@ -38,8 +36,8 @@ def compare_layers(
 ) -> dict[str, float]:
     """Returns how alike the outputs of each layer of two networks are on the same samples.
 
-    One pass through both in evaluation mode and without gradients. Afterwards, also after an error, every module is
-    in the mode it was in and no hook is left.
+    One pass through both in evaluation mode and without gradients. Afterwards, also after an error, both are as they
+    were, and so are random states.
 
     Every position of a feature map, and every token, is a row. For `linear_cka` and `svcca`, also with keywords
     (``partial(linear_cka, debiased=True)``), rows are summed up as they come, in (D1 + D2)^2 float64 numbers per layer
@@ -81,7 +79,7 @@ def compare_layers(
     names = _names(dense, pruned, layers)
     comparisons: dict[str, _Layer] = {}
     empty = True
-    with _evaluating(dense), _evaluating(pruned), torch.no_grad():
+    with borrowed(dense), borrowed(pruned), torch.no_grad():
         for batch in batches:
             empty = False
             first = _outputs(dense, names, batch, forward, positions)
@@ -170,17 +168,6 @@ def _names(dense: nn.Module, pruned: nn.Module, layers: Sequence[str] | None) ->
     return list(dict.fromkeys(layers))
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training:
-            module.training = mode
-
-
 def _outputs(
     model: nn.Module, names: Sequence[str], batch: Any, forward: Forward | None, positions: int
 ) -> dict[str, Tensor]:
@@ -198,8 +185,7 @@ def _outputs(
         if forward is not None:
             forward(model, batch)
         else:
-            device = next((p.device for p in model.parameters()), torch.device("cpu"))
-            model(first_tensor(batch).to(device))
+            model(first_tensor(batch).to(device_of(model)))
     finally:
         for handle in handles:
             handle.remove()

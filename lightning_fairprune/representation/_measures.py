@@ -9,8 +9,6 @@ from torch import Tensor
 
 from lightning_fairprune.representation._products import Products, paired
 
-__all__ = ["FROM_PRODUCTS", "linear_cka", "svcca"]
-
 
 def linear_cka(x: Tensor, y: Tensor, *, debiased: bool = False) -> Tensor:
     r"""Returns the centred kernel alignment of two sets of features with a linear kernel.
@@ -67,9 +65,7 @@ def svcca(x: Tensor, y: Tensor, *, variance: float = 0.99) -> Tensor:
     "SVCCA: Singular Vector Canonical Correlation Analysis for Deep Learning Dynamics and Interpretability"
     (NeurIPS 2017, arXiv 1706.05806), section 2. All these directions count alike, however little they vary.
 
-    Differs from the published tool, which cuts nothing off by itself, averages only the largest correlations that have
-    98 % of their sum, and in `robust_cca_similarity` hands its threshold on in the place of the ridge: what can be
-    confused here is a keyword.
+    The published tool averages only the largest correlations that have 98 % of their sum.
 
     Of few samples, unrelated features seem alike: for noise it is about 0.85 times the square root of k / n.
 
@@ -101,8 +97,7 @@ def svcca(x: Tensor, y: Tensor, *, variance: float = 0.99) -> Tensor:
 
 
 def _cka_from(products: Products, *, debiased: bool = False) -> Tensor:
-    least = 4 if debiased else 2
-    if products.n < least:
+    if products.n < (least := 4 if debiased else 2):
         raise ValueError(f"there must be at least {least} rows, got {products.n}.")
     values = torch.stack([value.square().sum() for value in products.centred()])
     norms, norm_products = products.norms()
@@ -134,8 +129,8 @@ def _alignment(
     """Returns CKA of <K, K>, <K, L> and <L, L>; norms are the diagonals of the centred K and L."""
     if debiased:
         # Centred rows sum to 0, which leaves two of the four terms of Song et al.
-        shared = torch.stack([norm_products[0, 0], norm_products[0, 1], norm_products[1, 1]])
-        outer = torch.stack([norms[0] * norms[0], norms[0] * norms[1], norms[1] * norms[1]])
+        first, second = torch.triu_indices(2, 2)
+        shared, outer = norm_products[first, second], norms[first] * norms[second]
         products = products - n / (n - 2) * shared + outer / ((n - 1) * (n - 2))
     xx, xy, yy = products
     # Clamping takes off rounding errors and leaves NaN.
@@ -150,7 +145,7 @@ def _check_variance(variance: float) -> None:
 
 def _directions(variances: Tensor, n: int, variance: float) -> int:
     """Returns how many of the sorted variances add up to a fraction of their sum; none of constant features."""
-    # What is above rounding errors.
+    # Above rounding errors.
     real = variances > variances[0] * max(n, len(variances)) * torch.finfo(variances.dtype).eps
     variances = variances * real
     shares = variances.cumsum(0) / variances.sum()

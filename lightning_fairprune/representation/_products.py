@@ -5,26 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["Products", "paired", "rows_of"]
-
 
 def rows_of(features: Tensor, channels: int = 1) -> Tensor:
-    """Returns features with every position of a feature map as a row, [n * positions, C].
-
-    Example:
-        >>> rows_of(torch.arange(4).view(1, 2, 1, 2))  # two channels at two positions
-        tensor([[0, 2],
-                [1, 3]])
-    """
+    """Returns features with every position of a feature map as a row, [n * positions, C]."""
     return features.movedim(channels, -1).flatten(0, -2)
 
 
 def paired(x: Tensor, y: Tensor, least: int) -> tuple[Tensor, Tensor]:
-    """Returns two sets of features as centred float64 rows, [n, D1] and [n, D2], on the device of the first.
-
-    Raises:
-        ValueError: If they are no features, not finite, not of the same rows, or of fewer than `least`.
-    """
+    """Returns two sets of features as centred float64 rows, [n, D1] and [n, D2], on the device of the first."""
     found = []
     for name, value in (("x", x), ("y", y)):
         if value.ndim < 2 or not value.is_floating_point():
@@ -59,17 +47,8 @@ def _centred(rows: Tensor) -> Tensor:
 class Products:
     """Sums over rows that come batch by batch, equal to what all rows at once would give.
 
-    They take (D1 + D2)^2 numbers at most, however many rows there are.
-
-    Args:
-        x: the first rows, [m, D1]: one of them is the origin, so that a mean far from 0 costs no digits.
-        y: the same rows of the other features, [m, D2].
-
-    Example:
-        >>> products = Products(torch.tensor([[1.0], [3.0]]), torch.tensor([[0.0], [4.0]]))
-        >>> products.add(torch.tensor([[5.0]]), torch.tensor([[2.0]]))
-        >>> products.centred()[1]  # sum of (-2, 0, 2) * (-2, 2, 0)
-        tensor([[4.]], dtype=torch.float64)
+    They take (D1 + D2)^2 numbers at most, however many rows there are. The first of the rows `x`, [m, D1], is the
+    origin, so that a mean far from 0 costs no digits; `y`, [m, D2], are the same rows of the other features.
     """
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
@@ -87,7 +66,6 @@ class Products:
         self.add(x, y)
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Adds rows, [m, D1] and [m, D2]."""
         x, y = x.double() - self._origins[0], y.double() - self._origins[1]
         norms = torch.stack([(x * x).sum(1), (y * y).sum(1)], 1)
         self.n += len(x)
@@ -102,7 +80,6 @@ class Products:
         self._y_norms += y.T @ norms
 
     def check_finite(self) -> None:
-        """Raises a ValueError if a row was not finite."""
         if not bool(self._norms.isfinite().all()):
             raise ValueError("its features must be finite, got NaN or infinity.")
 
@@ -119,10 +96,7 @@ class Products:
         r"""Returns sums over the rows of the squared norms of the centred features, and of their products.
 
         With :math:`a_i = |x_i|^2` relative to the origin and m the mean, that of a centred row is
-        :math:`k_i = a_i - 2 m \cdot x_i + m \cdot m`; the products of two such sums are written out.
-
-        Returns:
-            Sums of k and l, [2], and of kk, kl, lk and ll, [2, 2].
+        :math:`k_i = a_i - 2 m \cdot x_i + m \cdot m`: sums of k and l, [2], and of kk, kl, lk and ll, [2, 2].
         """
         n = self.n
         means = (self._x / n, self._y / n)

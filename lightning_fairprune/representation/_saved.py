@@ -6,12 +6,11 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from lightning_fairprune._files import RUN_FOLDER, read_json, understanding, write_whole
-
-__all__ = ["FILE", "Similarity", "load", "save"]
 
 _KIND, _VERSION = "representation", "1"
 FILE = "similarity.json"
@@ -60,14 +59,9 @@ def save(
     values = {str(name): float(value) for name, value in layers.items()}
     _check(values)
     file.parent.mkdir(parents=True, exist_ok=True)
-    content = {
-        "format": _KIND,
-        "version": _VERSION,
-        "measure": measure,
-        "layers": {name: None if math.isnan(v) else v for name, v in values.items()},
-    }
-    text = json.dumps(content, indent=1) + "\n"
-    write_whole(file, lambda temporary: temporary.write_text(text))
+    numbers = {name: None if math.isnan(v) else v for name, v in values.items()}
+    content = {"format": _KIND, "version": _VERSION, "measure": measure, "layers": numbers}
+    write_whole(file, partial(Path.write_text, data=json.dumps(content, indent=1) + "\n"))
 
 
 def load(path: str | os.PathLike[str]) -> Similarity:
@@ -82,11 +76,6 @@ def load(path: str | os.PathLike[str]) -> Similarity:
     Raises:
         FileNotFoundError: If there is nothing.
         ValueError: If the file is damaged, of another kind or of another version.
-
-    Example:
-        >>> load("nowhere")
-        Traceback (most recent call last):
-        FileNotFoundError: There is no file 'nowhere/fairprune/similarity.json'.
     """
     file = Path(path) / FILE
     file = file if file.is_file() else _file(path)

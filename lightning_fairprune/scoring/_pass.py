@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from rich.console import Console
+from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from lightning_fairprune._lightning.outside_fit import logits_of, undisturbed
 from lightning_fairprune._model.weights import weights_of
@@ -62,7 +64,7 @@ def score_pass(
         resume: file that keeps what is done, every half a minute; a pass that was stopped and has the same weights goes on
             there. Processes and query models get files of their own next to it, which stay. Another data set wants
             another file.
-        progress: whether to show a bar, on the first process.
+        progress: whether to show a bar on a terminal, on the first process.
 
     Returns:
         Scores [N] in the order of the data set, on the CPU, as `score` has them: higher = harder.
@@ -109,20 +111,19 @@ def run(
     observer = Observer(model, wanted, logits_fn)
     rows: list[dict[str, Tensor]] = []
     sources: tuple[Path | None, ...] = wanted.checkpoints or (None,)
-    total = share.batches * len(sources)
-    with (
-        tqdm(
-            total=total, desc="scoring pass", disable=not progress or share.rank > 0, leave=False
-        ) as bar,
-        undisturbed(model),
-    ):
+    console = Console(stderr=True)
+    shown = progress and share.rank == 0 and (console.is_terminal or console.is_jupyter)
+    bars = Progress(console=console, transient=True, disable=not shown)
+    with bars as bar, undisturbed(model) as own:
+        task = bar.add_task("scoring pass", total=share.batches * len(sources))
+        step = partial(bar.advance, task)
         for m, source in enumerate(sources):
             file = None
             if resume is not None:
                 file = PassFile(resume, f"{m}.rank{share.rank}of{share.world}")
                 file.check()
-            with weights_of(model, source):
-                rows.append(share.gathered(look(share, observer, file, bar.update), model))
+            with weights_of(model, source, own):
+                rows.append(share.gathered(look(share, observer, file, step), model))
     return _combine(wanted, rows)
 
 

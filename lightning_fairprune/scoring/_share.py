@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from lightning_fairprune._loading.index import IndexCollate, IndexedBatch, IndexView
 from lightning_fairprune._loading.rebuild import check_restrictable, sampled_dataset
+from lightning_fairprune._model.borrowed import device_of
 
 __all__ = ["Share"]
 
@@ -70,7 +71,7 @@ class Share:
         """Returns values [N, ...] with the rows of all processes, on the CPU."""
         if self.world == 1:
             return {name: value.cpu() for name, value in values.items()}
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        device = device_of(model)
         whole = {}
         for name, value in values.items():
             parts = []

@@ -49,9 +49,8 @@ def class_change_test(
     """Return which classes pruning treats better or worse than the model as a whole.
 
     Welch's test per class of `recall - accuracy` over two populations of models: Hooker et al., "What Do
-    Compressed Deep Neural Networks Forget?" (arXiv 1911.05248). Here each model's own accuracy is taken off;
-    the published code takes off one number, the mean over the population, which passing that number
-    repeats. The code does not correct for the number of classes.
+    Compressed Deep Neural Networks Forget?" (arXiv 1911.05248). By default each model's own accuracy is taken
+    off; the published code takes off the mean over the population, and does not correct for the number of classes.
 
     Args:
         recall_before: recalls of the unpruned models, [M, K]. NaN is left out.

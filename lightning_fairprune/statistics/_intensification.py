@@ -16,7 +16,7 @@ from lightning_fairprune.statistics._numbers import (
     fractions,
     moments,
     numbers,
-    special,
+    scipy_stats,
 )
 
 __all__ = ["Summary", "half_widths", "intensification_line", "intensification_ratio", "summarise"]
@@ -28,7 +28,7 @@ class Summary:
 
     Args:
         mean: mean over the models; NaN without one.
-        sd: unbiased standard deviation; NaN below two models, as are the ends of the interval.
+        sd: unbiased standard deviation; NaN below two models, as are `low` and `high`.
         low: lower end of the confidence interval of the mean.
         high: upper end.
         label: ">" if the interval lies above the value compared with, "<" if below, "?" otherwise.
@@ -97,17 +97,8 @@ def intensification_line(
     Good et al., Figure 5. The mean of the models' own ratios is another number: here a model with large
     balances weighs more.
 
-    Args:
-        recall_before: recalls of the unpruned models, [M, K].
-        recall_after: recalls of the same models after pruning, [M, K].
-        accuracy_before: as for `intensification_ratio`, [M].
-        accuracy_after: as for `intensification_ratio`, [M].
-
-    Returns:
-        The slope and r^2; NaN where undefined.
-
-    Raises:
-        ValueError: If the shapes do not fit or a value is infinite.
+    Arguments and errors are those of `intensification_ratio`, with recalls [M, K] and accuracies [M]; slope and
+    r^2 are NaN where undefined.
 
     Example:
         Balances of 1/8 and 1/4 either way become twice as large in both models.
@@ -162,8 +153,7 @@ def summarise(
         raise ValueError(f"`alpha` must be [M], one value per model, got {list(values.shape)}.")
     if not 0 < level < 1:
         raise ValueError(f"`level` must be in (0, 1), got {level}.")
-    n, mean, squares = moments(values)
-    sd = (squares / (n - 1)).sqrt()
+    n, mean, sd = moments(values)
     reach = half_widths(values, level)
     low, high = float(mean - reach), float(mean + reach)
     slack = ROUNDING * max(abs(against), 1.0)
@@ -200,10 +190,9 @@ def half_widths(values: Tensor | Sequence[Any], level: float = 0.95) -> Tensor:
         raise ValueError("`values` must be [M, ...], one value per model, got a single number.")
     if not 0 < level < 1:
         raise ValueError(f"`level` must be in (0, 1), got {level}.")
-    n, _, squares = moments(found.movedim(0, -1))
-    freedom = (n - 1).clamp(min=1)
-    t = torch.as_tensor(special().stdtrit(freedom.numpy(), (1 + level) / 2))
-    return (t * (squares / freedom / n).sqrt()).where(n > 1, torch.nan)
+    n, _, sd = moments(found.movedim(0, -1))
+    t = scipy_stats().t.ppf((1 + level) / 2, (n - 1).numpy())
+    return torch.as_tensor(t, dtype=torch.float64) * sd / n.sqrt()
 
 
 def _arguments(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_fairprune.statistics._numbers import fractions
+from lightning_fairprune.statistics._numbers import fractions, scipy_stats
 
 __all__ = ["benjamini_hochberg", "bonferroni", "holm"]
 
@@ -37,61 +37,31 @@ def holm(p: Tensor | Sequence[Any]) -> Tensor:
     """Return Holm's adjusted p-values: never above Bonferroni's, for the same family-wise error.
 
     The i-th smallest of m is multiplied by `m - i + 1`, and is at least the one before it: Holm, "A simple
-    sequentially rejective multiple test procedure" (Scandinavian Journal of Statistics, 1979).
-
-    Args:
-        p: as for `bonferroni`.
-
-    Returns:
-        Adjusted p-values, float64, of the shape of `p`.
-
-    Raises:
-        ValueError: If a value is outside [0, 1].
+    sequentially rejective multiple test procedure" (Scandinavian Journal of Statistics, 1979). Argument,
+    shape and errors are those of `bonferroni`.
 
     Example:
         >>> holm([0.01, 0.4, float("nan"), 0.02])
         tensor([0.0300, 0.4000,    nan, 0.0400], dtype=torch.float64)
     """
     values = fractions("p", p)
-    ordered, order, rank = _ordered(values)
-    stepped = (ordered * (len(ordered) - rank + 1)).cummax(0).values
-    return _put_back(values, order, stepped)
+    ordered, order = values[known := ~values.isnan()].sort(stable=True)
+    stepped = (ordered * torch.arange(len(order), 0, -1)).cummax(0).values.clamp_max(1)
+    return values.masked_scatter(known, stepped[order.argsort()])
 
 
 def benjamini_hochberg(p: Tensor | Sequence[Any]) -> Tensor:
     """Return adjusted p-values that bound the share of false findings among all findings.
 
     The i-th smallest of m is multiplied by `m / i`, and is at most the one after it: Benjamini and Hochberg,
-    "Controlling the False Discovery Rate" (Journal of the Royal Statistical Society B, 1995).
-
-    Args:
-        p: as for `bonferroni`.
-
-    Returns:
-        Adjusted p-values, float64, of the shape of `p`.
-
-    Raises:
-        ValueError: If a value is outside [0, 1].
+    "Controlling the False Discovery Rate" (Journal of the Royal Statistical Society B, 1995). Argument,
+    shape and errors are those of `bonferroni`, besides the need for scipy.
 
     Example:
         >>> benjamini_hochberg([0.01, 0.4, float("nan"), 0.02])
         tensor([0.0300, 0.4000,    nan, 0.0300], dtype=torch.float64)
     """
     values = fractions("p", p)
-    ordered, order, rank = _ordered(values)
-    stepped = (ordered * len(ordered) / rank).flip(0).cummin(0).values.flip(0)
-    return _put_back(values, order, stepped)
-
-
-def _ordered(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the values that are not NaN ascending, where they stand, and their ranks from 1."""
-    order = values.flatten().argsort(stable=True)  # NaN goes last
-    order = order[: int((~values.isnan()).sum())]
-    return values.flatten()[order], order, torch.arange(1, len(order) + 1)
-
-
-def _put_back(values: Tensor, order: Tensor, adjusted: Tensor) -> Tensor:
-    """Return `adjusted` at its places, at most 1, and NaN elsewhere."""
-    flat = torch.full_like(values.flatten(), torch.nan)
-    flat[order] = adjusted.clamp_max(1)
-    return flat.view_as(values)
+    known = ~values.isnan()
+    adjusted = scipy_stats().false_discovery_control(values[known].numpy())
+    return values.masked_scatter(known, torch.as_tensor(adjusted))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["ROUNDING", "accuracies", "fractions", "moments", "numbers", "special", "table"]
+__all__ = ["ROUNDING", "accuracies", "fractions", "moments", "numbers", "scipy_stats"]
 
 ROUNDING = 1e-12  # of the values: what is closer than this differs by rounding alone
 
@@ -23,17 +23,6 @@ def numbers(name: str, values: Tensor | Sequence[Any] | float) -> Tensor:
         found = torch.tensor(values, dtype=torch.float64)  # copies: an array may be read-only
     if bool(found.isinf().any()):
         raise ValueError(f"`{name}` must be finite, or NaN for what is not known; it holds inf.")
-    return found
-
-
-def table(name: str, values: Tensor | Sequence[Any]) -> Tensor:
-    """Return [T, M] with at least two rows."""
-    found = numbers(name, values)
-    if found.ndim != 2 or len(found) < 2:
-        raise ValueError(
-            f"`{name}` must be [T, M], a row for each of at least two conditions and a column per model, "
-            f"got {list(found.shape)}."
-        )
     return found
 
 
@@ -65,19 +54,19 @@ def accuracies(
 
 
 def moments(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return number, mean and sum of squared deviations over the last axis of what is not NaN."""
+    """Return number, mean and unbiased deviation over the last axis of what is not NaN."""
     n = (~values.isnan()).sum(-1).double()
     mean = values.nansum(-1) / n
-    squares = (values - mean[..., None]).square().nansum(-1)
-    return n, mean, squares.where(n > 0, torch.nan)
+    sd = ((values - mean[..., None]).square().nansum(-1) / (n - 1)).sqrt()
+    return n, mean, sd.where(n > 1, torch.nan)
 
 
-def special() -> Any:
-    """Return `scipy.special`, which knows the t distribution."""
+def scipy_stats() -> Any:
+    """Return `scipy.stats`, which few need and which is slow to import."""
     try:
-        from scipy import special
+        from scipy import stats
     except ImportError as error:
         raise ImportError(
             "intervals and tests need scipy: pip install 'lightning-fairprune[report]'."
         ) from error
-    return special
+    return stats

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_fairprune.statistics._multiplicity import bonferroni
-from lightning_fairprune.statistics._numbers import ROUNDING, moments, numbers, special, table
+from lightning_fairprune.statistics._numbers import ROUNDING, moments, numbers, scipy_stats
 
 __all__ = ["TTest", "all_pairs_tests", "consecutive_tests", "independent_test", "paired_test"]
 
@@ -63,9 +64,9 @@ def paired_test(
             "`x` and `y` must have one shape [..., M], a value per model, got "
             f"{list(first.shape)} and {list(second.shape)}."
         )
-    n, mean, squares = moments(first - second)
-    error = (squares / (n - 1) / n).sqrt()
-    return _t_test(mean, error, n - 1, torch.cat([first, second], -1), alternative)
+    # The differences against a constant 0, which adds nothing to error and degrees of freedom.
+    zero = torch.zeros(2, dtype=torch.float64)
+    return _t_test(first - second, zero, torch.cat([first, second], -1), alternative, False)
 
 
 def independent_test(
@@ -104,16 +105,7 @@ def independent_test(
             "`x` [..., M] and `y` [..., M2] must agree in all but the last axis, got "
             f"{list(first.shape)} and {list(second.shape)}."
         )
-    (n, mean, squares), (n2, mean2, squares2) = moments(first), moments(second)
-    if equal_var:
-        df = n + n2 - 2
-        error = ((squares + squares2) / df * (1 / n + 1 / n2)).sqrt()
-    else:
-        a, b = squares / (n - 1) / n, squares2 / (n2 - 1) / n2
-        df = (a + b).square() / (a.square() / (n - 1) + b.square() / (n2 - 1))
-        df = torch.where(a + b == 0, n + n2 - 2, df)
-        error = (a + b).sqrt()
-    return _t_test(mean - mean2, error, df, torch.cat([first, second], -1), alternative)
+    return _t_test(first, second, torch.cat([first, second], -1), alternative, equal_var)
 
 
 def consecutive_tests(alphas: Tensor | Sequence[Any], alternative: Alternative = "less") -> TTest:
@@ -123,15 +115,14 @@ def consecutive_tests(alphas: Tensor | Sequence[Any], alternative: Alternative =
     number of tests.
 
     Args:
-        alphas: intensification ratios, in the order of the pruning ratios, [T, M].
+        alphas: intensification ratios in the order of the pruning ratios, [T, M] with T of at least 2.
         alternative: "less" for the alternative that the first of two is the smaller.
 
     Returns:
         The tests, [T - 1]; `adjusted` is the paper's p.
 
     Raises:
-        ValueError: If `alphas` is not [T, M] with T of at least 2.
-        ImportError: If scipy is missing.
+        ValueError: If `alphas` has another shape.
 
     Example:
         Mean differences -.3 and -.4, both with deviation .1: t is -5.196 and -6.928.
@@ -142,7 +133,7 @@ def consecutive_tests(alphas: Tensor | Sequence[Any], alternative: Alternative =
         >>> found.adjusted
         tensor([0.0351, 0.0202], dtype=torch.float64)
     """
-    values = table("alphas", alphas)
+    values = _conditions(alphas)
     return paired_test(values[:-1], values[1:], alternative)
 
 
@@ -152,37 +143,47 @@ def all_pairs_tests(alphas: Tensor | Sequence[Any]) -> tuple[Tensor, TTest]:
     Good et al., section 7.4, where the rows are pruning methods applied to the same models.
 
     Args:
-        alphas: one row per method, [T, M].
+        alphas: one row per method, [T, M] with T of at least 2.
 
     Returns:
         The rows compared, int64 [P, 2] with P = T (T - 1) / 2, and their tests, [P].
 
     Raises:
-        ValueError: If `alphas` is not [T, M] with T of at least 2.
-        ImportError: If scipy is missing.
+        ValueError: If `alphas` has another shape.
 
     Example:
         >>> pairs, found = all_pairs_tests([[1.0, 2.0], [2.0, 4.0], [4.0, 5.0]])
         >>> pairs.tolist(), [round(t, 3) for t in found.statistic.tolist()]
         ([[0, 1], [0, 2], [1, 2]], [-3.0, -inf, -3.0])
     """
-    values = table("alphas", alphas)
+    values = _conditions(alphas)
     pairs = torch.combinations(torch.arange(len(values)))
     return pairs, paired_test(values[pairs[:, 0]], values[pairs[:, 1]])
 
 
-def _t_test(
-    difference: Tensor, error: Tensor, df: Tensor, values: Tensor, alternative: Alternative
-) -> TTest:
-    """Return the test of a difference with its standard error, [...], made of `values` [..., M]."""
-    if alternative not in get_args(Alternative):
+def _conditions(alphas: Tensor | Sequence[Any]) -> Tensor:
+    values = numbers("alphas", alphas)
+    if values.ndim != 2 or len(values) < 2:
         raise ValueError(
-            f"`alternative` must be one of {get_args(Alternative)}, got {alternative!r}."
+            "`alphas` must be [T, M], a row for each of at least two conditions and a column per model, "
+            f"got {list(values.shape)}."
         )
+    return values
+
+
+def _t_test(
+    x: Tensor, y: Tensor, values: Tensor, alternative: Alternative, equal_var: bool
+) -> TTest:
+    """Return the test of x against y, which were made of `values`: what differs by their rounding is equal."""
+    ways = get_args(Alternative)
+    if alternative not in ways:
+        raise ValueError(f"`alternative` must be one of {ways}, got {alternative!r}.")
     slack = ROUNDING * values.abs().nansum(-1)
-    error = error.masked_fill(error <= slack, 0)
-    t = difference.masked_fill(difference.abs() <= slack, 0) / error
-    below = {"two-sided": -t.abs(), "less": t, "greater": -t}[alternative]
-    p = torch.as_tensor(special().stdtr(df.numpy(), below.numpy()))
-    p = 2 * p if alternative == "two-sided" else p
+    (n, mean, sd), (n2, mean2, sd2) = moments(x), moments(y)
+    mean2 = mean.where((mean - mean2).abs() <= slack, mean2)
+    sd, sd2 = (s.masked_fill(s <= slack, 0) for s in (sd, sd2))
+    sides = [side.numpy() for side in (mean, sd, n, mean2, sd2, n2)]
+    with np.errstate(divide="ignore", invalid="ignore"):  # too few models, or no spread
+        found = scipy_stats().ttest_ind_from_stats(*sides, equal_var, alternative)
+    t, p = (torch.as_tensor(value, dtype=torch.float64) for value in found)
     return TTest(t, p, bonferroni(p))

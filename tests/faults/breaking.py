@@ -11,10 +11,12 @@ from typing import Any
 
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from lightning_fairprune import _files, decision, source
-from lightning_fairprune.callbacks._data import warmup as _warmup
+from lightning_fairprune import _files
+from lightning_fairprune._loading import source
+from lightning_fairprune._observe import warmup as _warmup
 from lightning_fairprune.callbacks._weights import masks as _weight_masks
 from lightning_fairprune.scoring import _share
+from lightning_fairprune.selection import decision
 
 
 class Broken(RuntimeError):

@@ -26,7 +26,7 @@ from lightning_fairprune.history import RecallHistory
 from lightning_fairprune.records.pruning_record import PruningRecord
 
 N, EPOCHS, WARMUP, BATCHES, KEPT_BATCHES = 103, 4, 2, 11, 5
-GROUP_SECONDS = 20  # what a user of several ranks waits at most for one that is gone
+GROUP_SECONDS = 100  # what a user of several ranks waits at most for one that is gone
 
 PRUNE: dict[str, dict[str, Any]] = {
     # Each has something to lose: quotas with a memory, dynamics, fresh draws, a copy of the weights.

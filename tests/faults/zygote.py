@@ -1,7 +1,7 @@
 """A process that has imported everything once and forks a child for each training.
 
-Reads one request a line, ``{"id", "ranks": [task, ...], "timeout"}``, and answers when all its ranks have
-ended. Nothing is trained here: a fork after autograd or a loader has run is not safe.
+Reads one request a line, ``{"id", "ranks": [task, ...], "meeting", "timeout"}``, and answers when all
+its ranks have ended. Nothing is trained here: a fork after autograd or a loader has run is not safe.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import select
 import signal
-import socket
 import sys
 import time
 from dataclasses import dataclass, field
@@ -67,17 +66,12 @@ def begin(request: dict[str, Any]) -> Run:
 
     run = Run(request["id"], time.monotonic() + request["timeout"])
     tasks = request["ranks"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     for rank, task in enumerate(tasks):
         pid = os.fork()
         if pid == 0:
             os.setsid()
             if len(tasks) > 1:
-                os.environ |= {
-                    "MASTER_ADDR": "127.0.0.1",
-                    "MASTER_PORT": str(port),
+                os.environ |= request["meeting"] | {
                     "WORLD_SIZE": str(len(tasks)),
                     "NODE_RANK": "0",
                     "LOCAL_RANK": str(rank),

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -17,130 +16,45 @@ from torch.nn import BatchNorm1d
 from lightning_fairprune._lightning.kinds import is_overridden, is_strategy, shards_weights
 from lightning_fairprune._loading.source import TrainSource
 from lightning_fairprune._loading.wrapper import Wrapper
-
-if TYPE_CHECKING:
-    from lightning_fairprune.callbacks.data_pruning import DataPruning
-from lightning_fairprune.callbacks._arguments import function, number
+from lightning_fairprune.callbacks._arguments import called
 from lightning_fairprune.callbacks._data.length import limited, resolve_warmup
-
-KEEP = ("random", "hard", "easy", "stratified")
-AFTER = ("continue", "restart")
-
-
-def arguments(
-    *,
-    density: float,
-    warmup_epochs: float,
-    score: object,
-    quota: Callable[..., object] | None,
-    keep: str,
-    after: str,
-    resample_every: int | None,
-    update_every: int | None,
-    recall_window: int,
-    shrinkage: float,
-    floor: int,
-    recall_dataloader: int,
-    seed: int,
-) -> None:
-    """Checks the arguments of DataPruning on their own."""
-    function("score", score, "scores.el2n")
-    function("quota", quota, "quotas.drop")
-    number("density", density)
-    number("warmup_epochs", warmup_epochs)
-    number("shrinkage", shrinkage)
-    number("recall_window", recall_window, whole=True)
-    number("floor", floor, whole=True)
-    number("recall_dataloader", recall_dataloader, whole=True)
-    number("seed", seed, whole=True)
-    if not 0 < density <= 1:
-        raise ValueError(f"`density` must be in (0, 1], got {density}.")
-    if isinstance(warmup_epochs, float) and not 0 < warmup_epochs < 1:
-        raise ValueError(
-            "`warmup_epochs` must be a whole number of epochs or a fraction of training in (0, 1), "
-            f"got {warmup_epochs}."
-        )
-    if warmup_epochs <= 0:
-        raise ValueError(
-            f"`warmup_epochs` must be at least 1, got {warmup_epochs}: labels, scores and recalls "
-            "come from the warm-up. To train on a selection from the start use "
-            "FairPruneDataModule(datamodule, selection=...)."
-        )
-    for name, value, allowed in (("keep", keep, KEEP), ("after", after, AFTER)):
-        if value not in allowed:
-            raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}.")
-    if (score is None) != (keep == "random"):
-        raise ValueError(
-            "`score` decides who stays only with keep='hard', 'easy' or 'stratified', and those "
-            f"need a score, got score={'None' if score is None else 'a function'} and "
-            f"keep={keep!r}."
-        )
-    _quota_arguments(quota)
-    for name, every in (("resample_every", resample_every), ("update_every", update_every)):
-        if every is not None:
-            number(name, every, whole=True)
-        if every is not None and every < 1:
-            raise ValueError(f"`{name}` must be None or at least 1 epoch, got {every}.")
-    if recall_window < 1:
-        raise ValueError(f"`recall_window` must be at least 1 validation, got {recall_window}.")
-    if not shrinkage >= 0:
-        raise ValueError(f"`shrinkage` must be 0 or more samples, got {shrinkage}.")
-    if floor < 0:
-        raise ValueError(f"`floor` must be 0 or more samples, got {floor}.")
-    if recall_dataloader < 0:
-        raise ValueError(f"`recall_dataloader` must be 0 or more, got {recall_dataloader}.")
+from lightning_fairprune.callbacks._data.settings import DataSettings
+from lightning_fairprune.selection.decision import needs_recall
 
 
-def _quota_arguments(quota: Callable[..., object] | None) -> None:
-    if quota is None:
-        return
-    unknown = [
-        name
-        for name, parameter in inspect.signature(quota).parameters.items()
-        if parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        and name not in ("sizes", "recall", "budget")
-    ]
-    if unknown:
-        raise ValueError(
-            f"`quota` must take (sizes, recall, budget) or (sizes, budget), but {_name(quota)} also "
-            f"needs {', '.join(map(repr, unknown))}: give it with functools.partial."
-        )
-
-
-def quota(callback: DataPruning) -> None:
+def quota(settings: DataSettings) -> None:
     """Tries the quota function on four made-up classes, rather than after the warm-up.
 
     It may need the classes of the data, so that nothing but the type of what it returns is held
     against it.
     """
-    if callback.quota_fn is None:
+    if settings.quota is None:
         return
-    sizes, options = torch.full((4,), 100), {"floor": callback.floor} if callback.floor else {}
+    sizes, options = torch.full((4,), 100), {"floor": settings.floor} if settings.floor else {}
     recall = torch.linspace(0.5, 0.8, 4, dtype=torch.float64)
-    given = (sizes, recall) if callback.decision.needs_recall else (sizes,)
+    given = (sizes, recall) if needs_recall(settings.quota) else (sizes,)
     try:
         with torch.random.fork_rng(devices=[]):
-            found = copy.deepcopy(callback.quota_fn)(*given, budget=200, **options)
+            found = copy.deepcopy(settings.quota)(*given, budget=200, **options)
     except Exception:  # of the user's code
         return
     if not isinstance(found, Tensor) or found.dtype != torch.int64 or found.ndim != 1:
         raise ValueError(
             f"`quota` must return int64 [{len(sizes)}], got "
             f"{getattr(found, 'dtype', type(found).__name__)} {list(getattr(found, 'shape', []))} from "
-            f"{_name(callback.quota_fn)} for made-up classes: quotas.apportion makes whole numbers of shares."
+            f"{called(settings.quota)} for made-up classes: quotas.apportion makes whole numbers of shares."
         )
 
 
-def validation(callback: DataPruning, trainer: pl.Trainer) -> None:
+def validation(settings: DataSettings, trainer: pl.Trainer) -> None:
     """Checks that recalls will come, as soon as the Trainer has the validation loaders."""
-    if not callback.decision.needs_recall or trainer.val_dataloaders is None:
+    if not needs_recall(settings.quota) or trainer.val_dataloaders is None:
         return
-    batches, wanted = list(trainer.num_val_batches), callback.recall_dataloader
+    batches, wanted = list(trainer.num_val_batches), settings.recall_dataloader
     if wanted >= len(batches) or batches[wanted] == 0:
         found = f"there are {len(batches)} loaders" if wanted >= len(batches) else "it is empty"
         raise ValueError(
-            f"`quota` {_name(callback.quota_fn)} needs the recall of each class, from the validation "
+            f"`quota` {called(settings.quota)} needs the recall of each class, from the validation "
             f"loader {wanted} (`recall_dataloader`), but {found}: give it samples, name another, or "
             "use quotas.proportional or quotas.balanced."
         )
@@ -162,20 +76,24 @@ def scored(score: object, scores: Tensor, target: Tensor, budget: int) -> None:
     nan = seen & scores.isnan()
     if int(seen.sum()) - int(nan.sum()) < budget <= int(seen.sum()):
         raise ValueError(
-            f"`score` {_name(score)} must be a number for the samples that were seen, but it is NaN for "
+            f"`score` {called(score)} must be a number for the samples that were seen, but it is NaN for "
             f"{int(nan.sum())} of {int(seen.sum())}, first for sample {int(nan.nonzero()[0])}, which "
             f"leaves less than the {budget} to keep: look at what it divides by, or warm up longer."
         )
 
 
-def trainer(callback: DataPruning, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-    """Checks the Trainer, the module and where the data come from."""
+def alone(callback: pl.Callback, trainer: pl.Trainer) -> None:
+    """Checks that no other callback of the Trainer prunes the same data."""
     same = [c for c in trainer.callbacks if type(c) is type(callback)]  # type: ignore[attr-defined]
     if len(same) > 1:
         raise ValueError(f"a Trainer takes one DataPruning callback, got {len(same)}.")
+
+
+def trainer(settings: DataSettings, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    """Checks the Trainer, the module and where the data come from."""
     if "dataloader_iter" in inspect.signature(module.training_step).parameters:
         raise TypeError(
-            "`training_step(dataloader_iter)` fetches its batches itself, so nobody can tell which "
+            "`training_step(dataloader_iter)` fetches its batches itself, so nothing tells which "
             "samples it saw: take `batch` instead."
         )
     overfit = trainer.overfit_batches  # type: ignore[attr-defined]
@@ -185,23 +103,23 @@ def trainer(callback: DataPruning, trainer: pl.Trainer, module: pl.LightningModu
             "samples, so there is nothing to prune: leave it out or leave out DataPruning."
         )
     _data_source(trainer, module)
-    quota(callback)
-    if callback.decision.needs_recall and not trainer.enable_validation:
+    quota(settings)
+    if needs_recall(settings.quota) and not trainer.enable_validation:
         raise ValueError(
-            f"`quota` {_name(callback.quota_fn)} needs the recall of each class, but there is no "
+            f"`quota` {called(settings.quota)} needs the recall of each class, but there is no "
             "validation: give a val_dataloader and a validation_step (and limit_val_batches > 0), "
             "or use quotas.proportional or quotas.balanced."
         )
     every = trainer.check_val_every_n_epoch
-    warmup = resolve_warmup(callback.warmup_epochs, trainer)
-    if callback.decision.needs_recall and every is not None and every > warmup:
+    warmup = resolve_warmup(settings.warmup_epochs, trainer)
+    if needs_recall(settings.quota) and every is not None and every > warmup:
         raise ValueError(
             f"validation runs every {every} epochs, later than the warm-up of {warmup} ends: set "
             "check_val_every_n_epoch or warmup_epochs so that recalls are there in time."
         )
     whole = is_strategy(trainer.strategy, "SingleDeviceStrategy", "DDPStrategy")
     # DeepSpeed's derives from DDP's.
-    if callback.after == "restart" and (shards_weights(trainer.strategy) or not whole):
+    if settings.after == "restart" and (shards_weights(trainer.strategy) or not whole):
         raise ValueError(
             "after='restart' works on one device and with DDP, got "
             f"{type(trainer.strategy).__name__}: run two fits instead, the second with "
@@ -225,13 +143,13 @@ def _data_source(trainer: pl.Trainer, module: pl.LightningModule) -> None:
         )
 
 
-def loader(callback: DataPruning, trainer: pl.Trainer, source: TrainSource) -> None:
+def loader(density: float, budget: int, warmup: int, source: TrainSource) -> None:
     """Checks that an epoch over the kept samples will work, before the first one over all."""
-    batch_size, budget = source.loader.batch_size, callback.decision.budget(source.num_samples)
+    trainer, batch_size = source.attached, source.loader.batch_size
     batches = limited(source.num_batches(budget), trainer)
     if batches == 0:
         raise ValueError(
-            f"`density`={callback.density} keeps {budget} samples, which is less than one batch of "
+            f"`density`={density} keeps {budget} samples, which is less than one batch of "
             f"{batch_size} on each of {source.sampler.num_replicas} ranks, and drop_last=True would "
             "drop it: raise the density, lower the batch size or set drop_last=False."
         )
@@ -258,18 +176,18 @@ def loader(callback: DataPruning, trainer: pl.Trainer, source: TrainSource) -> N
             "check_val_every_n_epoch=None to count across epochs."
         )
     full = limited(source.num_batches(source.num_samples), trainer)
-    steps = math.ceil(full / trainer.accumulate_grad_batches) * callback.warmup
+    steps = math.ceil(full / trainer.accumulate_grad_batches) * warmup
     if 0 < trainer.max_steps <= steps and not getattr(trainer, "fast_dev_run", False):
         raise ValueError(
-            f"`warmup_epochs` must end before training does, got {callback.warmup} epochs of "
+            f"`warmup_epochs` must end before training does, got {warmup} epochs of "
             f"{full} batches ({steps} steps) with max_steps={trainer.max_steps}."
         )
 
 
-def stepping(callback: DataPruning, trainer: pl.Trainer) -> None:
+def stepping(trainer: pl.Trainer, *, planned: bool) -> None:
     """Warns if a step-wise schedule was planned for epochs that will not be."""
     stepwise = any(config.interval == "step" for config in trainer.lr_scheduler_configs)
-    if stepwise and callback.density < 1 and not callback.stepping_batches_planned:
+    if stepwise and not planned:
         rank_zero_warn(
             "a learning-rate schedule steps with every batch, and epochs get shorter after the "
             "warm-up: plan it with lightning_fairprune.planned_stepping_batches(trainer) in place "
@@ -293,7 +211,3 @@ def unobserved(target: Tensor, budget: int) -> None:
         f"{missing} of {total} training samples were never observed in the warm-up and will not be "
         f"trained on: warm up longer, or {cause}."
     )
-
-
-def _name(function: object) -> str:
-    return getattr(function, "__name__", repr(function))

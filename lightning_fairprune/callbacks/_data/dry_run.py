@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -18,26 +18,23 @@ from lightning_fairprune._loading.labels import labels_of
 from lightning_fairprune._observe.needs import required_signals
 from lightning_fairprune._observe.recorder import EpochRecorder
 from lightning_fairprune.callbacks._data.length import limited
-
-if TYPE_CHECKING:
-    from lightning_fairprune.callbacks.data_pruning import DataPruning
-
+from lightning_fairprune.callbacks._data.run import PruningRun
 
 _LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 _MOST_ROWS = 40
 
 
-def dry_run(callback: DataPruning, trainer: pl.Trainer) -> None:
+def dry_run(run: PruningRun, trainer: pl.Trainer) -> None:
     """Prints kept samples per class, memory and steps; then has the Trainer stop."""
-    source = callback.source
+    source = run.source
     target = labels_of(source.dataset)
     if target is None:
         target = _read_labels(source.loader)
     sizes = torch.bincount(target)
-    recall = _assumed(callback.dry_run, len(sizes))
-    budget = callback.decision.budget(len(target))
-    quota = _quota(callback, sizes, recall, budget)
-    _print(callback, trainer, sizes, recall, quota, budget)
+    recall = _assumed(run.settings.dry_run, len(sizes))
+    budget = run.decision.budget(len(target))
+    quota = _quota(run, sizes, recall, budget)
+    _print(run, trainer, sizes, recall, quota, budget)
     # The Trainer honours should_stop only once the minima are met.
     trainer.fit_loop.min_epochs = 0
     trainer.fit_loop.epoch_loop.min_steps = None
@@ -54,10 +51,10 @@ def _assumed(given: bool | Sequence[float], num_classes: int) -> Tensor:
     return torch.tensor(given, dtype=torch.float64)
 
 
-def _quota(callback: DataPruning, sizes: Tensor, recall: Tensor, budget: int) -> Tensor | None:
-    if callback.quota_fn is None:
+def _quota(run: PruningRun, sizes: Tensor, recall: Tensor, budget: int) -> Tensor | None:
+    if run.settings.quota is None:
         return None
-    return callback.decision.quotas(sizes, recall, budget)
+    return run.decision.quotas(sizes, recall, budget)
 
 
 def _read_labels(loader: Any) -> Tensor:
@@ -84,7 +81,7 @@ def _labels_in(batch: Any) -> Tensor:
 
 @rank_zero_only
 def _print(
-    callback: DataPruning,
+    run: PruningRun,
     trainer: pl.Trainer,
     sizes: Tensor,
     recall: Tensor,
@@ -106,16 +103,16 @@ def _print(
     if quota is None:
         table.caption = "without quotas the score decides how many samples each class keeps"
     console.print(table)
-    for line in _costs(callback, trainer, total, budget):
+    for line in _costs(run, trainer, total, budget):
         console.print(line)
 
 
-def _costs(callback: DataPruning, trainer: pl.Trainer, total: int, budget: int) -> list[str]:
-    source, warmup = callback.source, callback.warmup
+def _costs(run: PruningRun, trainer: pl.Trainer, total: int, budget: int) -> list[str]:
+    source, warmup = run.source, run.warmup
     names: Sequence[str] = ()
-    if callback.score is not None and callback.score_on == "training":
-        names = required_signals(callback.score, num_epochs=warmup)
-    recorder = EpochRecorder(1, names, grouped=callback.group_by is not None)
+    if run.settings.score is not None and run.settings.score_pass is None:
+        names = required_signals(run.settings.score, num_epochs=warmup)
+    recorder = EpochRecorder(1, names, grouped=run.settings.group_by is not None)
     full = limited(source.num_batches(total), trainer)
     short = limited(source.num_batches(budget), trainer)
     lines = [

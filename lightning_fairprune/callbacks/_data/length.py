@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 
-if TYPE_CHECKING:
-    pass
+__all__ = ["limited", "resolve_warmup"]
 
 
 def resolve_warmup(warmup_epochs: float, trainer: pl.Trainer) -> int:

@@ -7,9 +7,10 @@ import math
 import lightning.pytorch as pl
 
 from lightning_fairprune.callbacks._data.length import limited
-from lightning_fairprune.callbacks.data_pruning import DataPruning
+from lightning_fairprune.callbacks._data.run import PruningRun
+from lightning_fairprune.callbacks._together import pruning_run
 
-__all__ = ["planned_stepping_batches"]
+__all__ = ["planned_stepping_batches", "planned_steps"]
 
 
 def planned_stepping_batches(trainer: pl.Trainer) -> int:
@@ -31,12 +32,21 @@ def planned_stepping_batches(trainer: pl.Trainer) -> int:
         ValueError: If neither ``max_epochs`` nor ``max_steps`` limits training.
     """
     estimated = trainer.estimated_stepping_batches  # loads the training data where needed
-    pruning = [c for c in trainer.callbacks if isinstance(c, DataPruning)]  # type: ignore[attr-defined]
-    if not pruning:
+    run = pruning_run(trainer)
+    if run is None:
         return int(estimated)
-    callback = pruning[0]
-    callback.stepping_batches_planned = True
-    epochs, max_steps = trainer.max_epochs, trainer.max_steps
+    run.steps_are_planned = True
+    return planned_steps(run)
+
+
+def planned_steps(run: PruningRun) -> int:
+    """Returns the optimiser steps that a schedule in this fit will see."""
+    trainer, source = run.trainer, run.source
+    epochs, max_steps, accumulated = (
+        trainer.max_epochs,
+        trainer.max_steps,
+        trainer.accumulate_grad_batches,
+    )
     if epochs is None or epochs < 0:
         if max_steps < 0:
             raise ValueError(
@@ -44,12 +54,11 @@ def planned_stepping_batches(trainer: pl.Trainer) -> int:
                 "or Trainer(max_steps=...)."
             )
         return max_steps
-    source, accumulated = callback.source, trainer.accumulate_grad_batches
     full = limited(source.num_batches(source.num_samples), trainer)
-    short = limited(source.num_batches(callback.decision.budget(source.num_samples)), trainer)
-    warmup_steps = callback.warmup * math.ceil(full / accumulated)
-    steps = (epochs - callback.warmup) * math.ceil(short / accumulated)
-    if callback.after == "continue":
+    short = limited(source.num_batches(run.decision.budget(source.num_samples)), trainer)
+    warmup_steps = run.warmup * math.ceil(full / accumulated)
+    steps = (epochs - run.warmup) * math.ceil(short / accumulated)
+    if run.settings.after == "continue":
         steps += warmup_steps
     elif max_steps > 0:
         max_steps -= warmup_steps

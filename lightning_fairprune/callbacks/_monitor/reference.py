@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_fairprune._files import read_checkpoint
 from lightning_fairprune._lightning.kinds import shards_weights
 from lightning_fairprune._loading.labels import labels_of
-from lightning_fairprune._model.weights import misfit
+from lightning_fairprune._model.weights import own_weights, put_in
 from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.records.recall_history import RecallHistory, is_of_groups
 
@@ -35,7 +35,7 @@ class ReferenceCounts:
         self.source, self.class_names = source, class_names
         self.counts: dict[str, ClassCounts] = {}
         self._weights: Mapping[str, Tensor] | None = None
-        self._own: dict[str, Tensor] = {}
+        self._own: tuple[pl.LightningModule, dict[str, Any]] | None = None
         self._undo: tuple[pl.Trainer, float] | None = None
 
     def __bool__(self) -> bool:
@@ -148,20 +148,15 @@ class ReferenceCounts:
     def before_sanity_check(self, module: pl.LightningModule) -> None:
         """Puts the weights of the reference in."""
         if self._weights is not None:
-            self._own = {name: value.clone() for name, value in module.state_dict().items()}
-            try:
-                module.load_state_dict(self._weights)
-            except RuntimeError as error:
-                raise ValueError(
-                    f"`reference`: the weights in {str(self.source)!r} must fit the model: "
-                    f"{misfit(module, self._weights, error)}."
-                ) from error
+            self._own = module, own_weights(module)
+            put_in(module, self._weights, "reference", self.source)
 
-    def after_sanity_check(self, module: pl.LightningModule) -> None:
+    def after_sanity_check(self) -> None:
         """Puts the weights of the fit back."""
-        if self._weights is not None:
-            module.load_state_dict(self._own)
-            self._own, self._weights = {}, None
+        if self._own is not None:
+            module, weights = self._own
+            module.load_state_dict(weights, strict=False)
+            self._own = self._weights = None
 
     def at_train_start(self, trainer: pl.Trainer) -> None:
         """Checks that there is something to compare with, before any training."""
@@ -205,7 +200,8 @@ class ReferenceCounts:
             self.teardown()
 
     def teardown(self) -> None:
-        """Gives the Trainer its setting back."""
+        """Gives the model its weights and the Trainer its setting back."""
+        self.after_sanity_check()
         if self._undo:
             trainer, trainer.num_sanity_val_steps = self._undo[0], self._undo[1]
             self._undo = None

@@ -49,7 +49,7 @@ def example(trainer: pl.Trainer, module: pl.LightningModule, loader: Any, draw: 
 def _first(trainer: pl.Trainer, loader: Any, count: int, draw: int) -> list[Any]:
     """Returns the first batches of an epoch that `draw` numbers, and leaves the loader as it is.
 
-    Random states are seeded here; `isolate_rng` puts them back.
+    Random states are seeded here; `isolated_rng` puts them back.
     """
     torch.manual_seed(draw)
     random.seed(draw)

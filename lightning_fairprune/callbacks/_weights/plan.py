@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 
-from lightning_fairprune.callbacks._arguments import check_same, function, number
-from lightning_fairprune.callbacks.data_pruning import DataPruning
+from lightning_fairprune.callbacks._arguments import check_same, function, number, one_of
+from lightning_fairprune.callbacks._data.planned import planned_steps
+from lightning_fairprune.callbacks._together import pruning_run
 from lightning_fairprune.records.settings import name_of
 
 __all__ = ["Plan", "Timing", "end_of_training", "is_dry", "steps_per_epoch", "training_is_over"]
-INTERVALS = ("epoch", "step")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +84,7 @@ class Timing:
             raise ValueError(f"`end` must not be before `start`, got {self.end} and {self.start}.")
         if self.every < 1:
             raise ValueError(f"`every` must be at least 1 {self.interval}, got {self.every}.")
-        if self.interval not in INTERVALS:
-            raise ValueError(
-                f"`interval` must be one of {', '.join(INTERVALS)}, got {self.interval!r}."
-            )
+        one_of("interval", self.interval, ("epoch", "step"))
 
     def plan(self, total: float) -> Plan:
         """Returns the plan for a training of `total` epochs or steps, infinity if nobody knows.
@@ -157,19 +154,16 @@ def end_of_training(trainer: pl.Trainer, interval: str) -> float:
     epochs = trainer.max_epochs
     if interval == "epoch":
         return math.inf if epochs is None or epochs < 0 else epochs
-    from lightning_fairprune.callbacks._data.planned import planned_stepping_batches
-
     unknown = epochs is None or epochs < 0 or not math.isfinite(trainer.num_training_batches)
     # With manual optimisation a batch may be any number of steps.
     if unknown or not trainer.lightning_module.automatic_optimization:
         return trainer.max_steps if trainer.max_steps >= 0 else math.inf
-    pruning = [c for c in trainer.callbacks if isinstance(c, DataPruning)]  # type: ignore[attr-defined]
-    told = [c.stepping_batches_planned for c in pruning]
-    steps = planned_stepping_batches(trainer)
-    for callback, was in zip(pruning, told, strict=True):
-        callback.stepping_batches_planned = was  # the user's schedule has not asked
-        if callback.after == "restart":
-            steps += callback.warmup * steps_per_epoch(trainer)
+    run = pruning_run(trainer)
+    if run is None:
+        return int(trainer.estimated_stepping_batches)
+    steps = planned_steps(run)
+    if run.settings.after == "restart":
+        steps += run.warmup * steps_per_epoch(trainer)
     return steps
 
 

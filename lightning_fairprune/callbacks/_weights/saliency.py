@@ -10,11 +10,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lightning_fairprune import criteria
 from lightning_fairprune._lightning.outside_fit import undisturbed
+from lightning_fairprune._model.borrowed import borrowed, isolated_rng
 from lightning_fairprune._observe.groups import GroupBy, groups_of
 from lightning_fairprune.callbacks._weights.batches import example, pairs
 from lightning_fairprune.records.settings import name_of
@@ -131,13 +131,14 @@ def saliency(
         offered["weight_decay"] = _weight_decay(trainer, module)
     given = criterion.keywords if isinstance(criterion, partial) else {}
     named = {k: v for k, v in offered.items() if k in wanted and k not in given} | dict(options)
-    with isolate_rng():
+    with isolated_rng():
         if "batches" in wanted:
             batches = pairs(trainer, module, dataloader, num_batches, draw)
             with _loss_as_model(trainer, module, loss_fn):
                 found = criterion(module, batches, lambda loss, _: loss, **named)
         elif "example_input" in wanted:
-            found = criterion(module, example(trainer, module, dataloader, draw), **named)
+            with borrowed(module):
+                found = criterion(module, example(trainer, module, dataloader, draw), **named)
         else:
             found = criterion(module, **named)
     return _checked(criterion, module, found, names)

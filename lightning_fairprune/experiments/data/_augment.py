@@ -21,13 +21,10 @@ def shift_and_flip(
     and without a padded copy.
 
     Args:
-        images: [B, H, W, C].
+        images: [B, H, W, C], as is what is returned.
         shift: at most so many pixels, less than the smaller side.
         flip: whether to mirror half of the images from left to right.
         border: what comes in over the edge: the ``"reflect"``-ed image or ``"zero"``.
-
-    Returns:
-        [B, H, W, C] on the same device and of the same type.
 
     Example:
         >>> images = torch.arange(4).view(1, 1, 4, 1)
@@ -59,15 +56,9 @@ def _source(batch: int, size: int, shift: int, device: torch.device) -> tuple[Te
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Returns the images as a network takes them.
+    """Returns uint8 images [B, H, W, C] as float32 [B, C, H, W] in channels-last memory.
 
-    Args:
-        images: uint8 [B, H, W, C].
-        mean: of each channel, in units of the images, [C].
-        std: likewise.
-
-    Returns:
-        float32 [B, C, H, W] in channels-last memory.
+    `mean` and `std` are those of each channel in units of the images, [C].
 
     Example:
         >>> normalise(torch.tensor([[[[0], [255]]]]), torch.tensor([127.5]), torch.tensor([127.5]))

@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_fairprune.experiments.data._memory import Split
+from lightning_fairprune.experiments.data._module import ImageModule, Split, check_split
 from lightning_fairprune.experiments.data._read import class_folders, rgb_image, root_folder
 from lightning_fairprune.experiments.data._split import stratified
 
@@ -28,7 +27,7 @@ class ImageFiles(Dataset[Any]):
         paths: N files.
         targets: labels, int64 [N].
         transform: from a Pillow image to a tensor.
-        groups: int64 [N]; None for samples ``(image, label)`` without a group.
+        groups: int64 [N]; None for samples ``(image, label)``.
 
     Example:
         >>> data = ImageFiles([Path("a.jpg"), Path("b.jpg")], torch.tensor([1, 0]), transform=str)
@@ -61,34 +60,25 @@ class ImageFiles(Dataset[Any]):
     def rows(self, rows: Tensor) -> ImageFiles:
         """Returns some of the samples."""
         groups = None if self.groups is None else self.groups[rows]
-        return ImageFiles(
-            [self.paths[i] for i in rows.tolist()], self.targets[rows], self.transform, groups
-        )
+        paths = [self.paths[i] for i in rows.tolist()]
+        return ImageFiles(paths, self.targets[rows], self.transform, groups)
 
 
-class _ImagesOnDisk(pl.LightningDataModule):
+class _ImagesOnDisk(ImageModule):
     """Loaders over image files; batches are uint8 [B, 3, S, S] until they are on the device.
 
     A subclass gives `find` and `class_names`.
     """
 
     crop_scale: ClassVar[tuple[float, float]]  # share of the area that a random crop has
-    class_names: tuple[str, ...]
-    groups: Tensor | None = None
-    group_names: tuple[str, ...] | None = None
 
     def __init__(
         self, root: str | None, batch_size: int, augment: bool, image_size: int, num_workers: int
     ) -> None:
         super().__init__()
         self.root = root_folder(root)
-        self.batch_size = batch_size
-        self.augment = augment
-        self.image_size = image_size
-        self.num_workers = num_workers
-        self.train_set: ImageFiles | None = None
-        self.val_set: ImageFiles | None = None
-        self.test_set: ImageFiles | None = None
+        self.batch_size, self.augment = batch_size, augment
+        self.image_size, self.num_workers = image_size, num_workers
         self._mean, self._std = (torch.tensor(v)[:, None, None] for v in (_MEAN, _STD))
 
     def find(self) -> tuple[ImageFiles, ImageFiles, ImageFiles]:
@@ -96,16 +86,10 @@ class _ImagesOnDisk(pl.LightningDataModule):
         raise NotImplementedError(f"{type(self).__name__} must have a method find().")
 
     @property
-    def num_classes(self) -> int:
-        """K."""
-        return len(self.class_names)
-
-    @property
     def targets(self) -> Tensor:
         """Labels of the training set, int64 [N]."""
         self.setup()
-        assert self.train_set is not None
-        return self.train_set.targets
+        return torch.as_tensor(self.train_set.targets)
 
     def setup(self, stage: str | None = None) -> None:
         """Lists the files, the first time."""
@@ -136,34 +120,18 @@ class _ImagesOnDisk(pl.LightningDataModule):
             images = (images.float() - self._mean) / self._std
         return (images, *rest)
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Returns the training set, shuffled."""
-        return self._loader(self.train_set, shuffle=True)
-
     def plain_dataloader(self) -> DataLoader[Any]:
         """Returns the training set in its order, not augmented, normalised without a Trainer's help."""
         plain = self._transform(augment=False, finish=True)
         return self._loader(self.train_set and self.train_set.with_transform(plain))
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Returns the validation set."""
-        return self._loader(self.val_set)
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Returns the test set."""
-        return self._loader(self.test_set)
-
-    def _loader(self, dataset: ImageFiles | None, *, shuffle: bool = False) -> DataLoader[Any]:
-        if dataset is None:
-            raise RuntimeError(f"call setup() of {type(self).__name__} before its loaders.")
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+    def _options(self, dataset: ImageFiles) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }
 
 
 def _transforms() -> Any:
@@ -221,10 +189,7 @@ class ImageNet(_ImagesOnDisk):
         num_workers: int = 8,
     ) -> None:
         super().__init__(root, batch_size, augment, image_size, num_workers)
-        if split not in ("paper", "clean"):
-            raise ValueError(f"`split` must be 'paper' or 'clean', got {split!r}.")
-        if not 0 < val_fraction < 1:
-            raise ValueError(f"`val_fraction` must be in (0, 1), got {val_fraction}.")
+        check_split(split, val_fraction)
         self.split, self.val_fraction, self.split_seed = split, val_fraction, split_seed
 
     def find(self) -> tuple[ImageFiles, ImageFiles, ImageFiles]:
@@ -263,19 +228,7 @@ class Waterbirds(_ImagesOnDisk):
     ``waterbird_complete95_forest2water2/metadata.csv``), with columns img_filename, y, split (0, 1, 2)
     and place, and the images it names.
 
-    Args:
-        root: folder of all data; by default $FAIRPRUNE_DATA, else ``data``.
-        batch_size: of all loaders.
-        augment: whether training images are cropped at random and mirrored.
-        image_size: side of the crops in pixels.
-        num_workers: processes that decode.
-
-    Attributes:
-        train_set, val_set, test_set: after `setup`; each has `targets` and `groups`, int64 [N].
-        groups: of the training set, after `setup`.
-
-    Raises:
-        FileNotFoundError: At `setup`, if the data is not there.
+    Arguments, attributes and errors are those of `ImageNet`; its sets have `groups` too, int64 [N].
 
     Example:
         >>> Waterbirds().group_names

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from lightning_fairprune.experiments.data._augment import Border, normalise, shift_and_flip
+from lightning_fairprune.experiments.data._module import ImageModule, Split, check_split
 from lightning_fairprune.experiments.data._read import Part, cached, root_folder
 from lightning_fairprune.experiments.data._split import long_tailed, stratified
 
-__all__ = ["Images", "ImagesInMemory", "Split"]
+__all__ = ["Images", "ImagesInMemory"]
 
-Split = Literal["paper", "clean"]
 _EVALUATION_BATCH = 500
 
 
@@ -63,13 +62,11 @@ class _Plan(NamedTuple):
     test: Tensor
 
 
-class ImagesInMemory(pl.LightningDataModule):
+class ImagesInMemory(ImageModule):
     """Images in memory, augmented and normalised on the device; a subclass says how to read them.
 
     Batches are ``(images uint8 [B, H, W, C], labels int64 [B])`` until they are on the device, and
     float32 [B, C, H, W] from there. Only training batches of a Trainer are augmented.
-
-    A subclass sets the class attributes and gives `read`, nothing else.
 
     Args:
         root: folder of all data; by default $FAIRPRUNE_DATA, else ``data``.
@@ -103,9 +100,6 @@ class ImagesInMemory(pl.LightningDataModule):
     usual_shift: ClassVar[int] = 4
     flip: ClassVar[bool] = True
 
-    groups: Tensor | None = None
-    group_names: tuple[str, ...] | None = None
-
     def __init__(
         self,
         root: str | None = None,
@@ -121,10 +115,7 @@ class ImagesInMemory(pl.LightningDataModule):
         cache: str | None = None,
     ) -> None:
         super().__init__()
-        if split not in ("paper", "clean"):
-            raise ValueError(f"`split` must be 'paper' or 'clean', got {split!r}.")
-        if not 0 < val_fraction < 1:
-            raise ValueError(f"`val_fraction` must be in (0, 1), got {val_fraction}.")
+        check_split(split, val_fraction)
         if imbalance is not None and not imbalance >= 1:
             raise ValueError(
                 f"`imbalance` must be at least 1, the largest class by the smallest, got {imbalance}."
@@ -134,18 +125,12 @@ class ImagesInMemory(pl.LightningDataModule):
         if shift is not None and shift < 0:
             raise ValueError(f"`shift` must be at least 0 pixels, got {shift}.")
         self.root = root_folder(root)
-        self.batch_size = batch_size
-        self.augment = augment
+        self.batch_size, self.augment = batch_size, augment
         self.shift = self.usual_shift if shift is None else shift
         self.border: Border = border
         self.split, self.val_fraction = split, val_fraction
-        self.imbalance = imbalance
-        self.split_seed = split_seed
-        self.download = download
+        self.imbalance, self.split_seed, self.download = imbalance, split_seed, download
         self.cache = None if cache is None else Path(cache).expanduser()
-        self.train_set: Images | None = None
-        self.val_set: Images | None = None
-        self.test_set: Images | None = None
         self._planned: _Plan | None = None
         self._mean, self._std = torch.tensor(self.mean), torch.tensor(self.std)
 
@@ -165,11 +150,6 @@ class ImagesInMemory(pl.LightningDataModule):
     def class_names(self) -> tuple[str, ...]:
         """How the classes are called, in order."""
         return self.names
-
-    @property
-    def num_classes(self) -> int:
-        """K."""
-        return len(self.class_names)
 
     @property
     def targets(self) -> Tensor:
@@ -242,34 +222,19 @@ class ImagesInMemory(pl.LightningDataModule):
         self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
         return normalise(images, self._mean, self._std)
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Returns the training set, shuffled."""
-        return self._loader(self.train_set, self.batch_size, shuffle=True)
-
     def plain_dataloader(self) -> DataLoader[Any]:
         """Returns the training set in its order, not augmented, normalised without a Trainer's help.
 
         For scores: ``DataPruning(score_on=ScorePass("plain_dataloader"))``, or `score_pass` alone.
         """
-        return self._loader(self.train_set, self.batch_size, collate=self._finished)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Returns the validation set."""
-        return self._loader(self.val_set, _EVALUATION_BATCH)
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Returns the test set."""
-        return self._loader(self.test_set, _EVALUATION_BATCH)
+        return self._loader(self.train_set, collate_fn=self._finished)
 
     def _finished(self, samples: Any) -> Any:
         images, *rest = _collate(samples)
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
         return (normalise(images, mean, std), *rest)
 
-    def _loader(
-        self, dataset: Images | None, size: int, *, shuffle: bool = False, collate: Any = _collate
-    ) -> DataLoader[Any]:
-        if dataset is None:
-            raise RuntimeError(f"call setup() of {type(self).__name__} before its loaders.")
+    def _options(self, dataset: Images) -> dict[str, Any]:
         # No workers: fetching a batch is one indexing operation.
-        return DataLoader(dataset, batch_size=size, shuffle=shuffle, collate_fn=collate)
+        size = self.batch_size if dataset is self.train_set else _EVALUATION_BATCH
+        return {"batch_size": size, "collate_fn": _collate}

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from lightning_fairprune.experiments.data import _read
-from lightning_fairprune.experiments.data._memory import ImagesInMemory, Split
-from lightning_fairprune.experiments.data._names import CIFAR100_NAMES
+from lightning_fairprune.experiments.data._memory import ImagesInMemory
+from lightning_fairprune.experiments.data._module import Split
 from lightning_fairprune.experiments.data._read import Part
 from lightning_fairprune.experiments.data._split import stratified
 
 __all__ = ["CIFAR10", "CIFAR100", "MNIST", "Digits", "FashionMNIST", "TinyImageNet"]
+
+_CIFAR10_BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
+_CIFAR10_NAMES = "airplane automobile bird cat deer dog frog horse ship truck"
+_CIFAR100_NAMES = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
+camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile
+cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp
+lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree
+orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum
+rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
+squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train
+trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""  # which its npz form does not carry
 
 
 class _Fetched(ImagesInMemory):
@@ -80,17 +93,9 @@ class CIFAR10(_CIFAR):
     """
 
     folder, torchvision_name = "cifar10", "CIFAR10"
-    names = (
-        *("airplane", "automobile", "bird", "cat", "deer"),
-        *("dog", "frog", "horse", "ship", "truck"),
-    )
+    names = tuple(_CIFAR10_NAMES.split())
     mean, std = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
-    pickles = (
-        "cifar-10-batches-py",
-        tuple(f"data_batch_{i}" for i in range(1, 6)),
-        ("test_batch",),
-        "labels",
-    )
+    pickles = ("cifar-10-batches-py", _CIFAR10_BATCHES, ("test_batch",), "labels")
 
 
 class CIFAR100(_CIFAR):
@@ -105,7 +110,7 @@ class CIFAR100(_CIFAR):
     """
 
     folder, torchvision_name = "cifar100", "CIFAR100"
-    names = CIFAR100_NAMES
+    names = tuple(_CIFAR100_NAMES.split())
     mean, std = (129.3, 124.1, 112.4), (68.2, 65.4, 70.4)
     pickles = ("cifar-100-python", ("train",), ("test",), "fine_labels")
 
@@ -162,13 +167,7 @@ class Digits(ImagesInMemory):
     Nothing is downloaded. The set has no test part of its own, so 40 % of each class are cut off as
     one: 1,083 images for training, and with ``split="paper"`` 355 for validation and 359 for testing.
 
-    Args:
-        batch_size: of training.
-        augment: whether training images are shifted by at most 1 pixel; they are never mirrored.
-        split: as in `ImagesInMemory`.
-        val_fraction: as in `ImagesInMemory`.
-        imbalance: as in `ImagesInMemory`, for example 10.
-        split_seed: of all cuts.
+    For arguments see `ImagesInMemory`; training images are shifted by at most 1 pixel, never mirrored.
 
     Example:
         >>> Digits(imbalance=10).targets.bincount()
@@ -189,14 +188,8 @@ class Digits(ImagesInMemory):
         imbalance: float | None = None,
         split_seed: int = 0,
     ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            augment=augment,
-            split=split,
-            val_fraction=val_fraction,
-            imbalance=imbalance,
-            split_seed=split_seed,
-        )
+        cuts: Any = {"split": split, "val_fraction": val_fraction, "split_seed": split_seed}
+        super().__init__(batch_size=batch_size, augment=augment, imbalance=imbalance, **cuts)
 
     def read(self, part: str) -> Part:
         """Returns the ``"train"`` or the ``"test"`` part."""

@@ -16,14 +16,11 @@ def stratified(labels: Tensor, fraction: float, seed: int = 0) -> tuple[Tensor, 
 
     Args:
         labels: int64 [N].
-        fraction: share of the first set, in (0, 1).
+        fraction: share of the first set, in (0, 1), else ValueError.
         seed: of the draw.
 
     Returns:
         Indices of the first and of the second set, int64, sorted.
-
-    Raises:
-        ValueError: If `fraction` is not in (0, 1).
 
     Example:
         >>> first, second = stratified(torch.tensor([0, 0, 0, 0, 1, 1]), 0.5)
@@ -48,14 +45,8 @@ def long_tailed_sizes(sizes: Tensor, imbalance: float) -> Tensor:
     Cao et al. (2019, NeurIPS). No class gets more than it has, or fewer than 1.
 
     Args:
-        sizes: of the full set, int64 [K].
-        imbalance: ρ, the largest class by the smallest, at least 1.
-
-    Returns:
-        int64 [K].
-
-    Raises:
-        ValueError: If `imbalance` is below 1.
+        sizes: of the full set, int64 [K], as is what is returned.
+        imbalance: ρ, the largest class by the smallest, at least 1, else ValueError.
 
     Example:
         >>> long_tailed_sizes(torch.tensor([5000, 5000, 5000]), 100)

@@ -1,10 +1,9 @@
 """The papers' networks and the module that trains them; all can be written in YAML."""
 
-from lightning_fairprune.experiments.models._cifar_resnet import CifarResNet
+from lightning_fairprune.experiments.models._cifar import VGG, CifarResNet
 from lightning_fairprune.experiments.models._classifier import Classifier, lr_factor
 from lightning_fairprune.experiments.models._resnet import ResNet
 from lightning_fairprune.experiments.models._small import LeNet5, LeNet300100, SmallCNN
-from lightning_fairprune.experiments.models._vgg import VGG
 
 __all__ = [
     "VGG",

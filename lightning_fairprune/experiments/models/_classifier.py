@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_fairprune.callbacks._data.planned import planned_stepping_batches
+from lightning_fairprune.callbacks import planned_stepping_batches
+from lightning_fairprune.experiments.models._initial import xavier
 
 __all__ = ["Classifier", "lr_factor"]
 
@@ -33,9 +34,9 @@ def lr_factor(
     linearly to 0; ``"cosine"`` rises linearly and falls as half a cosine.
 
     Args:
-        step: from 0.
+        step: of `steps`, from 0.
         steps: of all training.
-        schedule: see above.
+        schedule: one of the three.
         rise: share of the steps in which the rate rises, in [0, 1); not for ``"multistep"``.
         milestones: shares of the steps, in (0, 1).
         gamma: factor of each milestone.
@@ -63,9 +64,8 @@ class Classifier(pl.LightningModule):
 
     Args:
         network: a function without arguments that returns the network, from images [B, C, H, W] to
-            logits [B, K]; in YAML the class path of the network and its arguments. Each Classifier
-            then has its own, drawn from the seed of that moment. A network that is there is taken as
-            it is.
+            logits [B, K], drawn from the seed of that moment; in YAML its class path and arguments. A
+            network is taken as it is.
         lr: base learning rate.
         momentum: of SGD.
         weight_decay: of all weights.
@@ -103,17 +103,33 @@ class Classifier(pl.LightningModule):
         channels_last: bool = True,
     ) -> None:
         super().__init__()
-        _check(lr, schedule, milestones, gamma, rise, init)
+        if not lr > 0:
+            raise ValueError(f"`lr` must be above 0, got {lr}.")
+        if schedule not in ("multistep", "triangle", "cosine", None):
+            raise ValueError(
+                f"`schedule` must be 'multistep', 'triangle', 'cosine' or None, got {schedule!r}."
+            )
+        shares = all(0 < m < 1 for m in milestones)
+        epochs = all(m >= 1 and m == int(m) for m in milestones)
+        if not (shares or epochs) or list(milestones) != sorted(milestones):
+            raise ValueError(
+                "`milestones` must be shares of training in (0, 1) or whole epochs from 1, all of one kind "
+                f"and rising, got {list(milestones)}."
+            )
+        if not gamma > 0:
+            raise ValueError(f"`gamma` must be above 0, got {gamma}.")
+        if not 0 <= rise < 1:
+            raise ValueError(f"`rise` must be in [0, 1), got {rise}.")
+        if init not in ("xavier", None):
+            raise ValueError(f"`init` must be 'xavier' or None, got {init!r}.")
         self.network = network if isinstance(network, nn.Module) else network()
-        self.criterion = (
-            nn.CrossEntropyLoss()
-        )  # a module, which ClassWeighting can lend its weights
+        self.criterion = nn.CrossEntropyLoss()  # a module, so that ClassWeighting can weight it
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
         self.nesterov = nesterov
         self.schedule, self.milestones, self.gamma, self.rise = schedule, milestones, gamma, rise
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         if init == "xavier":
-            self.network.apply(_xavier)
+            self.network.apply(xavier)
         if channels_last:
             self.network.to(memory_format=torch.channels_last)
 
@@ -148,64 +164,19 @@ class Classifier(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Returns SGD with the schedule."""
-        optimizer = torch.optim.SGD(
-            self.parameters(),
-            lr=self.lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            nesterov=self.nesterov,
-        )
+        decay: Any = {"weight_decay": self.weight_decay, "nesterov": self.nesterov}
+        optimizer = torch.optim.SGD(self.parameters(), self.lr, self.momentum, **decay)
         schedule = self.schedule
         if schedule is None or (schedule == "multistep" and not self.milestones):
             return optimizer
-        scheduler: torch.optim.lr_scheduler.LRScheduler
         if schedule == "multistep" and self.milestones[0] >= 1:
             epochs = [int(epoch) for epoch in self.milestones]
-            scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, epochs, self.gamma)
-            return {"optimizer": optimizer, "lr_scheduler": scheduler}
+            multistep = torch.optim.lr_scheduler.MultiStepLR(optimizer, epochs, self.gamma)
+            return {"optimizer": optimizer, "lr_scheduler": multistep}
         steps = planned_stepping_batches(self.trainer)
-        options = {"rise": self.rise, "milestones": self.milestones, "gamma": self.gamma}
+        options: Any = {"rise": self.rise, "milestones": self.milestones, "gamma": self.gamma}
         scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda step: lr_factor(step, steps, schedule, **options),  # type: ignore[arg-type]
+            optimizer, lambda step: lr_factor(step, steps, schedule, **options)
         )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
-
-
-def _check(
-    lr: float,
-    schedule: str | None,
-    milestones: Sequence[float],
-    gamma: float,
-    rise: float,
-    init: str | None,
-) -> None:
-    if not lr > 0:
-        raise ValueError(f"`lr` must be above 0, got {lr}.")
-    if schedule not in ("multistep", "triangle", "cosine", None):
-        raise ValueError(
-            f"`schedule` must be 'multistep', 'triangle', 'cosine' or None, got {schedule!r}."
-        )
-    shares = all(0 < m < 1 for m in milestones)
-    epochs = all(m >= 1 and m == int(m) for m in milestones)
-    if not (shares or epochs) or list(milestones) != sorted(milestones):
-        raise ValueError(
-            "`milestones` must be shares of training in (0, 1) or whole epochs from 1, all of one kind "
-            f"and rising, got {list(milestones)}."
-        )
-    if not gamma > 0:
-        raise ValueError(f"`gamma` must be above 0, got {gamma}.")
-    if not 0 <= rise < 1:
-        raise ValueError(f"`rise` must be in [0, 1), got {rise}.")
-    if init not in ("xavier", None):
-        raise ValueError(f"`init` must be 'xavier' or None, got {init!r}.")
-
-
-def _xavier(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.xavier_normal_(module.weight, gain=math.sqrt(2))
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+        by_step = {"scheduler": scheduler, "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": by_step}

@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_fairprune.experiments.models._initial import he_normal
+
 __all__ = ["ResNet"]
 
 _BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}  # of each stage
@@ -103,9 +105,7 @@ class ResNet(nn.Module):
         self.layer3 = _stage(128 * times, 256, three, 2, bottleneck)
         self.layer4 = _stage(256 * times, 512, four, 2, bottleneck)
         self.fc = nn.Linear(512 * times, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.apply(he_normal)
         if pretrained:
             self._load_pretrained(depth)
 

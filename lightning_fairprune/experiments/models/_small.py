@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -33,20 +34,11 @@ class LeNet5(nn.Module):
         super().__init__()
         if image_size not in (28, 32):
             raise ValueError(f"`image_size` must be 28 or 32 pixels, got {image_size}.")
-        self.net = nn.Sequential(
-            nn.Conv2d(in_channels, 6, 5, padding=(32 - image_size) // 2),
-            nn.ReLU(inplace=True),
-            nn.MaxPool2d(2),
-            nn.Conv2d(6, 16, 5),
-            nn.ReLU(inplace=True),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Linear(16 * 5 * 5, 120),
-            nn.ReLU(inplace=True),
-            nn.Linear(120, 84),
-            nn.ReLU(inplace=True),
-            nn.Linear(84, num_classes),
-        )
+        first = nn.Conv2d(in_channels, 6, 5, padding=(32 - image_size) // 2)
+        relu, pool = partial(nn.ReLU, inplace=True), partial(nn.MaxPool2d, 2)
+        convolutions = (first, relu(), pool(), nn.Conv2d(6, 16, 5), relu(), pool(), nn.Flatten())
+        linear = (nn.Linear(16 * 5 * 5, 120), relu(), nn.Linear(120, 84), relu())
+        self.net = nn.Sequential(*convolutions, *linear, nn.Linear(84, num_classes))
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns logits [B, K] of images [B, C, S, S]."""
@@ -67,14 +59,9 @@ class LeNet300100(nn.Module):
 
     def __init__(self, num_classes: int = 10, in_features: int = 28 * 28) -> None:
         super().__init__()
-        self.net = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(in_features, 300),
-            nn.ReLU(inplace=True),
-            nn.Linear(300, 100),
-            nn.ReLU(inplace=True),
-            nn.Linear(100, num_classes),
-        )
+        relu = partial(nn.ReLU, inplace=True)
+        hidden = (nn.Linear(in_features, 300), relu(), nn.Linear(300, 100), relu())
+        self.net = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(100, num_classes))
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns logits [B, K] of images [B, C, S, S]."""

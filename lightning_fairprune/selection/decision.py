@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_fairprune.records.pruning_record import Estimate
-from lightning_fairprune.selection import Selection, select
+from lightning_fairprune.selection._record import Selection
+from lightning_fairprune.selection._select import Keep, select
 
-__all__ = ["Decision"]
-Keep = Literal["random", "hard", "easy", "stratified"]
+__all__ = ["Decision", "Estimate", "needs_recall"]
+
+
+class Estimate(NamedTuple):
+    """One estimate of the quotas: after which epoch, from which recalls."""
+
+    epoch: int
+    recall: Tensor | None
+    quota: Tensor | None
 
 
 class Decision:
@@ -46,9 +53,7 @@ class Decision:
     ) -> None:
         self.density, self.quota_fn, self.keep, self.seed = density, quota_fn, keep, seed
         self.floor = floor
-        self.needs_recall = (
-            quota_fn is not None and "recall" in inspect.signature(quota_fn).parameters
-        )
+        self.needs_recall = needs_recall(quota_fn)
         self.quota: Tensor | None = None
         self.history: list[Estimate] = []
         self.draws = 0
@@ -126,6 +131,11 @@ class Decision:
             self.learn(state["target"].long(), state["scores"], state["num_classes"])
         if state["quota_fn"] is not None and hasattr(self.quota_fn, "load_state_dict"):
             self.quota_fn.load_state_dict(state["quota_fn"])  # type: ignore[union-attr]
+
+
+def needs_recall(quota_fn: Callable[..., Any] | None) -> bool:
+    """Whether quotas follow from recalls."""
+    return quota_fn is not None and "recall" in inspect.signature(quota_fn).parameters
 
 
 def _narrow(target: Tensor) -> Tensor:

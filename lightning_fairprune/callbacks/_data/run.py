@@ -1,0 +1,237 @@
+"""What DataPruning knows and decides in one fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+
+from lightning_fairprune._lightning.snapshot import Snapshot
+from lightning_fairprune._loading.source import TrainSource
+from lightning_fairprune._loading.wrapper import Wrapper
+from lightning_fairprune._observe.ranks import check_same_on_all_ranks
+from lightning_fairprune._observe.validation import RecallWindow, Validation
+from lightning_fairprune.callbacks._data import checks
+from lightning_fairprune.callbacks._data.length import resolve_warmup
+from lightning_fairprune.callbacks._data.phases import Due, Pruned, WarmingUp
+from lightning_fairprune.callbacks._data.settings import DataSettings
+from lightning_fairprune.callbacks._run_folder import run_folder
+from lightning_fairprune.records.pruning_record import PruningRecord
+from lightning_fairprune.selection import Selection
+from lightning_fairprune.selection.decision import Decision
+
+__all__ = ["PruningRun"]
+
+
+class PruningRun:
+    """One fit: its settings, its data, the decision and the phase that it is in.
+
+    Args:
+        settings: of the callback.
+        trainer: whose fit it is.
+        source: where its training samples come from.
+    """
+
+    def __init__(self, settings: DataSettings, trainer: pl.Trainer, source: TrainSource) -> None:
+        self.settings, self.trainer, self.source = settings, trainer, source
+        self.decision = Decision(
+            settings.density, settings.quota, settings.keep, settings.seed, floor=settings.floor
+        )
+        self.warmup = resolve_warmup(settings.warmup_epochs, trainer)
+        self.recalls = RecallWindow(settings.recall_window, settings.shrinkage)
+        self.validation = Validation(
+            settings.recall_dataloader, settings.group_by, settings.logits_fn
+        )
+        self.phase: WarmingUp | Pruned | None = None  # None until training starts
+        self.steps_are_planned = False
+        self._epochs_done = 0
+        self._restored: Mapping[str, Any] | None = None
+
+    @property
+    def selection(self) -> Selection | None:
+        """The samples in use; None in the warm-up."""
+        return self.phase.selection if isinstance(self.phase, Pruned) else None
+
+    @property
+    def warming_up(self) -> WarmingUp | None:
+        """The warm-up, while it lasts."""
+        return self.phase if isinstance(self.phase, WarmingUp) else None
+
+    @property
+    def warm_up(self) -> WarmingUp | None:
+        """The warm-up, also when it is over; None in a fit that was resumed after it."""
+        return self.phase.warm_up if isinstance(self.phase, Pruned) else self.phase
+
+    @property
+    def needs_recall(self) -> bool:
+        """Whether the recalls of the next validation can change a quota."""
+        more = self.selection is None or self.settings.update_every is not None
+        return self.decision.needs_recall and more
+
+    def start(self, module: pl.LightningModule) -> None:
+        """Makes room for what will be observed, and decides now what a checkpoint left undecided."""
+        trainer, restored = self.trainer, self._restored
+        checks.validation(self.settings, trainer)
+        checks.stepping(trainer, planned=self.steps_are_planned or self.settings.density == 1)
+        if self.phase is None:
+            snapshot = None
+            if restored is not None and restored["snapshot"] is not None:
+                snapshot = Snapshot.from_state_dict(restored["snapshot"])
+            elif self.settings.after == "restart":
+                snapshot = Snapshot.take(trainer, module)
+            self.phase = WarmingUp(self.settings, trainer, self.source, self.warmup, snapshot)
+            if restored is not None and restored["record"] is not None:
+                self.phase.observed.load_state_dict(restored["record"])
+        if restored is not None:
+            self.validation.resumed(trainer.current_epoch)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Does what the end of an epoch would have done that a checkpoint cut off.
+
+        A checkpoint of an epoch's very last batch is resumed with the next epoch: the Trainer runs
+        neither the validation nor the end of the old one. Nor does it repeat an end that failed.
+        """
+        epoch = self.trainer.current_epoch - 1
+        if epoch < self._epochs_done:
+            return
+        self.end_epoch(epoch)
+        if self.selection is not None:
+            self.source.request_reload(at_once=True)
+
+    def end_epoch(self, epoch: int) -> None:
+        """Closes the epoch's record; estimates quotas and draws under them where that is due."""
+        if self.needs_recall and self.validation.lacks(self.trainer, epoch):
+            rank_zero_warn(
+                f"the checkpoint was taken on the last batch of epoch {epoch}, before the end of its "
+                "validation, so its recalls are missing: quotas use the recalls before it. "
+                "Checkpoints at the end of an epoch resume exactly."
+            )
+        before, warming_up = self.decision.state_dict(), self.warming_up
+        try:
+            due = self._due(epoch)
+            if any(due):
+                self._decide(epoch, estimate=due.estimate)
+        except BaseException:
+            # A checkpoint on exceptions holds all of the decision or nothing; resuming it decides anew.
+            self.decision.load_state_dict(before)
+            raise
+        self._epochs_done = epoch + 1
+        if warming_up is not None and self.selection is not None:
+            self._report(epoch, self.selection)
+            self.save()
+
+    def _due(self, epoch: int) -> Due:
+        if not isinstance(self.phase, WarmingUp):
+            return Pruned.due(self.settings, epoch + 1 - self.warmup)
+        self.phase.observed.finish_epoch(epoch)
+        over = epoch + 1 >= self.warmup and not self._recalls_are_late(epoch + 1)
+        if over:
+            self.phase.close(self.decision)
+        return Due(over, over)
+
+    def _recalls_are_late(self, done: int) -> bool:
+        late = self.decision.needs_recall and not len(self.recalls)
+        if late:
+            rank_zero_warn(
+                f"no validation has finished in {done} epochs, so there are no recalls "
+                "to set quotas by: the warm-up lasts one more epoch."
+            )
+        return late
+
+    def _decide(self, epoch: int, *, estimate: bool) -> None:
+        if estimate:
+            recall = self.recalls.recall() if self.decision.needs_recall else None
+            self.decision.estimate(epoch, recall)
+        before, drawn = self.selection, self.decision.draw()
+        check_same_on_all_ranks(self.trainer, drawn.indices)
+        if isinstance(self.phase, Pruned):
+            self.phase.selection = drawn
+        else:
+            assert self.phase is not None
+            self.phase = Pruned(drawn, self.phase, self.phase.snapshot)
+        if before is None or not torch.equal(before.indices, drawn.indices):
+            self.source.keep(drawn.indices)
+
+    def _report(self, epoch: int, selection: Selection) -> None:
+        kept = selection.quota
+        few, many = int(kept.argmin()), int(kept.argmax())
+        rank_zero_info(
+            f"DataPruning: after epoch {epoch} training continues with {len(selection)} of "
+            f"{selection.num_samples} samples; class {few} keeps fewest ({int(kept[few])} of "
+            f"{int(selection.sizes[few])}), class {many} most ({int(kept[many])} of "
+            f"{int(selection.sizes[many])})."
+        )
+
+    @property
+    def record(self) -> PruningRecord | None:
+        """What was done so far and why; None in the warm-up."""
+        decision = self.decision
+        if self.selection is None or decision.target is None:
+            return None
+        return PruningRecord(
+            self.selection,
+            decision.target,
+            decision.scores,
+            tuple(decision.history),
+            self.settings.as_text(),
+        )
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Leaves the record in the folder of the logger, for `fairprune report`."""
+        folder, record = run_folder(self.trainer), self.record
+        if folder is not None and record is not None:
+            record.save(folder)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns CPU tensors and primitives; all ranks must call this."""
+        in_data = isinstance(self.trainer.datamodule, Wrapper)  # type: ignore[attr-defined]
+        phase, restored = self.phase, self._restored or {}
+        if phase is None:  # training has not started: what was restored still holds
+            record, snapshot = restored.get("record"), restored.get("snapshot")
+        else:
+            # When it has served, labels and scores are the decision's.
+            warming_up = self.warming_up
+            record = None if warming_up is None else warming_up.observed.state_dict()
+            snapshot = None if phase.snapshot is None else phase.snapshot.state_dict()
+        pruned = isinstance(phase, Pruned)
+        return {
+            "settings": self.settings.as_text(),
+            "source": None if in_data else self.source.state_dict(),
+            "record": record,
+            "recalls": self.recalls.state_dict(),
+            "decision": self.decision.state_dict(),
+            "selection": phase.state_dict() if isinstance(phase, Pruned) else None,
+            "epochs_done": self._epochs_done,
+            "validated": self.validation.step,
+            "snapshot": snapshot,
+            "restart_due": pruned and snapshot is not None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues where `state_dict` was taken."""
+        self._restored = state
+        self.settings.check_resumed(state.get("settings", {}))  # older ones have none
+        if state["source"] is not None:
+            self.source.load_state_dict(state["source"])
+        self.recalls.load_state_dict(state["recalls"])
+        self.decision.load_state_dict(state["decision"])
+        self._epochs_done = state["epochs_done"]
+        self.validation.step = state.get("validated", -1)  # older ones do not know
+        if state["selection"] is None:
+            return
+        kept = self.source.kept
+        if kept is None:
+            raise ValueError(
+                "the checkpoint has a selection but not its samples: it was written with "
+                "FairPruneDataModule around the data, so resume with it."
+            )
+        snapshot = Snapshot.from_state_dict(state["snapshot"]) if state["restart_due"] else None
+        selection = Selection(indices=kept, **state["selection"])
+        # A tuner puts back what it tried out during the fit, whose warm-up is known.
+        self.phase = Pruned(selection, self.warm_up, snapshot)
+        self.source.carry_index = False

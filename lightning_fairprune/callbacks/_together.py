@@ -1,0 +1,45 @@
+"""What callbacks of one Trainer must know of each other."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_fairprune.callbacks._data.run import PruningRun
+from lightning_fairprune.callbacks.data_pruning import DataPruning
+from lightning_fairprune.callbacks.recall_monitor import RecallMonitor
+
+__all__ = ["check_reference", "check_restart", "pruning_run"]
+
+
+def pruning_run(trainer: pl.Trainer) -> PruningRun | None:
+    """Returns the fit of the callback that prunes the data, if there is one."""
+    found = [c for c in trainer.callbacks if isinstance(c, DataPruning)]  # type: ignore[attr-defined]
+    return found[0].run if found else None
+
+
+def check_restart(trainer: pl.Trainer, first: int, per_epoch: int) -> None:
+    """Raises if weights would be pruned that a restart puts back.
+
+    Args:
+        trainer: whose fit it is.
+        first: epochs or steps before the first pruning of weights.
+        per_epoch: 1, or the steps of an epoch.
+    """
+    run = pruning_run(trainer)
+    if run is not None and run.settings.after == "restart" and first <= run.warmup * per_epoch:
+        raise ValueError(
+            f"DataPruning(after='restart') puts all weights back after its {run.warmup} epochs of "
+            "warm-up, so weights must be pruned later: raise `start`."
+        )
+
+
+def check_reference(trainer: pl.Trainer) -> None:
+    """Warns, at the first pruning, a monitor that has no validation of the dense model."""
+    for other in trainer.callbacks:  # type: ignore[attr-defined]
+        waits = isinstance(other, RecallMonitor) and other.reference == "before_pruning"
+        if waits and not other.history.evaluations:
+            rank_zero_warn(
+                "RecallMonitor(reference='before_pruning') has nothing to compare with, because weights "
+                "are pruned before the first validation: raise `start`, or use reference='fit_start'."
+            )
