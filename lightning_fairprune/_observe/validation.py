@@ -1,53 +1,41 @@
-"""Validation recalls that quotas are made from."""
+"""The validations of a Trainer: each is observed, copied and summed over ranks once, for all callbacks."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor
 
+from lightning_fairprune._observe.groups import GroupBy, LogitsFn, groups_of
+from lightning_fairprune._observe.observer import StepObserver, capture_of
 from lightning_fairprune._observe.ranks import max_over_ranks, sum_over_ranks
-from lightning_fairprune.counts import ClassCounts, Tally
+from lightning_fairprune.counts import ClassCounts, Tally, counts_of
 
-__all__ = ["WholeValidation"]
+__all__ = ["CountsValidation", "RecallWindow", "Validation", "abandon"]
 
 
 class RecallWindow:
-    """Counts predictions in validation and pools the counts of the last few.
+    """Pools the counts of the last few validations.
 
     Args:
         length: validations to pool.
         shrinkage: pseudo-samples at the mean recall added to every class.
-        grouped: whether groups are counted in place of classes.
     """
 
-    def __init__(self, length: int, shrinkage: float, *, grouped: bool) -> None:
-        self.length, self.shrinkage, self.grouped = length, shrinkage, grouped
-        self._tally = Tally(self.grouped)
+    def __init__(self, length: int, shrinkage: float) -> None:
+        self.length, self.shrinkage = length, shrinkage
         self._counts: list[ClassCounts] = []
 
     def __len__(self) -> int:
         return len(self._counts)
 
-    def begin(self) -> None:
-        """Before a validation."""
-        self._tally = Tally(self.grouped)
-
-    def update(self, logits: Tensor, target: Tensor, group: Tensor | None) -> None:
-        """One batch of it."""
-        self._tally.update(logits, target, *([] if group is None else [group]))
-
-    def finish(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """After it; all ranks must call this."""
-        counts = self._tally.compute(
-            grouped=self.grouped,
-            reduce_sum=sum_over_ranks(trainer),
-            reduce_max=max_over_ranks(trainer),
-            device=module.device,
-        )
+    def add(self, counts: ClassCounts) -> None:
+        """After a validation."""
         self._counts = [*self._counts, counts][-self.length :]
 
     def recall(self) -> Tensor:
@@ -62,22 +50,143 @@ class RecallWindow:
         return {"counts": [(counts.tp, counts.support) for counts in self._counts]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where `state_dict` was taken."""
+        """Continues where `state_dict` was taken."""
         self._counts = [ClassCounts(tp, support) for tp, support in state["counts"]]
 
 
-class WholeValidation:
-    """Tells whether a validation went over all its batches, and whether one is missing.
+class _Running:
+    """The validation (or test) that runs in a Trainer, counted by one way to its logits.
+
+    Args:
+        trainer: whose; not kept.
+        logits_fn: see `StepObserver`.
+    """
+
+    def __init__(self, trainer: pl.Trainer, logits_fn: LogitsFn | None) -> None:
+        self.logits_fn = logits_fn
+        self._observer = StepObserver(trainer, logits_fn)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._observer.close()
+        self._started = self._is_open = False
+        self._loaders: set[int] = set()
+        self._groupings: list[GroupBy] = []
+        self._tallies: dict[int, Tally] = {}
+        self._found: dict[int, tuple[ClassCounts, ...]] | None = None
+        self.batches: Counter[int] = Counter()
+        self.where: tuple[torch.device, torch.dtype] | None = None
+
+    def renew(self) -> None:
+        """Before the first batch: forgets an earlier validation and what was wanted of it."""
+        if self._started:
+            self._begin()
+
+    def want(self, loaders: range, group_by: GroupBy | None) -> None:
+        """Before the first batch, once for each callback that wants something."""
+        self._loaders.update(loaders)
+        if group_by is not None and group_by not in self._groupings:
+            self._groupings.append(group_by)
+
+    def open(
+        self, module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int
+    ) -> None:
+        """Before a step; only the first call counts."""
+        if dataloader_idx in self._loaders and not self._is_open:
+            self._started = self._is_open = True
+            self._observer.open(module, batch, batch_idx)
+
+    def close(self, outputs: Any, batch: Any, dataloader_idx: int, step: str) -> None:
+        """After a step; only the first call counts."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        logits, target = self._observer.read(outputs, None, step)
+        groups = [groups_of(batch, group_by) for group_by in self._groupings]
+        tally = self._tallies.setdefault(dataloader_idx, Tally(len(groups)))
+        tally.update(logits, target, *(group for group in groups if group is not None))
+        self.batches[dataloader_idx] += 1
+        self.where = logits.device, logits.dtype
+
+    def counts(
+        self, trainer: pl.Trainer, module: pl.LightningModule, group_by: GroupBy | None
+    ) -> dict[int, tuple[ClassCounts, ...]]:
+        """After the last batch: the counts of each loader, by class and by the groups; on all ranks."""
+        if self._found is None:
+            self._started = True
+            loaders = sorted(self._loaders)
+            # A rank may have had no batch of a loader; it takes part in the sums all the same.
+            tallies = [self._tallies.get(i, Tally(len(self._groupings))) for i in loaders]
+            sums = sum_over_ranks(trainer), max_over_ranks(trainer), module.device
+            self._found = dict(zip(loaders, counts_of(tallies, *sums), strict=True))
+            self._tallies = {}
+        rows = [0] if group_by is None else [0, 1 + self._groupings.index(group_by)]
+        return {i: tuple(found[row] for row in rows) for i, found in self._found.items()}
+
+
+_running: WeakKeyDictionary[pl.Trainer, list[_Running]] = WeakKeyDictionary()
+
+
+def abandon(trainer: pl.Trainer) -> None:
+    """On an exception: leaves nothing behind in torch."""
+    capture_of(trainer).abandon()
+    _running.pop(trainer, None)
+
+
+class CountsValidation(pl.Callback):
+    """A callback that lets each batch of a validation be counted; `Validation` says for what."""
+
+    def on_validation_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Starts observing."""
+        for running in _running.get(trainer, ()):
+            running.open(pl_module, batch, batch_idx, dataloader_idx)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Counts which predictions were right."""
+        step = "test_step" if trainer.testing else "validation_step"
+        for running in _running.get(trainer, ()):
+            running.close(outputs, batch, dataloader_idx, step)
+
+
+class Validation:
+    """What a callback wants counted in each validation, and whether a validation was whole.
 
     A checkpoint that was taken after the last batch of an epoch and before the end of its validation (on
     an exception or a signal, or after every step) does not know how far the validation had come. The Trainer
     that resumes it runs what it takes for the rest of the validation, or nothing of it.
+
+    Args:
+        dataloader_idx: the loader that is counted; None for all.
+        group_by: groups to count besides the classes.
+        logits_fn: see `StepObserver`; those with the same one share a count.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        dataloader_idx: int | None = None,
+        group_by: GroupBy | None = None,
+        logits_fn: LogitsFn | None = None,
+    ) -> None:
+        self._loader, self._group_by, self._logits_fn = dataloader_idx, group_by, logits_fn
         self.step = -1
         """Global step of the last whole validation."""
-        self._batches: Counter[int] = Counter()
+        self.wanted = False
+        """Whether the last validation is counted."""
         self._resumed_in = -1
         self._is_first = False
 
@@ -85,25 +194,52 @@ class WholeValidation:
         """At the start of a fit that was resumed in `epoch`."""
         self._resumed_in, self._is_first = epoch, True
 
-    def begin(self) -> None:
-        """Before a validation."""
-        self._batches.clear()
+    def begin(self, trainer: pl.Trainer, *, wanted: bool = True) -> None:
+        """Before a validation: starts a new count if it is wanted."""
+        self.wanted = wanted
+        all_of = _running.setdefault(trainer, [])
+        for running in all_of:
+            running.renew()
+        if wanted:
+            if all(running.logits_fn != self._logits_fn for running in all_of):
+                all_of.append(_Running(trainer, self._logits_fn))
+            self._of(trainer).want(self._loaders(trainer), self._group_by)
 
-    def count(self, dataloader_idx: int) -> None:
-        """After each of its batches."""
-        self._batches[dataloader_idx] += 1
+    def _of(self, trainer: pl.Trainer) -> _Running:
+        return next(r for r in _running[trainer] if r.logits_fn == self._logits_fn)
 
-    def ends(self, trainer: pl.Trainer, dataloader_idx: int | None = None) -> bool:
-        """After a validation: whether it was whole; only the first of a resumed fit may not be.
+    def _loaders(self, trainer: pl.Trainer) -> range:
+        batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+        i = self._loader
+        return range(len(batches)) if i is None else range(i, i + 1)
 
-        Args:
-            trainer: knows how many batches there are.
-            dataloader_idx: the loader that matters; None for all.
+    def where(self, trainer: pl.Trainer) -> tuple[torch.device, torch.dtype] | None:
+        """Returns device and dtype of the logits; None on a rank without a batch."""
+        return self._of(trainer).where
+
+    def counts(
+        self, trainer: pl.Trainer, module: pl.LightningModule
+    ) -> list[tuple[ClassCounts, ...]]:
+        """After its last batch: for each loader the counts by class and, if asked for, by group; on all ranks."""
+        found = self._of(trainer).counts(trainer, module, self._group_by)
+        return [found[i] for i in self._loaders(trainer)]
+
+    def finish(self, trainer: pl.Trainer, module: pl.LightningModule) -> ClassCounts | None:
+        """After a validation in a fit: the counts of the one loader, by group if there are groups.
+
+        None if they are not wanted: of the sanity check, or of a part of a validation.
         """
+        if not self.wanted or trainer.sanity_checking or not self.is_whole(trainer):
+            return None
+        return self.counts(trainer, module)[0][-1]
+
+    def is_whole(self, trainer: pl.Trainer) -> bool:
+        """After a validation: whether it went over all batches; only the first of a resumed fit may not."""
+        seen = self._of(trainer).batches
         is_cut = self._is_first and any(
-            self._batches[i] < batches < float("inf")
+            seen[i] < batches < float("inf")
             for i, batches in enumerate(trainer.num_val_batches)
-            if dataloader_idx in (None, i)
+            if self._loader in (None, i)
         )
         self._is_first = False
         if not is_cut:

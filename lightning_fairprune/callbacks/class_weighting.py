@@ -11,8 +11,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_fairprune._observe.groups import LogitsFn
-from lightning_fairprune._observe.observer import StepObserver, capture_of
-from lightning_fairprune._observe.validation import RecallWindow, WholeValidation
+from lightning_fairprune._observe.validation import (
+    CountsValidation,
+    RecallWindow,
+    Validation,
+    abandon,
+)
 from lightning_fairprune.weighting import cdb_w
 
 __all__ = ["ClassWeighting"]
@@ -20,7 +24,7 @@ __all__ = ["ClassWeighting"]
 Loss = nn.CrossEntropyLoss | nn.NLLLoss
 
 
-class ClassWeighting(pl.Callback):
+class ClassWeighting(CountsValidation):
     """Weights the classes in the training loss by their recalls in the last validation.
 
     The first epoch is trained without weights. The callback lends its weights to the
@@ -88,17 +92,15 @@ class ClassWeighting(pl.Callback):
         self.recall_dataloader = recall_dataloader
         self.logits_fn = logits_fn
         self._trainer: pl.Trainer | None = None
-        self._observer: StepObserver | None = None
         self._forget()
 
     def _forget(self) -> None:
-        self._recalls = RecallWindow(self.recall_window, self.shrinkage, grouped=False)
+        self._recalls = RecallWindow(self.recall_window, self.shrinkage)
         self._validations = 0
         self._epochs_done = 0
         self._resumed = False
-        self._validated = WholeValidation()
+        self._validation = Validation(self.recall_dataloader, logits_fn=self.logits_fn)
         self._weight: Tensor | None = None
-        self._where: tuple[torch.device, torch.dtype] | None = None  # of the logits
         self._criterion: Loss | None = None
         self._own: tuple[Tensor | None] | None = None
         self._offered = self._was_read = False
@@ -119,10 +121,9 @@ class ClassWeighting(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begins anew."""
-        self._trainer, self._observer = trainer, None
+        self._trainer = trainer
         if stage == "fit":
             self._forget()
-            self._observer = StepObserver(trainer, self.logits_fn)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Finds the loss, and says so before any work if weights could not be set."""
@@ -138,13 +139,13 @@ class ClassWeighting(pl.Callback):
         if self._weight is not None:
             self._weight = self._weight.to(pl_module.device)
         if self._resumed:
-            self._validated.resumed(trainer.current_epoch)
+            self._validation.resumed(trainer.current_epoch)
         if self._resumed and trainer.current_epoch > self._epochs_done:
             self._check_validated(trainer, trainer.current_epoch - 1)
         self._epochs_done = trainer.current_epoch
 
     def _check_validated(self, trainer: pl.Trainer, epoch: int) -> None:
-        if self._validated.lacks(trainer, epoch):
+        if self._validation.lacks(trainer, epoch):
             rank_zero_warn(
                 f"the checkpoint was taken on the last batch of epoch {epoch}, before the end of its "
                 "validation, so its recalls are missing: class weights stay those of the validation "
@@ -155,13 +156,13 @@ class ClassWeighting(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Leaves nothing behind in torch or in the loss."""
-        capture_of(trainer).abandon()
+        abandon(trainer)
         self._take_back()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leaves the loss as it was."""
         self._take_back()
-        self._criterion = self._observer = self._trainer = None
+        self._criterion = self._trainer = None
 
     # ------------------------------------------------------------------------------ one training step
 
@@ -207,50 +208,17 @@ class ClassWeighting(pl.Callback):
 
     # ------------------------------------------------------------------------------- validation
 
-    def _counting(self, dataloader_idx: int) -> bool:
-        return self._observer is not None and dataloader_idx == self.recall_dataloader
-
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begins a new count."""
+        """Starts a new count."""
         self._take_back()
-        self._recalls.begin()
-        self._validated.begin()
-
-    def on_validation_batch_start(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Starts looking."""
-        if self._observer is not None and self._counting(dataloader_idx):
-            self._observer.open(pl_module, batch, batch_idx)
-
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Counts which predictions were right."""
-        if self._observer is not None and self._counting(dataloader_idx):
-            logits, target = self._observer.read(outputs, None, "validation_step")
-            self._recalls.update(logits, target, None)
-            self._validated.count(dataloader_idx)
-            self._where = logits.device, logits.dtype
+        self._validation.begin(trainer, wanted=trainer.state.fn == "fit")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Sets the weights of the steps until the next validation, unless it was the sanity check."""
-        if trainer.sanity_checking or self._observer is None:
+        counts = self._validation.finish(trainer, pl_module)
+        if counts is None:
             return
-        if not self._validated.ends(trainer, self.recall_dataloader):
-            return
-        self._recalls.finish(trainer, pl_module)
+        self._recalls.add(counts)
         self._validations += 1
         if (self._validations - 1) % self.update_every:
             return
@@ -262,7 +230,7 @@ class ClassWeighting(pl.Callback):
             )
         weight = _checked(self.weights(recall), len(recall))
         # A rank may have had no batch of its own.
-        device, dtype = self._where or (pl_module.device, pl_module.dtype)
+        device, dtype = self._validation.where(trainer) or (pl_module.device, pl_module.dtype)
         assert isinstance(dtype, torch.dtype)
         if "mixed" in str(trainer.precision):
             dtype = torch.promote_types(dtype, torch.float32)
@@ -279,7 +247,7 @@ class ClassWeighting(pl.Callback):
             "recalls": self._recalls.state_dict(),
             "validations": self._validations,
             "epochs_done": self._epochs_done,
-            "validated": self._validated.step,
+            "validated": self._validation.step,
             "weight": None if self._weight is None else self._weight.cpu().clone(),
         }
 
@@ -288,7 +256,7 @@ class ClassWeighting(pl.Callback):
         self._recalls.load_state_dict(state_dict["recalls"])
         self._validations = state_dict["validations"]
         self._epochs_done = state_dict["epochs_done"]
-        self._validated.step = state_dict.get("validated", -1)  # older ones do not know
+        self._validation.step = state_dict.get("validated", -1)  # older ones do not know
         self._weight = state_dict["weight"]
         self._resumed = True
 

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 from lightning_fairprune import quotas
 from lightning_fairprune._loading.source import TrainSource
 from lightning_fairprune._loading.wrapper import Wrapper
-from lightning_fairprune._observe.groups import GroupBy, LogitsFn, groups_of
-from lightning_fairprune._observe.observer import StepObserver, capture_of
+from lightning_fairprune._observe.groups import GroupBy, LogitsFn
+from lightning_fairprune._observe.validation import CountsValidation, abandon
 from lightning_fairprune.callbacks._data import checks
 from lightning_fairprune.callbacks._data.dry_run import dry_run as run_dry
 from lightning_fairprune.callbacks._data.phases import Pruned
@@ -27,7 +27,7 @@ from lightning_fairprune.selection.decision import Estimate
 __all__ = ["DataPruning"]
 
 
-class DataPruning(pl.Callback):
+class DataPruning(CountsValidation):
     """Warms up on all training data, then trains on a class-aware part of it.
 
     During the warm-up epochs the callback learns the label of every training sample and, where a
@@ -140,7 +140,6 @@ class DataPruning(pl.Callback):
             dry_run=dry_run,
         )
         self._run: PruningRun | None = None
-        self._validation: StepObserver | None = None
         self._undo: list[Callable[[], Any]] = []
 
     # ------------------------------------------------------------------------------------ results
@@ -207,7 +206,6 @@ class DataPruning(pl.Callback):
         source.carry_index = True
         self._undo += [source.detach, source.strip_indices(trainer)]
         self._run = PruningRun(settings, trainer, source)
-        self._validation = StepObserver(trainer, settings.logits_fn)
 
     def _on_load(self, trainer: pl.Trainer, loader: DataLoader[Any]) -> None:
         """Checks every training loader before the Trainer uses it."""
@@ -235,14 +233,13 @@ class DataPruning(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Leaves nothing behind in torch or in the user's objects."""
-        capture_of(trainer).abandon()
+        abandon(trainer)
         self._unpatch()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Gives the user's objects back as they were."""
         if stage == "fit":
             self._unpatch()
-            self._validation = None
 
     def _unpatch(self) -> None:
         while self._undo:
@@ -290,45 +287,15 @@ class DataPruning(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts a new count."""
-        if self._validation is not None:
-            self.run.recalls.begin()
-            self.run.validated.begin()
-
-    def on_validation_batch_start(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Starts observing."""
-        if self._validation is not None and self.run.counts(dataloader_idx):
-            self._validation.open(pl_module, batch, batch_idx)
-
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Counts which predictions were right."""
-        if self._validation is not None and self.run.counts(dataloader_idx):
-            logits, target = self._validation.read(outputs, None, "validation_step")
-            group = groups_of(batch, self.settings.group_by)
-            self.run.recalls.update(logits, target, group)
-            self.run.validated.count(dataloader_idx)
+        if self._run is not None:
+            wanted = trainer.state.fn == "fit" and self._run.needs_recall
+            self._run.validation.begin(trainer, wanted=wanted)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Adds the count to the window, unless it was the sanity check."""
-        if trainer.sanity_checking or self._validation is None:
-            return
-        loader = self.settings.recall_dataloader
-        if self.run.counts(loader) and self.run.validated.ends(trainer, loader):
-            self.run.recalls.finish(trainer, pl_module)
+        counts = None if self._run is None else self._run.validation.finish(trainer, pl_module)
+        if counts is not None:
+            self.run.recalls.add(counts)
 
     # ---------------------------------------------------------------------------------- resuming
 

@@ -13,10 +13,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_fairprune._files import write_whole
-from lightning_fairprune._observe.groups import GroupBy, LogitsFn, groups_of
-from lightning_fairprune._observe.observer import StepObserver, capture_of
-from lightning_fairprune._observe.ranks import max_over_ranks, sum_over_ranks
-from lightning_fairprune._observe.validation import WholeValidation
+from lightning_fairprune._observe.groups import GroupBy, LogitsFn
+from lightning_fairprune._observe.validation import CountsValidation, Validation, abandon
 from lightning_fairprune.callbacks._monitor import values
 from lightning_fairprune.callbacks._monitor.reference import Reference, ReferenceCounts
 from lightning_fairprune.callbacks._run_folder import (
@@ -25,7 +23,7 @@ from lightning_fairprune.callbacks._run_folder import (
     send_figure,
     takes_figures,
 )
-from lightning_fairprune.counts import ClassCounts, Tally
+from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.records.recall_history import (
     GROUPS,
     Evaluation,
@@ -36,7 +34,7 @@ from lightning_fairprune.records.recall_history import (
 __all__ = ["RecallMonitor"]
 
 
-class RecallMonitor(pl.Callback):
+class RecallMonitor(CountsValidation):
     """Logs which classes a model recalls, after each evaluation, and what they lost to a reference.
 
     The names are ``val/recall/worst``, ``.../gap``, ``.../std``, ``.../mean`` and
@@ -127,15 +125,12 @@ class RecallMonitor(pl.Callback):
         self.dataloader_names = None if dataloader_names is None else tuple(dataloader_names)
         self.every_n_epochs, self.figures, self.dirpath = every_n_epochs, figures, dirpath
         self.logits_fn = logits_fn
-        self._observer: StepObserver | None = None
-        self._tallies: dict[tuple[int, bool], Tally] = {}
-        self._counting = True
         self._forget()
 
     def _forget(self) -> None:
         self.history = RecallHistory(class_names=self.class_names, group_names=self.group_names)
         self._reference = ReferenceCounts(self.reference, self.class_names)
-        self._validated = WholeValidation()
+        self._validation = Validation(None, self.group_by, self.logits_fn)
 
     @property
     def counts(self) -> dict[str, ClassCounts]:
@@ -145,8 +140,7 @@ class RecallMonitor(pl.Callback):
     # ------------------------------------------------------------------------- begin and end
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Begins a fit, a validation or a test."""
-        self._observer = StepObserver(trainer, self.logits_fn)
+        """Starts a fit, a validation or a test."""
         if stage == "fit":
             self._forget()
         self._reference.setup(trainer, stage)
@@ -179,7 +173,7 @@ class RecallMonitor(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Leaves nothing behind in torch or in the Trainer."""
-        capture_of(trainer).abandon()
+        abandon(trainer)
         self._reference.teardown()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -193,72 +187,38 @@ class RecallMonitor(pl.Callback):
     # -------------------------------------------------------------------------- one evaluation
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begins a new count."""
-        self._tallies = {}
-        self._validated.begin()
+        """Starts a new count."""
         due = (trainer.current_epoch + 1) % self.every_n_epochs == 0
         # The last count before pruning must not be missed: nobody knows it for the last.
         wanted = due or (self._reference.comes_before_pruning and not values.pruned(trainer))
-        self._counting = wanted or trainer.sanity_checking or trainer.state.fn != "fit"
-
-    def on_validation_batch_start(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Starts looking."""
-        assert self._observer is not None
-        if self._counting:
-            self._observer.open(pl_module, batch, batch_idx)
-
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Counts which predictions were right."""
-        assert self._observer is not None
-        self._validated.count(dataloader_idx)
-        if self._counting:
-            step = "test_step" if trainer.testing else "validation_step"
-            logits, target = self._observer.read(outputs, None, step)
-            self._tallies.setdefault((dataloader_idx, False), Tally()).update(logits, target)
-            group = groups_of(batch, self.group_by)
-            if group is not None:
-                tally = self._tallies.setdefault((dataloader_idx, True), Tally(1))
-                tally.update(logits, target, group)
+        wanted = wanted or trainer.sanity_checking or trainer.state.fn != "fit"
+        self._validation.begin(trainer, wanted=wanted)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs the recalls."""
-        if self._counting:
+        if self._validation.wanted:
             self._finish(trainer, pl_module, "test" if trainer.testing else "val")
 
     on_test_start = on_validation_start
-    on_test_batch_start = on_validation_batch_start
-    on_test_batch_end = on_validation_batch_end
+    on_test_batch_start = CountsValidation.on_validation_batch_start
+    on_test_batch_end = CountsValidation.on_validation_batch_end
     on_test_epoch_end = on_validation_epoch_end
 
     def _finish(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         found: dict[str, ClassCounts] = {}
-        for index, prefix in enumerate(self._prefixes(trainer, stage)):
-            found[prefix] = self._counted(trainer, module, index, grouped=False)
-            self._check_classes(found[prefix])
-            if self.group_by is not None:
-                name, counts = prefix + GROUPS, self._counted(trainer, module, index, grouped=True)
-                found[name] = self._with_all_groups(name, counts)
-        self._tallies = {}
+        prefixes = self._prefixes(trainer, stage)
+        all_counts = self._validation.counts(trainer, module)
+        for prefix, (counts, *of_groups) in zip(prefixes, all_counts, strict=True):
+            self._check_classes(counts)
+            found[prefix] = counts
+            for grouped in of_groups:
+                name = prefix + GROUPS
+                found[name] = self._with_all_groups(name, grouped)
         if trainer.sanity_checking:
             if self._reference.comes_from_sanity_check:
                 self._reference.counts = found
             return
-        if trainer.state.fn == "fit" and not self._validated.ends(trainer):  # of a resumed one
+        if trainer.state.fn == "fit" and not self._validation.is_whole(trainer):  # of a resumed one
             values.log_part(trainer, module, found, self.history)
             return
         pruned = values.pruned(trainer)
@@ -281,17 +241,6 @@ class RecallMonitor(pl.Callback):
         self._save(trainer)
         if trainer.state.fn != "fit":
             self._draw_files(trainer)
-
-    def _counted(
-        self, trainer: pl.Trainer, module: pl.LightningModule, index: int, *, grouped: bool
-    ) -> ClassCounts:
-        # A rank may have had no batch of a loader; it takes part in the sums all the same.
-        return self._tallies.get((index, grouped), Tally(grouped)).compute(
-            grouped=grouped,
-            reduce_sum=sum_over_ranks(trainer),
-            reduce_max=max_over_ranks(trainer),
-            device=module.device,
-        )
 
     def _with_all_groups(self, name: str, counts: ClassCounts) -> ClassCounts:
         """Gives this evaluation, earlier ones and the reference as many groups as any of them met."""
@@ -392,4 +341,4 @@ class RecallMonitor(pl.Callback):
         history = RecallHistory.from_state_dict(state_dict)
         self.history = replace(history, class_names=self.class_names, group_names=self.group_names)
         self._reference.restore(history.reference)
-        self._validated.resumed(0)
+        self._validation.resumed(0)

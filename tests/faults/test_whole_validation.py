@@ -6,8 +6,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from lightning_fairprune._observe.validation import WholeValidation
+from lightning_fairprune._observe.validation import CountsValidation, Validation
+
+
+class Double:
+    """Has what is given, and can be referred to weakly."""
+
+    def __init__(self, **options: Any) -> None:
+        self.__dict__.update(options)
 
 
 def trainer(**options: Any) -> Any:
@@ -19,8 +27,24 @@ def trainer(**options: Any) -> Any:
         "enable_validation": True,
         "fit_loop": SimpleNamespace(total_batch_idx=21),
         "num_val_batches": [3, 2],
+        "sanity_checking": False,
+        "testing": False,
+        "world_size": 1,
     }
-    return SimpleNamespace(**(defaults | options))
+    return Double(**(defaults | options))
+
+
+def validate(validation: Validation, trainer: Any, seen: list[int]) -> bool:
+    """Runs a validation of so many batches of each loader; returns whether its counts were wanted."""
+    hooks: Any = CountsValidation()
+    module: Any = SimpleNamespace(device="cpu")
+    outputs = {"logits": torch.zeros(4, 2), "target": torch.zeros(4, dtype=torch.int64)}
+    validation.begin(trainer)
+    for loader, batches in enumerate(seen):
+        for i in range(batches):
+            hooks.on_validation_batch_start(trainer, module, None, i, loader)
+            hooks.on_validation_batch_end(trainer, module, outputs, None, i, loader)
+    return validation.is_whole(trainer)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +67,7 @@ def trainer(**options: Any) -> Any:
 def test_a_validation_that_was_due_and_is_not_done_is_lacking(
     lacks: bool, options: dict[str, Any]
 ) -> None:
-    validation = WholeValidation()
+    validation = Validation()
     validation.step = 11
     assert not validation.lacks(trainer(**options), 1)  # not resumed
     validation.resumed(1)
@@ -66,21 +90,17 @@ def test_only_the_first_validation_of_a_resumed_fit_may_be_cut(
     seen: list[int], loader: int | None, whole: bool
 ) -> None:
     for resumed in (False, True):
-        validation = WholeValidation()
+        validation, fit = Validation(loader), trainer()
         if resumed:
             validation.resumed(1)
         for turn in (1, 2):
-            validation.begin()
-            for dataloader_idx, batches in enumerate(seen):
-                for _ in range(batches):
-                    validation.count(dataloader_idx)
+            fit.global_step = turn
             expected = whole or not resumed or turn == 2
-            assert validation.ends(trainer(global_step=turn), loader) == expected
+            assert validate(validation, fit, seen) == expected
             assert validation.step == (turn if expected else -1)
 
 
 def test_a_loader_without_a_length_is_never_cut() -> None:
-    validation = WholeValidation()
+    validation = Validation()
     validation.resumed(0)
-    validation.begin()
-    assert validation.ends(trainer(num_val_batches=[float("inf")]))
+    assert validate(validation, trainer(num_val_batches=[float("inf")]), [0])

@@ -13,7 +13,7 @@ from lightning_fairprune._lightning.snapshot import Snapshot
 from lightning_fairprune._loading.source import TrainSource
 from lightning_fairprune._loading.wrapper import Wrapper
 from lightning_fairprune._observe.ranks import check_same_on_all_ranks
-from lightning_fairprune._observe.validation import RecallWindow, WholeValidation
+from lightning_fairprune._observe.validation import RecallWindow, Validation
 from lightning_fairprune.callbacks._data import checks
 from lightning_fairprune.callbacks._data.length import resolve_warmup
 from lightning_fairprune.callbacks._data.phases import Due, Pruned, WarmingUp
@@ -41,10 +41,10 @@ class PruningRun:
             settings.density, settings.quota, settings.keep, settings.seed, floor=settings.floor
         )
         self.warmup = resolve_warmup(settings.warmup_epochs, trainer)
-        self.recalls = RecallWindow(
-            settings.recall_window, settings.shrinkage, grouped=settings.group_by is not None
+        self.recalls = RecallWindow(settings.recall_window, settings.shrinkage)
+        self.validation = Validation(
+            settings.recall_dataloader, settings.group_by, settings.logits_fn
         )
-        self.validated = WholeValidation()
         self.phase: WarmingUp | Pruned | None = None  # None until training starts
         self.steps_are_planned = False
         self._epochs_done = 0
@@ -65,11 +65,11 @@ class PruningRun:
         """The warm-up, also when it is over; None in a fit that was resumed after it."""
         return self.phase.warm_up if isinstance(self.phase, Pruned) else self.phase
 
-    def counts(self, dataloader_idx: int) -> bool:
-        """Whether the recalls of a validation loader can change a quota."""
-        settings = self.settings
-        wanted = self.decision.needs_recall and dataloader_idx == settings.recall_dataloader
-        return wanted and (self.selection is None or settings.update_every is not None)
+    @property
+    def needs_recall(self) -> bool:
+        """Whether the recalls of the next validation can change a quota."""
+        more = self.selection is None or self.settings.update_every is not None
+        return self.decision.needs_recall and more
 
     def start(self, module: pl.LightningModule) -> None:
         """Makes room for what will be observed, and decides now what a checkpoint left undecided."""
@@ -86,7 +86,7 @@ class PruningRun:
             if restored is not None and restored["record"] is not None:
                 self.phase.observed.load_state_dict(restored["record"])
         if restored is not None:
-            self.validated.resumed(trainer.current_epoch)
+            self.validation.resumed(trainer.current_epoch)
         self._catch_up()
 
     def _catch_up(self) -> None:
@@ -104,9 +104,7 @@ class PruningRun:
 
     def end_epoch(self, epoch: int) -> None:
         """Closes the epoch's record; estimates quotas and draws under them where that is due."""
-        if self.counts(self.settings.recall_dataloader) and self.validated.lacks(
-            self.trainer, epoch
-        ):
+        if self.needs_recall and self.validation.lacks(self.trainer, epoch):
             rank_zero_warn(
                 f"the checkpoint was taken on the last batch of epoch {epoch}, before the end of its "
                 "validation, so its recalls are missing: quotas use the recalls before it. "
@@ -209,7 +207,7 @@ class PruningRun:
             "decision": self.decision.state_dict(),
             "selection": phase.state_dict() if isinstance(phase, Pruned) else None,
             "epochs_done": self._epochs_done,
-            "validated": self.validated.step,
+            "validated": self.validation.step,
             "snapshot": snapshot,
             "restart_due": pruned and snapshot is not None,
         }
@@ -223,7 +221,7 @@ class PruningRun:
         self.recalls.load_state_dict(state["recalls"])
         self.decision.load_state_dict(state["decision"])
         self._epochs_done = state["epochs_done"]
-        self.validated.step = state.get("validated", -1)  # older ones do not know
+        self.validation.step = state.get("validated", -1)  # older ones do not know
         if state["selection"] is None:
             return
         kept = self.source.kept
