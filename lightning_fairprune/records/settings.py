@@ -22,3 +22,8 @@ def name_of(value: Any) -> str | int | None:
     # The default repr of an object has its address, which differs from run to run.
     text = repr(value)
     return f"{type(value).__name__}()" if f" at {hex(id(value))}" in text else text
+
+
+def called(function: object) -> str:
+    """Returns how a message names a function."""
+    return getattr(function, "__name__", repr(function))

@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from lightning_fairprune._observe.groups import GroupBy, LogitsFn
-from lightning_fairprune.callbacks._arguments import called, check_same, function, number, one_of
-from lightning_fairprune.records.settings import name_of
+from lightning_fairprune.callbacks._arguments import check_same, function, number, one_of
+from lightning_fairprune.records.settings import called, name_of
 from lightning_fairprune.scoring.wanted import kind_of
 from lightning_fairprune.selection import Keep
 
