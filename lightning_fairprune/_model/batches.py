@@ -53,12 +53,12 @@ class Batch:
     def rows(self, index: slice | Tensor) -> Batch:
         """Returns some of the samples."""
         self.check_rows()
-        some = mapped(
+        inputs, target = mapped(
             lambda t: t[index if isinstance(index, slice) else index.to(t.device)],
             (self.inputs, self.target),
         )
         size = len(range(self.size)[index]) if isinstance(index, slice) else len(index)
-        return Batch(*some, size)
+        return Batch(inputs, target, size)
 
     def through(self, model: Callable[..., Any]) -> Any:
         """Returns the outputs of a model, which may write to its inputs: it gets copies."""
