@@ -796,8 +796,8 @@ def test_every_argument_can_be_written_in_yaml(
     text = parser.dump(config)
     monitor = parser.instantiate_classes(parser.parse_string(text)).track
     assert isinstance(monitor, lfp.RecallMonitor)
-    assert (monitor.reference, monitor.class_names) == (reference, ("cat", "dog"))
-    assert (str(monitor.dirpath), monitor.every_n_epochs) == ("here", 2)
+    assert (monitor.settings.reference, monitor.settings.class_names) == (reference, ("cat", "dog"))
+    assert (str(monitor.settings.dirpath), monitor.settings.every_n_epochs) == ("here", 2)
 
 
 def test_sharded_weights_are_not_evaluated(tmp_path: Path) -> None:

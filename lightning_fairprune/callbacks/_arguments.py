@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
-from operator import attrgetter
 from typing import Any
 
-__all__ = ["check_same", "function", "number", "one_of", "setting"]
+__all__ = ["check_same", "function", "number", "one_of"]
 
 
 def number(name: str, value: object, *, whole: bool = False) -> None:
@@ -47,11 +46,6 @@ def check_same(owner: str, now: Mapping[str, Any], before: Mapping[str, Any]) ->
             + ", ".join(repr(before[name]) for name in changed)
             + ": give the same, or begin a new fit from the weights of the checkpoint."
         )
-
-
-def setting(name: str) -> Any:
-    """Returns an attribute of a callback that reads one of its `settings`."""
-    return property(attrgetter(f"settings.{name}"))
 
 
 def _short(value: object) -> str:

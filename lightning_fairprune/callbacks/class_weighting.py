@@ -18,7 +18,6 @@ from lightning_fairprune._observe.validation import (
     Validation,
     abandon,
 )
-from lightning_fairprune.callbacks._arguments import setting
 from lightning_fairprune.weighting import cdb_w
 
 __all__ = ["ClassWeighting"]
@@ -91,7 +90,7 @@ class ClassWeighting(CountsValidation):
             weights; after the first weighted epoch, if with ``loss=None`` no step has read `weight`.
 
     Example:
-        >>> ClassWeighting(loss="criterion", recall_window=3).recall_window
+        >>> ClassWeighting(loss="criterion", recall_window=3).settings.recall_window
         3
     """
 
@@ -117,14 +116,6 @@ class ClassWeighting(CountsValidation):
         )
         self._trainer: pl.Trainer | None = None
         self._forget()
-
-    weights = setting("weights")
-    loss = setting("loss")
-    recall_window = setting("recall_window")
-    update_every = setting("update_every")
-    shrinkage = setting("shrinkage")
-    recall_dataloader = setting("recall_dataloader")
-    logits_fn = setting("logits_fn")
 
     def _forget(self) -> None:
         settings = self.settings

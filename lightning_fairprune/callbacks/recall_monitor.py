@@ -15,7 +15,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_fairprune._files import write_whole
 from lightning_fairprune._observe.groups import GroupBy, LogitsFn
 from lightning_fairprune._observe.validation import CountsValidation, Validation, abandon
-from lightning_fairprune.callbacks._arguments import setting
 from lightning_fairprune.callbacks._monitor import values
 from lightning_fairprune.callbacks._monitor.reference import Reference, ReferenceCounts
 from lightning_fairprune.callbacks._monitor.settings import MonitorSettings
@@ -94,8 +93,8 @@ class RecallMonitor(CountsValidation):
             `class_names` or the reference say, or there was nothing to count.
 
     Example:
-        >>> RecallMonitor(class_names=["cat", "dog"], reference="before_pruning").class_names
-        ('cat', 'dog')
+        >>> RecallMonitor(class_names=["cat", "dog"], reference="before_pruning").settings.reference
+        'before_pruning'
     """
 
     def __init__(
@@ -125,17 +124,6 @@ class RecallMonitor(CountsValidation):
             logits_fn=logits_fn,
         )
         self._forget()
-
-    num_classes = setting("num_classes")
-    reference = setting("reference")
-    class_names = setting("class_names")
-    group_by = setting("group_by")
-    group_names = setting("group_names")
-    dataloader_names = setting("dataloader_names")
-    every_n_epochs = setting("every_n_epochs")
-    figures = setting("figures")
-    dirpath = setting("dirpath")
-    logits_fn = setting("logits_fn")
 
     def _forget(self) -> None:
         settings = self.settings
