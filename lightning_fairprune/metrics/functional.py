@@ -174,12 +174,8 @@ def recall_distortion(
     """Return the recall of each class minus that of the reference, [K].
 
     Example:
-        >>> recall_distortion(
-        ...     torch.tensor([0, 1, 1, 0]),
-        ...     torch.tensor([0, 1, 0, 0]),
-        ...     2,
-        ...     reference=torch.tensor([1.0, 0.5]),
-        ... )
+        >>> preds, target = torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0])
+        >>> recall_distortion(preds, target, 2, torch.tensor([1.0, 0.5]))
         tensor([-0.3333,  0.5000])
     """
     before = _reference(reference, num_classes, options)
@@ -197,12 +193,8 @@ def recall_retention(
     """Return the recall of each class as a fraction of that of the reference, [K].
 
     Example:
-        >>> recall_retention(
-        ...     torch.tensor([0, 1, 1, 0]),
-        ...     torch.tensor([0, 1, 0, 0]),
-        ...     2,
-        ...     reference=torch.tensor([1.0, 0.5]),
-        ... )
+        >>> preds, target = torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0])
+        >>> recall_retention(preds, target, 2, torch.tensor([1.0, 0.5]))
         tensor([0.6667, 2.0000])
     """
     before = _reference(reference, num_classes, options)
@@ -222,12 +214,8 @@ def adjusted_recall_change(
     """Return how much more each recall changed than the accuracy, [K].
 
     Example:
-        >>> adjusted_recall_change(
-        ...     torch.tensor([0, 1, 1, 0]),
-        ...     torch.tensor([0, 1, 0, 0]),
-        ...     2,
-        ...     reference=torch.tensor([1.0, 0.5]),
-        ... )
+        >>> preds, target = torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0])
+        >>> adjusted_recall_change(preds, target, 2, torch.tensor([1.0, 0.5]))
         tensor([-0.3333,  0.5000])
     """
     before = _reference(reference, num_classes, options, reference_accuracy)
@@ -247,12 +235,8 @@ def max_disparity(
     """Return how much more the class that lost most lost than the model.
 
     Example:
-        >>> max_disparity(
-        ...     torch.tensor([0, 1, 1, 0]),
-        ...     torch.tensor([0, 1, 0, 0]),
-        ...     2,
-        ...     reference=torch.tensor([1.0, 0.5]),
-        ... )
+        >>> preds, target = torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0])
+        >>> max_disparity(preds, target, 2, torch.tensor([1.0, 0.5]))
         tensor(0.3333)
     """
     before = _reference(reference, num_classes, options, reference_accuracy)
@@ -272,12 +256,8 @@ def class_intensification(
     """Return how each recall's distance from the accuracy grew, [K].
 
     Example:
-        >>> class_intensification(
-        ...     torch.tensor([0, 1, 1, 1]),
-        ...     torch.tensor([0, 1, 0, 1]),
-        ...     2,
-        ...     reference=torch.tensor([1.0, 0.5]),
-        ... )
+        >>> preds, target = torch.tensor([0, 1, 1, 1]), torch.tensor([0, 1, 0, 1])
+        >>> class_intensification(preds, target, 2, torch.tensor([1.0, 0.5]))
         tensor([-1., -1.])
     """
     before = _reference(reference, num_classes, options, reference_accuracy)
@@ -297,12 +277,8 @@ def intensification_ratio(
     """Return how the recalls' distances from the accuracy grew.
 
     Example:
-        >>> intensification_ratio(
-        ...     torch.tensor([0, 1, 1, 1]),
-        ...     torch.tensor([0, 1, 0, 1]),
-        ...     2,
-        ...     reference=torch.tensor([1.0, 0.5]),
-        ... )
+        >>> preds, target = torch.tensor([0, 1, 1, 1]), torch.tensor([0, 1, 0, 1])
+        >>> intensification_ratio(preds, target, 2, torch.tensor([1.0, 0.5]))
         tensor(-1.)
     """
     before = _reference(reference, num_classes, options, reference_accuracy)
