@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -207,7 +208,7 @@ def pack_bits(values: Tensor) -> Tensor:
         values: Booleans, [..., N].
 
     Returns:
-        Bytes, uint8, [..., ceil(N / 8)]; the unused bits of the last one are 0.
+        Bytes on the CPU, uint8, [..., ceil(N / 8)]; the unused bits of the last one are 0.
 
     Raises:
         TypeError: If `values` is not bool.
@@ -218,10 +219,8 @@ def pack_bits(values: Tensor) -> Tensor:
     """
     if values.dtype != torch.bool:
         raise TypeError(f"`values` must be bool, got {values.dtype}.")
-    num_bytes = -(-values.shape[-1] // 8)
-    padded = torch.nn.functional.pad(values.to(torch.uint8), (0, 8 * num_bytes - values.shape[-1]))
-    bits = padded.reshape(*values.shape[:-1], num_bytes, 8)
-    return (bits << _positions(values.device)).sum(-1, dtype=torch.uint8)
+    packed = np.packbits(values.detach().cpu().numpy(), axis=-1, bitorder="little")
+    return torch.from_numpy(packed).contiguous()
 
 
 def unpack_bits(packed: Tensor, n: int) -> Tensor:
@@ -232,7 +231,7 @@ def unpack_bits(packed: Tensor, n: int) -> Tensor:
         n: Number of booleans on the last axis.
 
     Returns:
-        Booleans, [..., n].
+        Booleans on the CPU, [..., n].
 
     Raises:
         TypeError: If `packed` is not uint8.
@@ -249,9 +248,5 @@ def unpack_bits(packed: Tensor, n: int) -> Tensor:
         raise ValueError(
             f"`packed` must have {num_bytes} bytes a row for {n} bits, got shape {list(packed.shape)}."
         )
-    bits = (packed.unsqueeze(-1) >> _positions(packed.device)) & 1
-    return bits.reshape(*packed.shape[:-1], 8 * num_bytes)[..., :n].bool()
-
-
-def _positions(device: torch.device) -> Tensor:
-    return torch.arange(8, dtype=torch.uint8, device=device)
+    bits = np.unpackbits(packed.cpu().numpy(), axis=-1, count=n, bitorder="little")
+    return torch.from_numpy(bits.view(np.bool_)).contiguous()

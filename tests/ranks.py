@@ -87,6 +87,6 @@ def main(run: Callable[..., Any]) -> None:
     Path(f"{results}.{dist.get_rank()}.json").write_text(json.dumps(found))
     dist.barrier()  # when rank 0 has ended all have written
     # Trainers keep their process group, whose threads may outlive Python's shutdown: a thread that then asks
-    # for Python's lock is ended inside C++, which aborts the process. Destroying the group does not end them
-    # while a model refers to it. So nothing is shut down: all is written.
+    # for Python's lock is ended inside C++, which aborts the process. Destroying the group ends them in newer
+    # versions of torch only. So nothing is shut down: all is written.
     os._exit(0)

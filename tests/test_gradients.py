@@ -677,9 +677,9 @@ def test_error_nothing_requires_a_gradient() -> None:
     ("batches", "words"),
     [
         ([], "at least one batch"),
-        ([torch.ones(2, 5)], r"pairs \(input, target\), got Tensor"),
+        ([torch.ones(2, 5)], r"pairs \(inputs, target\), got Tensor"),
         ([(1, 2, 3)], r"got tuple of 3"),
-        ([(torch.ones(2, 5), torch.zeros(3).long())], r"got shapes \[\[2, 5\], \[3\]\]"),
+        ([(torch.ones(2, 5), torch.zeros(3).long())], r"got shape \[3\] next to 2 samples"),
         ([(torch.ones(2, 5), torch.tensor(1))], "samples along its first axis"),
         ([(torch.ones(0, 5), torch.zeros(0).long())], "samples along its first axis"),
     ],

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from lightning_fairprune import masks
 from lightning_fairprune.masks import schedules
-from lightning_fairprune.masks._apportion import apportion
 
 OTHERS = {"Sparsity", "apply", "schedules", "sparsity_of"}
 RULES = {name: getattr(masks, name) for name in masks.__all__ if name not in OTHERS}
@@ -75,14 +74,6 @@ def slow_lamp(saliency: dict[str, Tensor], keep: dict[str, Tensor]) -> dict[str,
             flat[i] = v * v / sum(u * u for u, j in left if (u, j) >= (v, i)) if v else 0.0
         scores[name] = torch.tensor(flat, dtype=torch.float64).view(values.shape)
     return scores
-
-
-def slow_shares(weights: list[float], capacity: list[int], floors: list[int], total: int) -> Any:
-    shares = list(floors)
-    for _ in range(total - sum(floors)):
-        open_ = [k for k in range(len(weights)) if shares[k] < capacity[k]]
-        shares[max(open_, key=lambda k: (weights[k] / (shares[k] + 0.5), -k))] += 1
-    return shares
 
 
 # --------------------------------------------------------------------------------------- every rule
@@ -194,21 +185,17 @@ def test_lamp_empties_no_layer_where_one_ranking_does() -> None:
     assert masks.sparsity_of(masks.globally(saliency, 0.9, floor=1)).highest == 49 / 50
 
 
-@settings(max_examples=100, deadline=None)
-@given(
-    layers=st.lists(
-        st.tuples(st.integers(1, 60), st.integers(0, 40), st.integers(0, 5)), min_size=1, max_size=8
-    ),
-    share=st.floats(0, 1),
-)
-def test_apportion_against_a_loop(layers: list[tuple[int, int, int]], share: float) -> None:
-    weights = [float(w) for w, _, _ in layers]
-    capacity = [c for _, c, _ in layers]
-    floors = [min(f, c) for _, c, f in layers]
-    total = sum(floors) + round(share * (sum(capacity) - sum(floors)))
-    found = apportion(weights, capacity, floors, total)
-    assert sum(found) == total
-    assert found == slow_shares(weights, capacity, floors, total)
+@pytest.mark.parametrize("rule", [masks.per_layer, masks.erk])
+@pytest.mark.parametrize("sizes", [(20, 1, 4, 4, 8, 3), (1, 1, 1), (6, 2, 2, 10, 30)])
+def test_layers_with_equal_claims_never_shrink(rule: Any, sizes: tuple[int, ...]) -> None:
+    saliency = {f"layer{k}": torch.arange(float(size)) for k, size in enumerate(sizes)}
+    before = torch.zeros(len(sizes))
+    for count in range(1, sum(sizes) + 1):
+        found = rule(saliency, 1 - count / sum(sizes))
+        now = torch.tensor([int(mask.sum()) for mask in found.values()])
+        assert int(now.sum()) == count
+        assert bool((now >= before).all())
+        before = now
 
 
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.8, 0.93])

@@ -24,7 +24,7 @@ WINGS: dict[str, set[str]] = {
     "signals": set(),
     "recalls": set(),
     "quotas": set(),
-    "masks": set(),
+    "masks": {"quotas"},
     "weighting": set(),
     "_model": {"_files"},
     "selection": {"_files"},

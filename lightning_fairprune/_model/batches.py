@@ -1,4 +1,4 @@
-"""Batches of any shape: moving, cutting them up, calling a model with them."""
+"""Batches of any shape: moving them, cutting them up, calling a model with them."""
 
 from __future__ import annotations
 
@@ -9,21 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_fairprune._model.trees import leaves, mapped
+from lightning_fairprune._model.trees import call, leaves, mapped
 
-__all__ = ["Batch", "Loss", "scalar"]
-Loss = Callable[[Any, Any], Tensor]
-
-
-def scalar(loss: object) -> Tensor:
-    """Returns the loss, if it is one number."""
-    if not isinstance(loss, Tensor):
-        raise TypeError(f"`loss_fn` must return a tensor, got {type(loss).__name__}.")
-    if loss.ndim:
-        raise ValueError(
-            f"`loss_fn` must return the mean over the batch as a scalar, got shape {list(loss.shape)}."
-        )
-    return loss
+__all__ = ["Batch"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,15 +41,25 @@ class Batch:
         inputs, target = mapped(lambda t: t.detach().to(device, copy=True), (raw[0], raw[1]))
         return cls(inputs, target, len(first))
 
-    def rows(self, index: Tensor) -> Batch:
-        """Returns some of the samples."""
+    def check_rows(self) -> None:
+        """Raises unless every tensor has the samples along its first axis."""
         for tensor in leaves((self.inputs, self.target)):
             if tensor.ndim == 0 or len(tensor) != self.size:
                 raise ValueError(
                     "every tensor that `batches` yields must have the samples along its first axis, got "
                     f"shape {list(tensor.shape)} next to {self.size} samples."
                 )
+
+    def rows(self, index: slice | Tensor) -> Batch:
+        """Returns some of the samples."""
+        self.check_rows()
         inputs, target = mapped(
-            lambda t: t.index_select(0, index.to(t.device)), (self.inputs, self.target)
+            lambda t: t[index if isinstance(index, slice) else index.to(t.device)],
+            (self.inputs, self.target),
         )
-        return Batch(inputs, target, len(index))
+        size = len(range(self.size)[index]) if isinstance(index, slice) else len(index)
+        return Batch(inputs, target, size)
+
+    def through(self, model: Callable[..., Any]) -> Any:
+        """Returns the outputs of a model, which may write to its inputs: it gets copies."""
+        return call(model, mapped(torch.clone, self.inputs))

@@ -51,7 +51,8 @@ def required_signals(score: Callable[[Dynamics], Tensor], *, num_epochs: int) ->
     except Exception as error:
         raise ValueError(
             f"`score` {_name(score)} fails on {num_epochs} made-up epochs of {_NUM_SAMPLES} samples: "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {error}. A score is called with a Dynamics, unless its first parameter "
+            "is annotated as a Tensor (features) or an nn.Module (the model)."
         ) from error
     _check(score, result)
     return tuple(recording.read)

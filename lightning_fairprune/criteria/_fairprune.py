@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_fairprune._model.batches import Batch, Loss, scalar
-from lightning_fairprune._model.borrowed import borrowed, device_of
+from lightning_fairprune._model.batches import Batch
+from lightning_fairprune._model.borrowed import device_of
 from lightning_fairprune._model.trees import call, leaves, mapped
 from lightning_fairprune.criteria._groups import Groups, check_present, parts
-from lightning_fairprune.criteria._mean import check_finite, check_losses
+from lightning_fairprune.criteria._mean import LossFn, check_finite, over_batches, scalar
 from lightning_fairprune.criteria._parameters import chosen, full_precision
-from lightning_fairprune.criteria._ranks import agreed, total
 
 __all__ = ["fairprune"]
 
@@ -28,7 +27,7 @@ _MEMORY = 2**28  # bytes of gradients of single samples at a time
 def fairprune(
     model: nn.Module,
     batches: Iterable[Any],
-    loss_fn: Loss,
+    loss_fn: LossFn,
     *,
     groups: Groups,
     beta: float = 0.33,
@@ -79,24 +78,19 @@ def fairprune(
     weights = chosen(model, parameters)
     values = {name: full_precision(weight).clone() for name, weight in weights.items()}
     sums = [{name: torch.zeros_like(value) for name, value in values.items()} for _ in (0, 1)]
-    device = device_of(model)
-    seen = torch.zeros(2, dtype=torch.int64, device=device)
-    losses: list[Tensor] = []
-    with agreed(device), borrowed(model, gradients=True):
-        for raw in batches:
-            batch = Batch.of(raw, device)
-            of_batch = []
-            for g, part in parts(batch, raw, groups, 2):
-                loss, curvature = _curvature(model, weights, part, loss_fn)
-                for name, value in curvature.items():
-                    sums[g][name] += value
-                seen[g] += part.size
-                of_batch.append(loss)
-            losses.append(torch.stack(of_batch).sum())
-        check_losses(losses)
-    total([seen, *sums[0].values(), *sums[1].values()])
-    if not seen.any():
-        raise ValueError("`batches` must hold at least one batch, got none.")
+    seen = torch.zeros(2, dtype=torch.int64, device=device_of(model))
+
+    def add(batch: Batch, raw: Any) -> Tensor:
+        losses = []
+        for g, part in parts(batch, raw, groups, 2):
+            loss, curvature = _curvature(model, weights, part, loss_fn)
+            for name, value in curvature.items():
+                sums[g][name] += value
+            seen[g] += part.size
+            losses.append(loss)
+        return torch.stack(losses).sum()
+
+    over_batches(model, batches, add, seen, [*sums[0].values(), *sums[1].values()])
     check_present(seen)
     result = {}
     for name, value in values.items():
@@ -107,11 +101,11 @@ def fairprune(
 
 
 def _curvature(
-    model: nn.Module, weights: Mapping[str, nn.Parameter], batch: Batch, loss_fn: Loss
+    model: nn.Module, weights: Mapping[str, nn.Parameter], batch: Batch, loss_fn: LossFn
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns the summed loss of the samples, and the sum of the diagonals of their Gauss-Newton matrices."""
     with torch.no_grad():
-        outputs = call(model, mapped(torch.clone, batch.inputs))
+        outputs = batch.through(model)
     if not isinstance(outputs, Tensor):
         raise TypeError(f"`model` must return a tensor, got {type(outputs).__name__}.")
     if outputs.ndim == 0 or len(outputs) != batch.size:
@@ -141,7 +135,7 @@ def _of_one(
     model: nn.Module,
     weights: Mapping[str, nn.Parameter],
     batch: Batch,
-    loss_fn: Loss,
+    loss_fn: LossFn,
     columns: int,
 ) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
     """Returns a function from the tensors of one sample to its loss and the diagonal of `J^T H J`."""

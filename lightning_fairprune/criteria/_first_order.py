@@ -9,8 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_fairprune._model.batches import Loss
-from lightning_fairprune.criteria._mean import mean_gradient
+from lightning_fairprune.criteria._mean import LossFn, mean_gradient
 from lightning_fairprune.criteria._parameters import chosen, full_precision
 
 __all__ = ["gradient", "snip", "undecayed", "weight_decay_of"]
@@ -20,7 +19,7 @@ __all__ = ["gradient", "snip", "undecayed", "weight_decay_of"]
 def gradient(
     model: nn.Module,
     batches: Iterable[Any],
-    loss_fn: Loss,
+    loss_fn: LossFn,
     *,
     parameters: Iterable[str] | None = None,
 ) -> dict[str, Tensor]:
@@ -71,7 +70,7 @@ def gradient(
 def snip(
     model: nn.Module,
     batches: Iterable[Any],
-    loss_fn: Loss,
+    loss_fn: LossFn,
     *,
     parameters: Iterable[str] | None = None,
 ) -> dict[str, Tensor]:
@@ -81,19 +80,10 @@ def snip(
     the derivative by a gate of 1 in front of each weight. It ranks weights as `gradient` does; only the scale
     differs, by which models or rounds can be compared. The paper uses it once, at initialisation.
 
-    Args:
-        model: As for `gradient`.
-        batches: As for `gradient`.
-        loss_fn: As for `gradient`.
-        parameters: As for `gradient`.
+    Arguments and errors are those of `gradient`.
 
     Returns:
-        Saliency by parameter name, in [0, 1], 1 in sum, higher = keep, shape and device of the weight, float32
-        (float64 for float64 weights). All 0 if every gradient is.
-
-    Raises:
-        ValueError: As `gradient`.
-        TypeError: As `gradient`.
+        As `gradient`, in [0, 1], 1 in sum. All 0 if every gradient is.
 
     Example:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -110,7 +100,7 @@ def snip(
 def undecayed(
     model: nn.Module,
     batches: Iterable[Any],
-    loss_fn: Loss,
+    loss_fn: LossFn,
     *,
     weight_decay: float | Mapping[str, float],
     form: Literal["code", "paper"] = "code",
@@ -130,19 +120,17 @@ def undecayed(
     Args:
         model: As for `gradient`.
         batches: As for `gradient`.
-        loss_fn: As for `gradient`; the data loss, without weight decay.
+        loss_fn: The data loss, without weight decay.
         weight_decay: Coefficient epsilon >= 0, that of training: one number, or one by parameter name, such as
             `weight_decay_of` reads from an optimiser. The published code has 5e-4 fixed.
         form: `"code"` or `"paper"`.
         parameters: As for `gradient`.
 
     Returns:
-        Saliency by parameter name, >= 0, higher = keep, shape and device of the weight, float32 (float64 for float64
-        weights).
+        As `gradient`.
 
     Raises:
         ValueError: As `gradient`; if `weight_decay` is negative or lacks a parameter, or `form` is neither.
-        TypeError: As `gradient`.
 
     Example:
         g = (1, 1) and epsilon = .5: `|-2 + .5 * 4| = 0`, `|3 + .5 * 9| = 7.5`.

@@ -2,49 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_fairprune._model.batches import Batch, Loss, scalar
+from lightning_fairprune._model.batches import Batch
 from lightning_fairprune._model.borrowed import borrowed, device_of
 from lightning_fairprune._model.trees import call
 from lightning_fairprune.criteria._parameters import full_precision
 from lightning_fairprune.criteria._ranks import agreed, total
 
-__all__ = ["check_finite", "check_losses", "gradients", "mean_gradient"]
+__all__ = ["LossFn", "check_finite", "gradients", "mean_gradient", "over_batches", "scalar"]
+
+LossFn = Callable[[Any, Any], Tensor]
 
 
 def mean_gradient(
-    model: nn.Module, weights: Mapping[str, nn.Parameter], batches: Iterable[Any], loss_fn: Loss
+    model: nn.Module, weights: Mapping[str, nn.Parameter], batches: Iterable[Any], loss_fn: LossFn
 ) -> dict[str, Tensor]:
     """Returns the mean over all samples, of all ranks, of the gradient of the batches' mean losses."""
     device = device_of(model)
     sums = {name: torch.zeros_like(full_precision(w)) for name, w in weights.items()}
     count = torch.zeros((), dtype=torch.int64, device=device)
-    losses: list[Tensor] = []
-    with agreed(device), borrowed(model, gradients=True):
-        for raw in batches:
-            batch = Batch.of(raw, device)
-            loss, grads = gradients(model, weights, batch, loss_fn)
-            for name, grad in grads.items():
-                sums[name].add_(grad, alpha=batch.size)
-            count += batch.size
-            losses.append(loss)
-        check_losses(losses)
-    total([count, *sums.values()])
-    if not count:
-        raise ValueError("`batches` must hold at least one batch, got none.")
+
+    def add(batch: Batch, _: Any) -> Tensor:
+        nonlocal count
+        loss, grads = gradients(model, weights, batch, loss_fn)
+        for name, grad in grads.items():
+            sums[name].add_(grad, alpha=batch.size)
+        count += batch.size
+        return loss
+
+    over_batches(model, batches, add, count, sums.values())
     for value in sums.values():
         value /= count.to(value.device)
     check_finite(sums)
     return sums
 
 
+def over_batches(
+    model: nn.Module,
+    batches: Iterable[Any],
+    add: Callable[[Batch, Any], Tensor],
+    count: Tensor,
+    sums: Iterable[Tensor],
+) -> None:
+    """Calls `add` with each batch, also as `batches` yields it, for its loss; then adds up what it counted on all ranks."""
+    device = device_of(model)
+    with agreed(device), borrowed(model, gradients=True):
+        losses = [add(Batch.of(raw, device), raw) for raw in batches]
+        _check_losses(losses)
+    total([count, *sums])
+    if not count.any():
+        raise ValueError("`batches` must hold at least one batch, got none.")
+
+
 def gradients(
-    model: nn.Module, weights: Mapping[str, nn.Parameter], batch: Batch, loss_fn: Loss
+    model: nn.Module, weights: Mapping[str, nn.Parameter], batch: Batch, loss_fn: LossFn
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns the loss of a batch and its gradients; those of weights it does not depend on are left out."""
     for weight in weights.values():
@@ -66,7 +82,7 @@ def gradients(
     return loss.detach(), grads
 
 
-def check_losses(losses: list[Tensor]) -> None:
+def _check_losses(losses: list[Tensor]) -> None:
     """Raises if a batch's loss is not finite; once for all batches, which waits for the device once."""
     if not losses:
         return
@@ -85,3 +101,14 @@ def check_finite(values: Mapping[str, Tensor]) -> None:
             raise ValueError(
                 f"every gradient must be finite, got others for `{name}`: is the model in half precision?"
             )
+
+
+def scalar(loss: object) -> Tensor:
+    """Returns the loss, if it is one number."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"`loss_fn` must return a tensor, got {type(loss).__name__}.")
+    if loss.ndim:
+        raise ValueError(
+            f"`loss_fn` must return the mean over the batch as a scalar, got shape {list(loss.shape)}."
+        )
+    return loss

@@ -178,7 +178,7 @@ def _train(
 
 
 class _Counter(pl.Callback):
-    """Counts what was seen and moves the bar."""
+    """Counts images and moves the bar."""
 
     def __init__(self, advance: Callable[[], None]) -> None:
         self.advance = advance

@@ -133,7 +133,7 @@ class OneFit:
             warmup_epochs and seed.
 
     Example:
-        >>> OneFit(warmup=0.25).prune(0.3, 2).warmup_epochs
+        >>> OneFit(warmup=0.25).prune(0.3, 2).settings.warmup_epochs
         2
     """
 
@@ -191,7 +191,7 @@ class WeightMethod:
         ValueError: If `prune` sets what the experiment does, or an argument is out of range.
 
     Example:
-        >>> WeightMethod().at(0.9, seed=3).sparsity
+        >>> WeightMethod().at(0.9, seed=3).settings.sparsity
         0.9
     """
 
@@ -200,7 +200,7 @@ class WeightMethod:
     end: int | float = 0
 
     def __post_init__(self) -> None:
-        given, default = self.prune(), WeightPruning()
+        given, default = self.prune().settings, WeightPruning().settings
         for name in ("sparsity", "start", "end", "seed"):
             value = getattr(given, name)
             if value != getattr(default, name):

@@ -3,8 +3,6 @@
 All return a `matplotlib.figure.Figure` and leave the settings and figures of `matplotlib.pyplot` alone.
 """
 
-from __future__ import annotations
-
 from lightning_fairprune.figures._intensification import intensification_scatter
 from lightning_fairprune.figures._kept import density_against_recall, kept_by_class
 from lightning_fairprune.figures._layers import layer_sparsity, similarity

@@ -1,7 +1,4 @@
-"""A figure whose parts are stacked from the top, measured in inches, so that no text is cut off or overlaps.
-
-Text is measured when it is placed; a layout engine, which draws everything several times, is not needed.
-"""
+"""A figure whose parts are stacked from the top, measured in inches, so that no text is cut off or overlaps."""
 
 from __future__ import annotations
 

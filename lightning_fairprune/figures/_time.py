@@ -145,12 +145,8 @@ def _check(runs: Mapping[str, Sequence[Sequence[Evaluation]]]) -> None:
 
 def _turns(seeds: Sequence[Sequence[Evaluation]]) -> set[int]:
     """Returns the epochs at which a run turned into a pruned one."""
-    found = set()
-    for seed in seeds:
-        pruned = [evaluation.pruned for evaluation in seed]
-        if True in pruned and pruned.index(True) > 0:
-            found.add(seed[pruned.index(True)].epoch)
-    return found
+    first = [next((e for e in seed if e.pruned), seed[0]) for seed in seeds]
+    return {e.epoch for e, seed in zip(first, seeds, strict=True) if e is not seed[0]}
 
 
 def _draw_runs(
@@ -200,7 +196,8 @@ def _draw_quotas(
     axis.set_ylim(*limits(share[:, classes]))
     axis.grid(axis="y", **GRID)
     _whole_epochs(axis)
-    _names_beside(sheet, axis, epochs[-1], share[-1], chosen.tolist(), labels, looks)
+    colours = [looks[k]["color"] for k in chosen.tolist()]
+    _names_beside(sheet, axis, epochs[-1], share[-1][chosen].tolist(), labels, colours)
     sheet.below([axis], "epoch of the estimate")
 
 
@@ -208,24 +205,23 @@ def _names_beside(
     sheet: Sheet,
     axis: Any,
     epoch: int,
-    share: Tensor,
-    classes: Sequence[int],
-    labels: Sequence[str],
-    looks: Mapping[int, Mapping[str, Any]],
+    ends: Sequence[float],
+    labels: list[str],
+    colours: list[str],
 ) -> None:
-    """Writes names to the right of where the lines end, moved apart; `classes` from low to high."""
+    """Writes labels to the right of where the lines end, from low to high, moved apart."""
     width, height = sheet.size_of(axis)
     low, high = axis.get_ylim()
-    ends = [(float(share[k]) - low) / (high - low) * height for k in classes]
-    places = apart(ends, LINE, height)
+    heights = [(end - low) / (high - low) * height for end in ends]
+    places = apart(heights, LINE, height)
     style: dict[str, Any] = {"va": "center", "color": DARK, "fontsize": FONT}
-    for k, label, end, place in zip(classes, labels, ends, places, strict=True):
+    for label, colour, end, place in zip(labels, colours, heights, places, strict=True):
         axis.annotate(
             label,
             (epoch, low + end / height * (high - low)),
             (1 + 0.25 / width, place / height),
             textcoords="axes fraction",
-            arrowprops={**LINK, "color": looks[k]["color"]},
+            arrowprops={**LINK, "color": colour},
             annotation_clip=False,
             **style,
         )

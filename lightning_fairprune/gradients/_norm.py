@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_fairprune._model.batches import Batch
 from lightning_fairprune._model.borrowed import borrowed
-from lightning_fairprune.gradients._batch import Batch, Loss
+from lightning_fairprune._model.parameters import named
 from lightning_fairprune.gradients._functional import one_by_one
+from lightning_fairprune.gradients._loss import Loss
 from lightning_fairprune.gradients._plan import Plan, make_plan
 
 __all__ = ["grad_norm"]
@@ -82,8 +84,9 @@ def grad_norm(
     with borrowed(model, gradients=True):
         for raw in batches:
             batch = Batch.of(raw, device)
+            batch.check_rows()
             if plan is None and batch.size > 1:
-                plan = make_plan(model, chosen, batch.rows(0, 2), loss_fn, memory)
+                plan = make_plan(model, chosen, batch.rows(slice(2)), loss_fn, memory)
                 _say_if_slow(plan)
             if plan is None:
                 losses, norms2 = one_by_one(model, chosen, batch, Loss(loss_fn))
@@ -101,37 +104,16 @@ def _chosen(
     model: nn.Module, parameters: Iterable[str] | Iterable[nn.Parameter] | None
 ) -> dict[str, nn.Parameter]:
     """Returns the parameters by name, each once."""
-    every = dict(model.named_parameters(remove_duplicate=False))
-    first = {id(parameter): name for name, parameter in reversed(every.items())}
+    trained = parameters is None
     if parameters is None:
-        wanted = [name for name, parameter in every.items() if parameter.requires_grad]
-    elif isinstance(parameters, str):
-        raise ValueError(
-            f"`parameters` must be an iterable of names, got the string {parameters!r}."
-        )
-    else:
-        wanted = [_name(item, every, first) for item in parameters]
-    chosen = {first[id(every[name])]: every[name] for name in wanted}
+        parameters = [name for name, value in model.named_parameters() if value.requires_grad]
+    chosen = named(model, parameters)
     if not chosen:
         raise ValueError(
             "`parameters` must name at least one parameter, got none"
-            + (" that requires a gradient." if parameters is None else ".")
+            + (" that requires a gradient." if trained else ".")
         )
     return chosen
-
-
-def _name(item: object, every: dict[str, nn.Parameter], first: dict[int, str]) -> str:
-    if isinstance(item, Tensor):
-        if id(item) not in first:
-            raise ValueError(
-                f"`parameters` must be parameters of `model`, got a tensor {list(item.shape)} that is none."
-            )
-        return first[id(item)]
-    if item not in every:
-        raise ValueError(
-            f"`parameters` must be names of parameters of `model`, got {item!r}; it has {', '.join(every)}."
-        )
-    return str(item)
 
 
 def _say_if_slow(plan: Plan) -> None:

@@ -32,12 +32,7 @@ Pairing = Literal["seed", "mean", "saved"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReferenceModels:
-    """The models that distortion is relative to.
-
-    Args:
-        recall: of each of them, float64 [R, K].
-        runs: where they come from; none if the compared runs brought them along.
-    """
+    """The recalls, float64 [R, K], that distortion is relative to, and their runs; none if runs have kept them."""
 
     recall: Tensor
     runs: tuple[Run, ...] = ()
@@ -223,7 +218,6 @@ def _setting(
     recall = _stacked(runs, data)
     before, pairing = _before(runs, reference, data)
     values = measures(recall, before)
-    sizes, kept = _kept(runs, data, recall.shape[1])
     share = [torch.nan if r.record is None else r.record.selection.density for r in runs]
     removed = [
         torch.nan if r.sparsity is None else r.sparsity.at(r.history.last(data).step) for r in runs
@@ -232,19 +226,13 @@ def _setting(
     test = None
     if before is not None and reference is not None and min(len(runs), len(reference.recall)) > 1:
         test = class_change_test(reference.recall, recall)
+    support = torch.stack([run.history.last(data).counts.support for run in runs])
+    summaries = {name: summarise(value, level) for name, value in values.items()}
+    side = summarise(values["alpha"], LABEL_LEVEL).label
+    sizes, kept = _kept(runs, data, recall.shape[1])
+    members = tuple(runs)
     return Setting(
-        label,
-        tuple(runs),
-        recall,
-        torch.stack([run.history.last(data).counts.support for run in runs]),
-        before,
-        pairing,
-        test,
-        values,
-        {name: summarise(value, level) for name, value in values.items()},
-        summarise(values["alpha"], LABEL_LEVEL).label,
-        sizes,
-        kept,
+        label, members, recall, support, before, pairing, test, values, summaries, side, sizes, kept
     )
 
 

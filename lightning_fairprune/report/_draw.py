@@ -26,15 +26,10 @@ COLOURS = 48  # enough for a few hues and their shades, and a third of the bytes
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drawing:
-    """A figure that is still to be drawn.
+    """A figure that is still to be drawn, by ``draw(narrow=...)``.
 
-    Args:
-        section: of the page.
-        setting: position of the setting that it is about; None for all.
-        name: of the file, without suffix.
-        alt: what it shows, in words.
-        caption: what to know below it.
-        draw: makes it, with ``narrow``.
+    It belongs to a section of the page and to the setting at a position, None for all. `name` is that of the
+    file, without suffix; `alt` says in words what it shows.
     """
 
     section: str

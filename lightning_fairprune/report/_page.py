@@ -34,17 +34,10 @@ def page(
         thumbnails=thumbnails,
         sparsity_curves=_sparsity.collected(comparison),
         similarities=similarities(comparison),
-        LABEL_LEVEL=LABEL_LEVEL,
-        RATE=RATE,
-        verdict=_words.verdict,
-        compared_with=_words.compared_with,
-        findings=_words.findings,
+        words=_words,
+        tables=_tables,
         texts_of=texts_of,
-        settings_table=_tables.settings_table,
-        class_table=_tables.class_table,
-        difference_table=_tables.difference_table,
-        sparsity_table=_tables.sparsity_table,
-        similarity_table=_tables.similarity_table,
+        levels={"label": LABEL_LEVEL, "rate": RATE},
     )
 
 

@@ -15,13 +15,9 @@ from lightning_fairprune.report._draw import Drawing
 
 
 class LayerSimilarity(NamedTuple):
-    """The values of one measure.
+    """The values of one measure, and the name of their figure.
 
-    Attributes:
-        name: of its figure.
-        measure: what the values are, in words.
-        layers: all layers that any run has.
-        values: by setting, those of its M runs that were compared, [M, layers]; NaN where a run lacks one.
+    By setting, those of its M runs that were compared, [M, layers]; NaN where a run lacks a layer.
     """
 
     name: str
@@ -33,10 +29,6 @@ class LayerSimilarity(NamedTuple):
     def several(self) -> bool:
         """Whether any setting has more than one run."""
         return any(len(runs) > 1 for runs in self.values.values())
-
-    def compared(self, label: str) -> int:
-        """Returns how many runs of a setting were compared."""
-        return len(self.values.get(label, ()))
 
 
 def drawings(comparison: Comparison) -> list[Drawing]:

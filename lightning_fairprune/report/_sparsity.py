@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_fairprune import figures
 from lightning_fairprune.counts import ClassCounts
-from lightning_fairprune.figures._classes import listed
+from lightning_fairprune.figures.words import listed
 from lightning_fairprune.report._compare import Comparison
 from lightning_fairprune.report._draw import Drawing
 from lightning_fairprune.report._read import Run
@@ -91,14 +91,11 @@ def collected(comparison: Comparison) -> list[SparsityCurve]:
 
 
 def by_sparsity(run: Run, data: str) -> Levels:
-    """Returns the last evaluation at each sparsity that a run went through.
-
-    Evaluations after a fit are left out where there are some during it: they may be of a checkpoint
-    from before.
-    """
+    """Returns the last evaluation at each sparsity that a run went through."""
     if run.sparsity is None:
         return {}
     every = run.history.of(data)
+    # Evaluations after the fit may be of an earlier checkpoint.
     during = [evaluation for evaluation in every if evaluation.epoch > 0]
     return {run.sparsity.at(e.step): e.counts for e in during or every}
 

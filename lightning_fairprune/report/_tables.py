@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_fairprune import recalls
-from lightning_fairprune.figures._sparsity import in_percent
+from lightning_fairprune.figures.words import in_percent
 from lightning_fairprune.report._compare import Comparison, Setting, measures
 from lightning_fairprune.report._settings import configuration, differences, shown
 from lightning_fairprune.report._similarity import LayerSimilarity
@@ -29,13 +29,9 @@ class Cell(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table whose first column names its rows.
+    """A table: the first column names the rows; the caption is for those who hear the page.
 
-    Args:
-        caption: what it is, for those who hear the page.
-        head: headings of the columns.
-        rows: the name of each row and its other cells.
-        text: headings of columns with text, which is not set to the right.
+    `text` are the headings of columns with text, which is not set to the right.
     """
 
     caption: str

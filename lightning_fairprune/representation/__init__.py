@@ -10,8 +10,6 @@ for features that are equal up to a rotation and a factor, and compare what the 
 unit by unit. Work is done in float64.
 """
 
-from __future__ import annotations
-
 from lightning_fairprune.representation._layers import compare_layers
 from lightning_fairprune.representation._measures import linear_cka, svcca
 from lightning_fairprune.representation._saved import Similarity, load, save

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from lightning_fairprune.scoring._pass import score_pass
+from lightning_fairprune.scoring.run import score_pass
 
 __all__ = ["score_pass"]

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from lightning_fairprune import signals
 from lightning_fairprune._lightning.outside_fit import to_device
 from lightning_fairprune.geometry import features_of
-from lightning_fairprune.scoring._file import PassFile, digest, text_of
-from lightning_fairprune.scoring._share import Share
-from lightning_fairprune.scoring._wanted import Wanted, scores_in
+from lightning_fairprune.scoring.file import PassFile, digest, text_of
+from lightning_fairprune.scoring.share import Share
+from lightning_fairprune.scoring.wanted import Wanted, scores_in
 
 __all__ = ["LogitsFn", "Observer", "look"]
 

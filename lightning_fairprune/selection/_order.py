@@ -7,9 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lightning_fairprune.selection.strata import STRATA, shared
+
 __all__ = ["lowest", "score_key", "strata"]
 
-STRATA = 50  # equal-width score ranges per class, the number used by Zheng et al. (2023)
 # Samples at a time. The temporaries stay in the cache, and below 2**15 elements torch does not start
 # threads, which would wait for each other at every step on a machine that is busy.
 CHUNK = 32_000
@@ -113,21 +114,4 @@ def strata(group: Tensor, score: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]
         place = share.mul_(STRATA).nan_to_num_(0.0).clamp_(0, STRATA - 1).long()
         stratum[part] = place.add_(own * STRATA).clamp_(max=len(quota) * STRATA)
     count = torch.bincount(stratum, minlength=len(quota) * STRATA)[: len(quota) * STRATA]
-    return stratum, _share(count.view(-1, STRATA), quota).flatten()
-
-
-def _share(sizes: Tensor, quota: Tensor) -> Tensor:
-    """Split quota [G] over strata of the given sizes [G, S] equally: n_s = min(size_s, level).
-
-    What is left below one sample per open stratum goes to the largest strata. Seat j of every
-    stratum comes before seat j + 1 of any, so the shares never shrink when the quota grows.
-    """
-    low = torch.zeros_like(quota)
-    high = quota.clone()
-    while bool((low < high).any()):  # the highest level that does not exceed the quota
-        middle = (low + high + 1) // 2
-        fits = sizes.minimum(middle[:, None]).sum(1) <= quota
-        low, high = torch.where(fits, middle, low), torch.where(fits, high, middle - 1)
-    share = sizes.minimum(low[:, None])
-    rank = sizes.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    return share.add_((rank < (quota - share.sum(1))[:, None]).long())
+    return stratum, shared(count.view(-1, STRATA), quota).flatten()

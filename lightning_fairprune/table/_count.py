@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lightning_fairprune.selection.strata import shared
 from lightning_fairprune.table._record import Cell
 from lightning_fairprune.table._source import Columns
 
@@ -144,12 +145,7 @@ def refuse_doubles(connection: DuckDBPyConnection, numbered: bool, column: str) 
 
 
 def shares(connection: DuckDBPyConnection, quota: Tensor, strata: int) -> None:
-    """Make the table ``piles`` (pile, quota): the quota of each class, or what its strata get.
-
-    Strata share a quota equally as far as they reach, min(size, level) each; what is left below one
-    row per open stratum goes to the largest. The level is the highest that fits: with sizes in
-    ascending order and i of them below it, sum_{j<i} size_j + (S - i) level <= quota.
-    """
+    """Make the table ``piles`` (pile, quota): the quota of each class, or what its strata get."""
     import pyarrow as pa
 
     share = quota[:, None]
@@ -158,14 +154,7 @@ def shares(connection: DuckDBPyConnection, quota: Tensor, strata: int) -> None:
         sizes = torch.zeros(len(quota) * strata, dtype=torch.int64)
         places = torch.tensor([pile for pile, _ in counted])
         sizes[places] = torch.tensor([int(n) for _, n in counted])
-        sizes = sizes.view(-1, strata)
-        ascending = sizes.sort(1).values
-        below = ascending.cumsum(1) - ascending
-        left = torch.arange(strata, 0, -1)
-        level = ((quota[:, None] - below).div(left, rounding_mode="floor")).amax(1)
-        share = sizes.minimum(level[:, None])
-        rank = sizes.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        share = share + (rank < (quota - share.sum(1))[:, None]).long()
+        share = shared(sizes.view(-1, strata), quota)
     flat = share.flatten().numpy()
     _table(connection, "piles", pa.table({"pile": range(len(flat)), "quota": flat}))
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from lightning_fairprune import quotas
 from lightning_fairprune._files import write_whole
 from lightning_fairprune.selection import Keep
+from lightning_fairprune.selection.strata import STRATA
 from lightning_fairprune.table import _sql
 from lightning_fairprune.table._count import Found, classes_of, refuse_doubles, shares
 from lightning_fairprune.table._recall import listed, named, recall_of
@@ -176,11 +177,11 @@ def _write(
     homes = 1 if result.quota is None else len(found.classes)
     quota = torch.tensor([result.budget]) if result.quota is None else result.quota
     found.register(connection, across=result.quota is None)
-    piles = homes * (_sql.STRATA if order.keep == "stratified" else 1)
+    piles = homes * (STRATA if order.keep == "stratified" else 1)
     rows = _sql.keyed(order, found.keys, max(4, min(4096, CELLS // piles)))
     step("Counting scores" if order.keep != "random" else "Counting keys")
     connection.execute(f"CREATE TABLE histogram AS {_sql.histogram(rows)}")
-    shares(connection, quota, _sql.STRATA if order.keep == "stratified" else 1)
+    shares(connection, quota, STRATA if order.keep == "stratified" else 1)
     connection.execute(f"CREATE TABLE edges AS {_sql.edges()}")
     done: list[TableSelection] = []
 

@@ -15,7 +15,7 @@ from lightning_fairprune import _files
 from lightning_fairprune._loading import source
 from lightning_fairprune._observe import warmup as _warmup
 from lightning_fairprune.callbacks._weights import masks as _weight_masks
-from lightning_fairprune.scoring import _share
+from lightning_fairprune.scoring import share
 from lightning_fairprune.selection import decision
 
 
@@ -116,7 +116,7 @@ class Breaker:
         _warmup.WarmUp.finish_epoch = finish_epoch  # type: ignore[method-assign]
 
     def _pass(self) -> None:
-        iterate = _share.Share.iterate
+        iterate = share.Share.iterate
 
         def broken(it: Any, done: int) -> Iterator[Any]:
             for i, batch in enumerate(iterate(it, done)):
@@ -124,7 +124,7 @@ class Breaker:
                     self.at("pass")
                 yield batch
 
-        _share.Share.iterate = broken  # type: ignore[method-assign]
+        share.Share.iterate = broken  # type: ignore[method-assign]
 
     def _whole_files(self) -> None:
         class Os:

@@ -13,10 +13,10 @@ from lightning_fairprune._loading.labels import labels_of
 from lightning_fairprune._loading.rebuild import sampled_dataset
 from lightning_fairprune._loading.source import TrainSource
 from lightning_fairprune.callbacks._data.settings import DataSettings, ScorePass
-from lightning_fairprune.scoring._file import PassFile
-from lightning_fairprune.scoring._pass import Passed, run
-from lightning_fairprune.scoring._share import Share
-from lightning_fairprune.scoring._wanted import Wanted
+from lightning_fairprune.scoring.file import PassFile
+from lightning_fairprune.scoring.run import Passed, run
+from lightning_fairprune.scoring.share import Share
+from lightning_fairprune.scoring.wanted import Wanted
 
 __all__ = ["FitPass"]
 

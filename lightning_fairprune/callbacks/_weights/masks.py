@@ -114,8 +114,7 @@ class MaskedWeights:
     def state_dict(self) -> dict[str, Any]:
         """Returns the masks as bits."""
         return {
-            name: [pack_bits(mask.flatten().cpu()), list(mask.shape)]
-            for name, mask in self.masks.items()
+            name: [pack_bits(mask.flatten()), list(mask.shape)] for name, mask in self.masks.items()
         }
 
 

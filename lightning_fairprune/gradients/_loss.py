@@ -1,4 +1,4 @@
-"""Batches of any shape: cutting them up, calling a model with them, and the loss of each sample."""
+"""The loss of each sample of a batch."""
 
 from __future__ import annotations
 
@@ -9,50 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_fairprune._model.trees import call, leaves, mapped
+from lightning_fairprune._model.trees import leaves, mapped
 
-__all__ = ["Batch", "Loss"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """Inputs and targets of some samples; every tensor has the samples along its first axis."""
-
-    inputs: Any
-    target: Any
-    size: int
-
-    @classmethod
-    def of(cls, batch: object, device: torch.device) -> Batch:
-        """Returns what a loader yielded, on the device of the model."""
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise ValueError(
-                f"`batches` must yield pairs (input, target), got {type(batch).__name__}"
-                f"{f' of {len(batch)}' if isinstance(batch, (tuple, list)) else ''}."
-            )
-        sizes = {tensor.shape[0] if tensor.ndim else None for tensor in leaves(batch)}
-        if len(sizes) != 1 or None in sizes or 0 in sizes:
-            shapes = [list(tensor.shape) for tensor in leaves(batch)]
-            raise ValueError(
-                "every tensor that `batches` yields must have the samples along its first axis, "
-                f"got shapes {shapes}."
-            )
-        # A tensor made in inference mode cannot take part in a backward pass; its copy can.
-        here = mapped(
-            lambda t: t.to(device).clone() if t.is_inference() else t.detach().to(device), batch
-        )
-        return cls(here[0], here[1], sizes.pop() or 0)
-
-    def rows(self, start: int, stop: int) -> Batch:
-        """Returns the samples from `start` to `stop`."""
-        cut = mapped(lambda t: t[start:stop], (self.inputs, self.target))
-        return Batch(cut[0], cut[1], min(stop, self.size) - start)
-
-    def through(self, model: Callable[..., Any]) -> Any:
-        """Returns the model's outputs: a mapping gives named arguments, a tuple or list positional ones."""
-        # The model may work in place, and runs several times.
-        inputs = mapped(torch.clone, self.inputs)
-        return call(model, inputs)
+__all__ = ["Loss"]
 
 
 @dataclass(frozen=True, slots=True)
