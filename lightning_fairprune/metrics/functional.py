@@ -40,6 +40,9 @@ __all__ = [
 ]
 
 
+Given = ClassCounts | Tensor  # of the reference: counts, or recalls
+
+
 class Options(TypedDict, total=False):
     """What the functional forms take beside predictions, labels and `num_classes`."""
 
@@ -165,11 +168,7 @@ def recall_balance(
 
 
 def recall_distortion(
-    preds: Tensor,
-    target: Tensor,
-    num_classes: int,
-    reference: ClassCounts | Tensor,
-    **options: Unpack[Options],
+    preds: Tensor, target: Tensor, num_classes: int, reference: Given, **options: Unpack[Options]
 ) -> Tensor:
     """Return the recall of each class minus that of the reference, [K].
 
@@ -184,11 +183,7 @@ def recall_distortion(
 
 
 def recall_retention(
-    preds: Tensor,
-    target: Tensor,
-    num_classes: int,
-    reference: ClassCounts | Tensor,
-    **options: Unpack[Options],
+    preds: Tensor, target: Tensor, num_classes: int, reference: Given, **options: Unpack[Options]
 ) -> Tensor:
     """Return the recall of each class as a fraction of that of the reference, [K].
 
@@ -206,7 +201,7 @@ def adjusted_recall_change(
     preds: Tensor,
     target: Tensor,
     num_classes: int,
-    reference: ClassCounts | Tensor,
+    reference: Given,
     *,
     reference_accuracy: float | None = None,
     **options: Unpack[Options],
@@ -227,7 +222,7 @@ def max_disparity(
     preds: Tensor,
     target: Tensor,
     num_classes: int,
-    reference: ClassCounts | Tensor,
+    reference: Given,
     *,
     reference_accuracy: float | None = None,
     **options: Unpack[Options],
@@ -248,7 +243,7 @@ def class_intensification(
     preds: Tensor,
     target: Tensor,
     num_classes: int,
-    reference: ClassCounts | Tensor,
+    reference: Given,
     *,
     reference_accuracy: float | None = None,
     **options: Unpack[Options],
@@ -269,7 +264,7 @@ def intensification_ratio(
     preds: Tensor,
     target: Tensor,
     num_classes: int,
-    reference: ClassCounts | Tensor,
+    reference: Given,
     *,
     reference_accuracy: float | None = None,
     **options: Unpack[Options],
@@ -291,7 +286,7 @@ def _counts(preds: Tensor, target: Tensor, num_classes: int, options: Options) -
 
 
 def _reference(
-    reference: ClassCounts | Tensor,
+    reference: Given,
     num_classes: int,
     options: Options,
     accuracy: float | None = None,
