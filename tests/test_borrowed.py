@@ -19,6 +19,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric
 
+import lightning_fairprune as lfp
 from lightning_fairprune import criteria, geometry, gradients, representation, scores
 from lightning_fairprune._model.borrowed import borrowed
 from lightning_fairprune.callbacks._weights.saliency import saliency
@@ -185,7 +186,7 @@ USES: dict[str, Callable[[Nasty, Path], Any]] = {
         m, batches(), mean_loss, 0.5, num_groups=3
     ),
     "synflow": lambda m, _: criteria.synflow(m, X),
-    "synflow_masks": lambda m, _: criteria.synflow_masks(m, X, 0.5, rounds=1),
+    "synflow_masks": lambda m, _: criteria.synflow_masks(m, X, 0.5, rounds=3),
     "grad_norm": lambda m, _: gradients.grad_norm(m, batches()),
     "features_of": lambda m, _: geometry.features_of(m, batches(), "hidden"),
     "compare_layers": lambda m, _: representation.compare_layers(
@@ -248,21 +249,9 @@ class Looking(pl.Callback):
             module.most = module.number + (self.criterion is not criteria.synflow)
         before = looked_at(module)
         try:
-            saliency(
-                self.criterion,
-                trainer,
-                module,
-                NAMES[:1],
-                masks={},
-                sparsity=0.5,
-                dataloader=None,
-                num_batches=2,
-                loss_fn=None,
-                seed=0,
-                draw=1,
-                options={"num_groups": 3} if self.criterion is criteria.fairgrape_masks else {},
-                group_by=None,
-            )
+            groups = {"num_groups": 3} if self.criterion is criteria.fairgrape_masks else {}
+            prune = lfp.WeightPruning(self.criterion, num_batches=2, criterion_options=groups)
+            saliency(prune.settings, trainer, module, NAMES[:1], masks={}, sparsity=0.5, draw=1)
             assert self.error is None
         except ArithmeticError:
             assert self.error is not None

@@ -712,8 +712,8 @@ def test_every_argument_can_be_written_in_yaml(
     text = parser.dump(config, skip_none=False)  # as SaveConfigCallback does
     callback = parser.instantiate_classes(parser.parse_string(text)).weigh
     assert isinstance(callback, ClassWeighting)
-    assert callback.weights is weighting.cdb_w_drop
-    assert {name: getattr(callback, name) for name in given if name != "weights"} == {
+    assert callback.settings.weights is weighting.cdb_w_drop
+    assert {name: getattr(callback.settings, name) for name in given if name != "weights"} == {
         name: value for name, value in given.items() if name != "weights"
     }
 

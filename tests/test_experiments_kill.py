@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import yaml
 from experiment_grid import GRID, HOLD, diary, held_at, plain, results, times
-from lightning_fairprune.experiments._lock import Holder
 
 from lightning_fairprune import experiments
 from lightning_fairprune.experiments import _command, _pool
 from lightning_fairprune.experiments._cells import cells_of
+from lightning_fairprune.experiments._store import Store
 
 # Where the tests' modules lie.
 TESTS = Path(__file__).parent
@@ -87,7 +87,7 @@ def test_killed_three_times_it_ends_with_the_same_table(
     assert whole.wait() == 130
     last = diary(out)[-1]
     assert last["what"] == "begun"
-    assert not Holder(last["host"], last["pid"]).is_alive
+    assert Store(out).running(cells_of(experiments.build(settings))) == {}
     # Then workers: in a final model, and in a one-fit.
     for kind, count in (("final", 4), ("one_fit", 2)):
         hold(out, kind=kind, count=count)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import math
 from pathlib import Path
@@ -794,8 +796,8 @@ def test_every_argument_can_be_written_in_yaml(
     text = parser.dump(config)
     monitor = parser.instantiate_classes(parser.parse_string(text)).track
     assert isinstance(monitor, lfp.RecallMonitor)
-    assert (monitor.reference, monitor.class_names) == (reference, ("cat", "dog"))
-    assert (str(monitor.dirpath), monitor.every_n_epochs) == ("here", 2)
+    assert (monitor.settings.reference, monitor.settings.class_names) == (reference, ("cat", "dog"))
+    assert (str(monitor.settings.dirpath), monitor.settings.every_n_epochs) == ("here", 2)
 
 
 def test_sharded_weights_are_not_evaluated(tmp_path: Path) -> None:
@@ -826,3 +828,27 @@ def test_a_test_after_a_finished_fit_was_resumed_is_whole(tmp_path: Path) -> Non
     # Fewer batches than the validation has, which no epoch of the resumed fit has run.
     trainer.test(model, DataLoader(users.Blobs(5), 10), verbose=False)
     assert monitor.history.last("test").counts.support.sum() == 5
+
+
+# ------------------------------------------------------------------------------ arguments of all callbacks
+
+
+@pytest.mark.parametrize(
+    ("kind", "two"),
+    [
+        (lfp.RecallMonitor, (3, None)),
+        (lfp.ClassWeighting, (lfp.weighting.cdb_w, "auto")),
+        (lfp.DataPruning, (0.5, 1)),
+        (lfp.WeightPruning, (lfp.criteria.magnitude, 0.5)),
+    ],
+)
+def test_arguments_after_the_second_are_given_by_name_and_stay(kind: Any, two: Any) -> None:
+    callback = kind(*two)
+    with pytest.raises(TypeError, match="positional"):
+        kind(*two, 1)
+    for name in inspect.signature(kind).parameters:
+        with pytest.raises(AttributeError):
+            setattr(callback.settings, name, None)
+    assert {f.name for f in dataclasses.fields(callback.settings)} == {
+        *inspect.signature(kind).parameters
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -31,6 +32,12 @@ from lightning_fairprune.scoring.file import text_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
 N, CLASSES = 47, 3
+
+
+def annotated(kind: Any, score: Any) -> Any:
+    """A lambda whose first parameter says what the score is computed from."""
+    score.__annotations__ = {next(iter(inspect.signature(score).parameters)): kind}
+    return score
 
 
 class Net(nn.Module):
@@ -407,8 +414,8 @@ def test_whole_numbers_are_averaged_too(tmp_path: Path) -> None:
     for seed, path in enumerate(paths):
         torch.save(Net(seed).state_dict(), path)
     for score in (
-        lambda model, batches: torch.cat([y for _, y in batches]),
-        lambda features, target: target,
+        annotated(nn.Module, lambda model, batches: torch.cat([y for _, y in batches])),
+        annotated(Tensor, lambda features, target: target),
     ):
         found = lfp.score_pass(
             Net(), DataLoader(data(), 10), score, checkpoints=paths, progress=False
@@ -703,6 +710,20 @@ def test_other_labels_are_found_in_the_pass_at_the_latest() -> None:
         ),
         ({"score": geometry.k_means_distance, "score_on": "training"}, "from features, not from"),
         ({"score": None, "keep": "random"}, "there is no `score` to compute"),
+        *(
+            (
+                {"score": signal, "score_on": way},
+                rf"signals\.{name} is the value of one batch: .*\.{same}\.$",
+            )
+            for signal, name, same in (
+                (lfp.signals.el2n, "el2n", "el2n"),
+                (partial(lfp.signals.margin), "margin", "margin"),
+                (lfp.signals.p_true, "p_true", "confidence"),
+                (lfp.signals.correct, "correct", "forgetting"),
+            )
+            for way in ("training", "pass")
+        ),
+        ({"score": annotated(int, lambda k: k)}, "got a parameter 'k: int': change its annotation"),
     ],
 )
 def test_arguments_that_cannot_go_together(options: dict[str, Any], message: str) -> None:
@@ -781,27 +802,39 @@ class Stream(IterableDataset[Any]):
     [
         ({"loader": DataLoader(Stream())}, TypeError, "no stable sample index"),
         (
-            {"score": lambda features, target, k, *, scale: features},
+            {"score": annotated(Tensor, lambda features, target, k, *, scale: features)},
             ValueError,
             r"`score` <lambda> also needs k, scale: give it with functools.partial",
         ),
-        ({"score": lambda model, batches, k: batches}, ValueError, "also needs k: give it"),
+        (
+            {"score": annotated(nn.Module, lambda model, batches, k: batches)},
+            ValueError,
+            "also needs k: give it",
+        ),
         ({"loader": [data()]}, TypeError, "one torch DataLoader, got list"),
         ({"checkpoints": "last.pt"}, ValueError, "must be a list of files, got 'last.pt'"),
         (
-            {"score": lambda features: features[:, 0].numpy()},
+            {"score": annotated(Tensor, lambda features: features[:, 0].numpy())},
             ValueError,
             "tensor with one value per sample, got ndarray",
         ),
         (
-            {"score": lambda model, batches: torch.cat([y > 0 for _, y in batches])},
+            {
+                "score": annotated(
+                    nn.Module, lambda m, batches: torch.cat([y > 0 for _, y in batches])
+                )
+            },
             ValueError,
             "tensor with one value per sample, got torch.bool",
         ),
         ({"checkpoints": ["gone.pt"]}, ValueError, "there is no file 'gone.pt'"),
-        ({"score": lambda features: features}, ValueError, r"one value per sample, got \[47, 6\]"),
         (
-            {"score": lambda model, batches: torch.zeros(3)},
+            {"score": annotated(Tensor, lambda features: features)},
+            ValueError,
+            r"one value per sample, got \[47, 6\]",
+        ),
+        (
+            {"score": annotated(nn.Module, lambda model, batches: torch.zeros(3))},
             ValueError,
             "must use every batch once",
         ),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = ["called", "check_same", "function", "number", "one_of"]
+__all__ = ["check_same", "function", "number", "one_of"]
 
 
 def number(name: str, value: object, *, whole: bool = False) -> None:
@@ -27,11 +27,6 @@ def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
     """Raises a ValueError unless a value is one of a few words."""
     if value not in allowed:
         raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}.")
-
-
-def called(function: object) -> str:
-    """Returns how a message names a function."""
-    return getattr(function, "__name__", repr(function))
 
 
 def check_same(owner: str, now: Mapping[str, Any], before: Mapping[str, Any]) -> None:

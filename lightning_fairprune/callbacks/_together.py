@@ -37,7 +37,7 @@ def check_restart(trainer: pl.Trainer, first: int, per_epoch: int) -> None:
 def check_reference(trainer: pl.Trainer) -> None:
     """Warns, at the first pruning, a monitor that has no validation of the dense model."""
     for other in trainer.callbacks:  # type: ignore[attr-defined]
-        waits = isinstance(other, RecallMonitor) and other.reference == "before_pruning"
+        waits = isinstance(other, RecallMonitor) and other.settings.reference == "before_pruning"
         if waits and not other.history.evaluations:
             rank_zero_warn(
                 "RecallMonitor(reference='before_pruning') has nothing to compare with, because weights "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,6 +23,32 @@ from lightning_fairprune.weighting import cdb_w
 __all__ = ["ClassWeighting"]
 
 Loss = nn.CrossEntropyLoss | nn.NLLLoss
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WeightingSettings:
+    """The arguments of `ClassWeighting`."""
+
+    weights: Callable[..., Any]
+    loss: str | None
+    recall_window: int
+    update_every: int
+    shrinkage: float
+    recall_dataloader: int
+    logits_fn: LogitsFn | None
+
+    def __post_init__(self) -> None:
+        for name in ("recall_window", "update_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"`{name}` must be at least 1 validation, got {getattr(self, name)}."
+                )
+        if not self.shrinkage >= 0:
+            raise ValueError(f"`shrinkage` must be 0 or more samples, got {self.shrinkage}.")
+        if self.recall_dataloader < 0:
+            raise ValueError(
+                f"`recall_dataloader` must be 0 or more, got {self.recall_dataloader}."
+            )
 
 
 class ClassWeighting(CountsValidation):
@@ -63,7 +90,7 @@ class ClassWeighting(CountsValidation):
             weights; after the first weighted epoch, if with ``loss=None`` no step has read `weight`.
 
     Example:
-        >>> ClassWeighting(loss="criterion", recall_window=3).recall_window
+        >>> ClassWeighting(loss="criterion", recall_window=3).settings.recall_window
         3
     """
 
@@ -71,35 +98,32 @@ class ClassWeighting(CountsValidation):
         self,
         weights: Callable[..., Any] = cdb_w,
         loss: str | None = "auto",
+        *,
         recall_window: int = 1,
         update_every: int = 1,
         shrinkage: float = 10.0,
         recall_dataloader: int = 0,
         logits_fn: LogitsFn | None = None,
     ) -> None:
-        for name, count in (("recall_window", recall_window), ("update_every", update_every)):
-            if count < 1:
-                raise ValueError(f"`{name}` must be at least 1 validation, got {count}.")
-        if not shrinkage >= 0:
-            raise ValueError(f"`shrinkage` must be 0 or more samples, got {shrinkage}.")
-        if recall_dataloader < 0:
-            raise ValueError(f"`recall_dataloader` must be 0 or more, got {recall_dataloader}.")
-        self.weights = weights
-        self.loss = loss
-        self.recall_window = recall_window
-        self.update_every = update_every
-        self.shrinkage = shrinkage
-        self.recall_dataloader = recall_dataloader
-        self.logits_fn = logits_fn
+        self.settings = WeightingSettings(
+            weights=weights,
+            loss=loss,
+            recall_window=recall_window,
+            update_every=update_every,
+            shrinkage=shrinkage,
+            recall_dataloader=recall_dataloader,
+            logits_fn=logits_fn,
+        )
         self._trainer: pl.Trainer | None = None
         self._forget()
 
     def _forget(self) -> None:
-        self._recalls = RecallWindow(self.recall_window, self.shrinkage)
+        settings = self.settings
+        self._recalls = RecallWindow(settings.recall_window, settings.shrinkage)
         self._validations = 0
         self._epochs_done = 0
         self._resumed = False
-        self._validation = Validation(self.recall_dataloader, logits_fn=self.logits_fn)
+        self._validation = Validation(settings.recall_dataloader, logits_fn=settings.logits_fn)
         self._weight: Tensor | None = None
         self._criterion: Loss | None = None
         self._own: tuple[Tensor | None] | None = None
@@ -132,7 +156,9 @@ class ClassWeighting(CountsValidation):
                 "ClassWeighting needs the recall of each class, but there is no validation: give a "
                 "val_dataloader and a validation_step (and limit_val_batches > 0)."
             )
-        self._criterion = None if self.loss is None else _find(pl_module, self.loss)
+        self._criterion = (
+            None if self.settings.loss is None else _find(pl_module, self.settings.loss)
+        )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Goes on with the weights of a checkpoint."""
@@ -199,7 +225,7 @@ class ClassWeighting(CountsValidation):
         self._take_back()  # a step that its module skipped has no end
         self._epochs_done = trainer.current_epoch + 1
         self._check_validated(trainer, trainer.current_epoch)
-        if self.loss is None and self._offered and not self._was_read:
+        if self.settings.loss is None and self._offered and not self._was_read:
             raise ValueError(
                 "ClassWeighting(loss=None) sets no weights itself, and no training step has read "
                 "`weight` in an epoch: pass `weight=callback.weight` to cross_entropy, or let `loss` "
@@ -220,15 +246,15 @@ class ClassWeighting(CountsValidation):
             return
         self._recalls.add(counts)
         self._validations += 1
-        if (self._validations - 1) % self.update_every:
+        if (self._validations - 1) % self.settings.update_every:
             return
         recall = self._recalls.recall()
         if len(recall) == 0:
             raise ValueError(
-                f"the validation loader {self.recall_dataloader} (`recall_dataloader`) must give at "
+                f"the validation loader {self.settings.recall_dataloader} (`recall_dataloader`) must give at "
                 "least one batch, it gave none."
             )
-        weight = _checked(self.weights(recall), len(recall))
+        weight = _checked(self.settings.weights(recall), len(recall))
         # A rank may have had no batch of its own.
         device, dtype = self._validation.where(trainer) or (pl_module.device, pl_module.dtype)
         assert isinstance(dtype, torch.dtype)

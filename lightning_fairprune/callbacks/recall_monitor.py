@@ -17,6 +17,7 @@ from lightning_fairprune._observe.groups import GroupBy, LogitsFn
 from lightning_fairprune._observe.validation import CountsValidation, Validation, abandon
 from lightning_fairprune.callbacks._monitor import values
 from lightning_fairprune.callbacks._monitor.reference import Reference, ReferenceCounts
+from lightning_fairprune.callbacks._monitor.settings import MonitorSettings
 from lightning_fairprune.callbacks._run_folder import (
     can_draw,
     run_folder,
@@ -92,14 +93,15 @@ class RecallMonitor(CountsValidation):
             `class_names` or the reference say, or there was nothing to count.
 
     Example:
-        >>> RecallMonitor(class_names=["cat", "dog"], reference="before_pruning").class_names
-        ('cat', 'dog')
+        >>> RecallMonitor(class_names=["cat", "dog"], reference="before_pruning").settings.reference
+        'before_pruning'
     """
 
     def __init__(
         self,
         num_classes: int | None = None,
         reference: Reference = None,
+        *,
         class_names: Sequence[str] | None = None,
         group_by: GroupBy | None = None,
         group_names: Sequence[str] | None = None,
@@ -109,28 +111,27 @@ class RecallMonitor(CountsValidation):
         dirpath: str | os.PathLike[str] | None = None,
         logits_fn: LogitsFn | None = None,
     ) -> None:
-        values.check_arguments(
+        self.settings = MonitorSettings(
             num_classes=num_classes,
-            class_names=class_names,
-            group_names=group_names,
-            dataloader_names=dataloader_names,
+            reference=reference,
+            class_names=None if class_names is None else tuple(class_names),
+            group_by=group_by,
+            group_names=None if group_names is None else tuple(group_names),
+            dataloader_names=None if dataloader_names is None else tuple(dataloader_names),
             every_n_epochs=every_n_epochs,
-            grouped=group_by is not None,
+            figures=figures,
+            dirpath=dirpath,
+            logits_fn=logits_fn,
         )
-        self.num_classes = num_classes
-        self.reference = reference
-        self.class_names = None if class_names is None else tuple(class_names)
-        self.group_by = group_by
-        self.group_names = None if group_names is None else tuple(group_names)
-        self.dataloader_names = None if dataloader_names is None else tuple(dataloader_names)
-        self.every_n_epochs, self.figures, self.dirpath = every_n_epochs, figures, dirpath
-        self.logits_fn = logits_fn
         self._forget()
 
     def _forget(self) -> None:
-        self.history = RecallHistory(class_names=self.class_names, group_names=self.group_names)
-        self._reference = ReferenceCounts(self.reference, self.class_names)
-        self._validation = Validation(None, self.group_by, self.logits_fn)
+        settings = self.settings
+        self.history = RecallHistory(
+            class_names=settings.class_names, group_names=settings.group_names
+        )
+        self._reference = ReferenceCounts(settings.reference, settings.class_names)
+        self._validation = Validation(None, settings.group_by, settings.logits_fn)
 
     @property
     def counts(self) -> dict[str, ClassCounts]:
@@ -144,11 +145,11 @@ class RecallMonitor(CountsValidation):
         if stage == "fit":
             self._forget()
         self._reference.setup(trainer, stage)
-        if self.num_classes is not None:
+        if self.settings.num_classes is not None:
             for name, counts in self._reference.counts.items():
-                if counts.num_classes != self.num_classes and not is_of_groups(name):
+                if counts.num_classes != self.settings.num_classes and not is_of_groups(name):
                     raise ValueError(
-                        f"`reference` must have the {self.num_classes} classes of `num_classes`, it "
+                        f"`reference` must have the {self.settings.num_classes} classes of `num_classes`, it "
                         f"has {counts.num_classes} for {name!r}."
                     )
 
@@ -188,7 +189,7 @@ class RecallMonitor(CountsValidation):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts a new count."""
-        due = (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        due = (trainer.current_epoch + 1) % self.settings.every_n_epochs == 0
         # The last count before pruning must not be missed: nobody knows it for the last.
         wanted = due or (self._reference.comes_before_pruning and not values.pruned(trainer))
         wanted = wanted or trainer.sanity_checking or trainer.state.fn != "fit"
@@ -209,7 +210,7 @@ class RecallMonitor(CountsValidation):
         prefixes = self._prefixes(trainer, stage)
         all_counts = self._validation.counts(trainer, module)
         for prefix, (counts, *of_groups) in zip(prefixes, all_counts, strict=True):
-            self._check_classes(counts)
+            self.settings.check_classes(counts.num_classes)
             found[prefix] = counts
             for grouped in of_groups:
                 name = prefix + GROUPS
@@ -244,7 +245,7 @@ class RecallMonitor(CountsValidation):
 
     def _with_all_groups(self, name: str, counts: ClassCounts) -> ClassCounts:
         """Gives this evaluation, earlier ones and the reference as many groups as any of them met."""
-        called = self.group_names
+        called = self.settings.group_names
         if called is not None and counts.num_classes > len(called):
             raise ValueError(
                 f"`group_names` must name each of {counts.num_classes} groups, got {len(called)}."
@@ -260,7 +261,7 @@ class RecallMonitor(CountsValidation):
     def _prefixes(self, trainer: pl.Trainer, stage: str) -> list[str]:
         loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
         count = len(trainer.num_test_batches if trainer.testing else trainer.num_val_batches)
-        names = self.dataloader_names
+        names = self.settings.dataloader_names
         if names is None and isinstance(loaders, Mapping):
             names = tuple(map(str, loaders))
         # A test with one loader need not be named as the several of the validation are.
@@ -271,18 +272,6 @@ class RecallMonitor(CountsValidation):
                 f"`dataloader_names` must name each of the {count} loaders, got {len(names)}."
             )
         return [f"{stage}/{name}" for name in names]
-
-    def _check_classes(self, counts: ClassCounts) -> None:
-        if self.num_classes not in (None, counts.num_classes):
-            raise ValueError(
-                f"`num_classes` is {self.num_classes}, but the logits are for {counts.num_classes}: leave it "
-                "out, or look at the last layer."
-            )
-        if self.class_names is not None and len(self.class_names) != counts.num_classes:
-            raise ValueError(
-                f"`class_names` must name each of {counts.num_classes} classes, got "
-                f"{len(self.class_names)}."
-            )
 
     def _log_counts(
         self,
@@ -295,7 +284,7 @@ class RecallMonitor(CountsValidation):
         names = self.history.names_of(prefix)
         found = values.values(prefix, counts, reference, names)
         values.log(trainer, module, found)
-        if trainer.is_global_zero and self.figures and takes_figures(trainer):
+        if trainer.is_global_zero and self.settings.figures and takes_figures(trainer):
             send_figure(trainer, f"{prefix}/recall/classes", self._figure(prefix))
 
     # ----------------------------------------------------------------------- files and figures
@@ -309,14 +298,14 @@ class RecallMonitor(CountsValidation):
     @rank_zero_only
     def _draw_files(self, trainer: pl.Trainer) -> None:
         folder = self._folder(trainer)
-        if folder is None or not self.figures or not can_draw():
+        if folder is None or not self.settings.figures or not can_draw():
             return
         for name in self.history.names:
             path = folder / f"recalls-{name.replace('/', '-')}.png"
             write_whole(path, partial(self._figure(name).savefig, format="png", dpi=150))
 
     def _folder(self, trainer: pl.Trainer) -> Path | None:
-        return run_folder(trainer) if self.dirpath is None else Path(self.dirpath)
+        return run_folder(trainer) if self.settings.dirpath is None else Path(self.settings.dirpath)
 
     def _figure(self, name: str) -> Any:
         from lightning_fairprune.figures import recall_by_class
@@ -339,6 +328,9 @@ class RecallMonitor(CountsValidation):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on with the counts of a checkpoint."""
         history = RecallHistory.from_state_dict(state_dict)
-        self.history = replace(history, class_names=self.class_names, group_names=self.group_names)
+        settings = self.settings
+        self.history = replace(
+            history, class_names=settings.class_names, group_names=settings.group_names
+        )
         self._reference.restore(history.reference)
         self._validation.resumed(0)

@@ -30,12 +30,11 @@ from lightning_fairprune.callbacks._weights.plan import (
 )
 from lightning_fairprune.callbacks._weights.record import announce, save, step_of, values
 from lightning_fairprune.callbacks._weights.saliency import (
-    LossFn,
     check_criterion,
     reads_batches,
     saliency,
 )
-from lightning_fairprune.callbacks._weights.settings import WeightSettings
+from lightning_fairprune.callbacks._weights.settings import LossFn, WeightSettings
 from lightning_fairprune.records.sparsity_record import PruneStep, SparsityRecord
 
 __all__ = ["WeightPruning"]
@@ -194,12 +193,7 @@ class WeightPruning(pl.Callback):
         self._names = selected(
             pl_module, self.settings.include, self.settings.exclude, self.settings.keep_classifier
         )
-        check_criterion(
-            self.settings.criterion,
-            pl_module,
-            self.settings.criterion_options,
-            self.settings.loss_fn,
-        )
+        check_criterion(self.settings, pl_module)
         named = dict(pl_module.named_parameters())
         checks.sizes(self.settings, {name: named[name].numel() for name in self._names})
         self._total = sum(named[name].numel() for name in self._names)
@@ -331,19 +325,13 @@ class WeightPruning(pl.Callback):
     ) -> None:
         assert self._working is not None
         found = saliency(
-            self.settings.criterion,
+            self.settings,
             trainer,
             module,
             self._names,
             masks=self.masks,
             sparsity=target,
-            dataloader=self.settings.dataloader,
-            num_batches=self.settings.num_batches,
-            loss_fn=self.settings.loss_fn,
-            seed=self.settings.seed,
             draw=self.settings.seed + due,
-            options=self.settings.criterion_options,
-            group_by=self.settings.group_by,
         )
         scope = self.settings.scope
         if all(value.dtype == torch.bool for value in found.values()):

@@ -51,17 +51,10 @@ def random(
     It depends on the seed and on the name and shape of the parameter, on nothing else: all ranks and devices get
     the same, whatever other layers there are. Torch's random state plays no part.
 
-    Args:
-        model: The network.
-        seed: Any whole number.
-        parameters: Names of the parameters to score; None takes those of `prunable`.
+    The seed is any whole number; other arguments and errors are those of `magnitude`.
 
     Returns:
-        Saliency by parameter name, in [0, 1), higher = keep, shape and device of the weight, float32 (float64 for
-        float64 weights, with the same numbers).
-
-    Raises:
-        ValueError: If a name is unknown, or there is no weight to score.
+        As `magnitude`, in [0, 1); float64 weights get the same numbers.
 
     Example:
         >>> first = random(nn.Linear(3, 2), seed=1)["weight"]

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fairprune._model.batches import Batch
-from lightning_fairprune._model.borrowed import borrowed, device_of
+from lightning_fairprune._model.borrowed import device_of
 from lightning_fairprune.criteria._exact import check_sparsity, num_kept
 from lightning_fairprune.criteria._groups import Groups, check_present, parts
-from lightning_fairprune.criteria._mean import LossFn, check_finite, check_losses, gradients
+from lightning_fairprune.criteria._mean import LossFn, check_finite, gradients, over_batches
 from lightning_fairprune.criteria._parameters import chosen, full_precision
-from lightning_fairprune.criteria._ranks import agreed, total
 
 __all__ = ["fairgrape_masks", "group_importance"]
 
@@ -77,24 +76,19 @@ def group_importance(
         name: torch.zeros(num_groups, *value.shape, dtype=value.dtype, device=value.device)
         for name, value in values.items()
     }
-    device = device_of(model)
-    seen = torch.zeros(num_groups, dtype=torch.int64, device=device)
-    losses: list[Tensor] = []
-    with agreed(device), borrowed(model, gradients=True):
-        for raw in batches:
-            batch = Batch.of(raw, device)
-            of_batch = []
-            for g, part in parts(batch, raw, groups, num_groups):
-                loss, grads = gradients(model, weights, part, loss_fn)
-                for name, grad in grads.items():
-                    sums[name][g] += (values[name] * grad).square()
-                seen[g] += 1
-                of_batch.append(loss)
-            losses.append(torch.stack(of_batch).sum())
-        check_losses(losses)
-    total([seen, *sums.values()])
-    if not seen.any():
-        raise ValueError("`batches` must hold at least one batch, got none.")
+    seen = torch.zeros(num_groups, dtype=torch.int64, device=device_of(model))
+
+    def add(batch: Batch, raw: Any) -> Tensor:
+        losses = []
+        for g, part in parts(batch, raw, groups, num_groups):
+            loss, grads = gradients(model, weights, part, loss_fn)
+            for name, grad in grads.items():
+                sums[name][g] += (values[name] * grad).square()
+            seen[g] += 1
+            losses.append(loss)
+        return torch.stack(losses).sum()
+
+    over_batches(model, batches, add, seen, sums.values())
     check_present(seen)
     for value in sums.values():
         value /= seen.to(value.device).view(-1, *[1] * (value.ndim - 1))
@@ -143,7 +137,6 @@ def fairgrape_masks(
 
     Raises:
         ValueError: As `group_importance`; if `sparsity` or `block` is out of range or lacks a parameter.
-        TypeError: As `group_importance`.
 
     Example:
         Group 0 owns 13/29 of the importance (4 + 9, 0 + 16): group 1 comes first with the weight worth 16 to it,

@@ -8,16 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vjp, vmap
+from torch.func import jacrev, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_fairprune._model.batches import Batch
-from lightning_fairprune._model.borrowed import borrowed, device_of
-from lightning_fairprune._model.trees import call, leaves, mapped
+from lightning_fairprune._model.borrowed import device_of
+from lightning_fairprune._model.trees import call_with, leaves, mapped
 from lightning_fairprune.criteria._groups import Groups, check_present, parts
-from lightning_fairprune.criteria._mean import LossFn, check_finite, check_losses, scalar
+from lightning_fairprune.criteria._mean import LossFn, check_finite, over_batches, scalar
 from lightning_fairprune.criteria._parameters import chosen, full_precision
-from lightning_fairprune.criteria._ranks import agreed, total
 
 __all__ = ["fairprune"]
 
@@ -79,24 +78,19 @@ def fairprune(
     weights = chosen(model, parameters)
     values = {name: full_precision(weight).clone() for name, weight in weights.items()}
     sums = [{name: torch.zeros_like(value) for name, value in values.items()} for _ in (0, 1)]
-    device = device_of(model)
-    seen = torch.zeros(2, dtype=torch.int64, device=device)
-    losses: list[Tensor] = []
-    with agreed(device), borrowed(model, gradients=True):
-        for raw in batches:
-            batch = Batch.of(raw, device)
-            of_batch = []
-            for g, part in parts(batch, raw, groups, 2):
-                loss, curvature = _curvature(model, weights, part, loss_fn)
-                for name, value in curvature.items():
-                    sums[g][name] += value
-                seen[g] += part.size
-                of_batch.append(loss)
-            losses.append(torch.stack(of_batch).sum())
-        check_losses(losses)
-    total([seen, *sums[0].values(), *sums[1].values()])
-    if not seen.any():
-        raise ValueError("`batches` must hold at least one batch, got none.")
+    seen = torch.zeros(2, dtype=torch.int64, device=device_of(model))
+
+    def add(batch: Batch, raw: Any) -> Tensor:
+        losses = []
+        for g, part in parts(batch, raw, groups, 2):
+            loss, curvature = _curvature(model, weights, part, loss_fn)
+            for name, value in curvature.items():
+                sums[g][name] += value
+            seen[g] += part.size
+            losses.append(loss)
+        return torch.stack(losses).sum()
+
+    over_batches(model, batches, add, seen, [*sums[0].values(), *sums[1].values()])
     check_present(seen)
     result = {}
     for name, value in values.items():
@@ -159,9 +153,7 @@ def _of_one(
         def outputs_of(theta: dict[str, Tensor]) -> Tensor:
             # A layer may write to its own tensors, which torch.func allows only to those made inside.
             every = {name: tensor.clone() for name, tensor in others.items()} | theta
-            outputs: Tensor = call(
-                lambda *args, **named: functional_call(model, every, args, named), inputs
-            )
+            outputs: Tensor = call_with(model, every, inputs)
             return outputs.squeeze(0)
 
         def loss_of(outputs: Tensor) -> Tensor:

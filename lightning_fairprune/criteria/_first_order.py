@@ -80,19 +80,10 @@ def snip(
     the derivative by a gate of 1 in front of each weight. It ranks weights as `gradient` does; only the scale
     differs, by which models or rounds can be compared. The paper uses it once, at initialisation.
 
-    Args:
-        model: As for `gradient`.
-        batches: As for `gradient`.
-        loss_fn: As for `gradient`.
-        parameters: As for `gradient`.
+    Arguments and errors are those of `gradient`.
 
     Returns:
-        Saliency by parameter name, in [0, 1], 1 in sum, higher = keep, shape and device of the weight, float32
-        (float64 for float64 weights). All 0 if every gradient is.
-
-    Raises:
-        ValueError: As `gradient`.
-        TypeError: As `gradient`.
+        As `gradient`, in [0, 1], 1 in sum. All 0 if every gradient is.
 
     Example:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -129,19 +120,17 @@ def undecayed(
     Args:
         model: As for `gradient`.
         batches: As for `gradient`.
-        loss_fn: As for `gradient`; the data loss, without weight decay.
+        loss_fn: The data loss, without weight decay.
         weight_decay: Coefficient epsilon >= 0, that of training: one number, or one by parameter name, such as
             `weight_decay_of` reads from an optimiser. The published code has 5e-4 fixed.
         form: `"code"` or `"paper"`.
         parameters: As for `gradient`.
 
     Returns:
-        Saliency by parameter name, >= 0, higher = keep, shape and device of the weight, float32 (float64 for float64
-        weights).
+        As `gradient`.
 
     Raises:
         ValueError: As `gradient`; if `weight_decay` is negative or lacks a parameter, or `form` is neither.
-        TypeError: As `gradient`.
 
     Example:
         g = (1, 1) and epsilon = .5: `|-2 + .5 * 4| = 0`, `|3 + .5 * 9| = 7.5`.

@@ -14,7 +14,7 @@ from lightning_fairprune._model.trees import call
 from lightning_fairprune.criteria._parameters import full_precision
 from lightning_fairprune.criteria._ranks import agreed, total
 
-__all__ = ["LossFn", "check_finite", "check_losses", "gradients", "mean_gradient", "scalar"]
+__all__ = ["LossFn", "check_finite", "gradients", "mean_gradient", "over_batches", "scalar"]
 
 LossFn = Callable[[Any, Any], Tensor]
 
@@ -26,23 +26,37 @@ def mean_gradient(
     device = device_of(model)
     sums = {name: torch.zeros_like(full_precision(w)) for name, w in weights.items()}
     count = torch.zeros((), dtype=torch.int64, device=device)
-    losses: list[Tensor] = []
-    with agreed(device), borrowed(model, gradients=True):
-        for raw in batches:
-            batch = Batch.of(raw, device)
-            loss, grads = gradients(model, weights, batch, loss_fn)
-            for name, grad in grads.items():
-                sums[name].add_(grad, alpha=batch.size)
-            count += batch.size
-            losses.append(loss)
-        check_losses(losses)
-    total([count, *sums.values()])
-    if not count:
-        raise ValueError("`batches` must hold at least one batch, got none.")
+
+    def add(batch: Batch, _: Any) -> Tensor:
+        nonlocal count
+        loss, grads = gradients(model, weights, batch, loss_fn)
+        for name, grad in grads.items():
+            sums[name].add_(grad, alpha=batch.size)
+        count += batch.size
+        return loss
+
+    over_batches(model, batches, add, count, sums.values())
     for value in sums.values():
         value /= count.to(value.device)
     check_finite(sums)
     return sums
+
+
+def over_batches(
+    model: nn.Module,
+    batches: Iterable[Any],
+    add: Callable[[Batch, Any], Tensor],
+    count: Tensor,
+    sums: Iterable[Tensor],
+) -> None:
+    """Calls `add` with each batch, also as `batches` yields it, for its loss; then adds up what it counted on all ranks."""
+    device = device_of(model)
+    with agreed(device), borrowed(model, gradients=True):
+        losses = [add(Batch.of(raw, device), raw) for raw in batches]
+        _check_losses(losses)
+    total([count, *sums])
+    if not count.any():
+        raise ValueError("`batches` must hold at least one batch, got none.")
 
 
 def gradients(
@@ -68,7 +82,7 @@ def gradients(
     return loss.detach(), grads
 
 
-def check_losses(losses: list[Tensor]) -> None:
+def _check_losses(losses: list[Tensor]) -> None:
     """Raises if a batch's loss is not finite; once for all batches, which waits for the device once."""
     if not losses:
         return

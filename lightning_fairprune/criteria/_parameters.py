@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_fairprune._model.parameters import named
+
 __all__ = ["chosen", "full_precision", "prunable"]
 
 _LAYERS = (
@@ -64,30 +66,15 @@ def chosen(model: nn.Module, parameters: Iterable[str] | None) -> dict[str, nn.P
         raise ValueError(
             f"`model` must be the network itself, got {type(model).__name__}: pass `model.module`."
         )
-    every = dict(model.named_parameters(remove_duplicate=False))
-    if parameters is None:
-        names = set(prunable(model))
-        if not names:
-            raise ValueError(
-                "`model` must have a linear or convolution layer, got "
-                f"{type(model).__name__} without one: name `parameters`."
-            )
-    elif isinstance(parameters, str):
+    if parameters is None and not (parameters := prunable(model)):
         raise ValueError(
-            f"`parameters` must be an iterable of names, got the string {parameters!r}."
+            "`model` must have a linear or convolution layer, got "
+            f"{type(model).__name__} without one: name `parameters`."
         )
-    else:
-        names = set(parameters)
-        unknown = sorted(str(name) for name in names if name not in every)
-        if unknown:
-            raise ValueError(
-                f"`parameters` must be names of parameters of `model`, got {unknown[0]!r}; "
-                f"it has {', '.join(every)}."
-            )
-        if not names:
-            raise ValueError("`parameters` must name at least one parameter, got none.")
-    ids = {id(every[name]) for name in names}
-    found = {name: tensor for name, tensor in model.named_parameters() if id(tensor) in ids}
+    wanted = named(model, parameters)
+    if not wanted:
+        raise ValueError("`parameters` must name at least one parameter, got none.")
+    found = {name: tensor for name, tensor in model.named_parameters() if name in wanted}
     for name, tensor in found.items():
         if is_lazy(tensor):
             raise ValueError(

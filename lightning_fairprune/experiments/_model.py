@@ -151,7 +151,11 @@ def train_and_test(
     steps = fit.global_step
     fit.test(model, datamodule=data, verbose=False)
     counts = recalls(counted, experiment, "test")
-    names = counted.group_names if experiment.group_by is not None else counted.class_names
+    names = (
+        counted.settings.group_names
+        if experiment.group_by is not None
+        else counted.settings.class_names
+    )
     return {
         "average": counts.mean,
         "worst": counts.worst,

@@ -64,12 +64,6 @@ def left_out(count: int, why: str = "without samples") -> str:
     return f"{count:,} {'class' if count == 1 else 'classes'} {why} left out."
 
 
-def listed(items: Sequence[str], most: int = 8) -> str:
-    """Returns the first of several words, and how many more there are."""
-    more = len(items) - most
-    return ", ".join(items[:most]) + (f" and {more} more" if more > 0 else "")
-
-
 class Rows:
     """Rows for classes in the order given, int64 [n], first on top; only both ends where there are too many."""
 

@@ -37,6 +37,7 @@ def density_against_recall(
         ImportError: If matplotlib is missing.
 
     Example:
+        >>> import torch
         >>> figure = density_against_recall(torch.tensor([0.25, 0.5]), torch.tensor([0.75, 0.5]))
         >>> figure.axes[0].lines[0].get_xydata().tolist()
         [[0.75, 0.25], [0.5, 0.5]]
@@ -88,6 +89,7 @@ def kept_by_class(
         ImportError: If matplotlib is missing.
 
     Example:
+        >>> import torch
         >>> figure = kept_by_class(torch.tensor([3, 1]), torch.tensor([4, 4]), ["cat", "dog"])
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
         ['dog', 'cat']

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lightning_fairprune.figures._classes import MOST_ROWS, listed
+from lightning_fairprune.figures._classes import MOST_ROWS
 from lightning_fairprune.figures._lines import DASHED, handles, style
 from lightning_fairprune.figures._sheet import (
     BLUE,
@@ -20,7 +20,8 @@ from lightning_fairprune.figures._sheet import (
     Sheet,
     paper,
 )
-from lightning_fairprune.figures._sparsity import AXIS, in_percent, mark, place
+from lightning_fairprune.figures._sparsity import AXIS, mark, place
+from lightning_fairprune.figures.words import in_percent, listed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

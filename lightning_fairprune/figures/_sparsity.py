@@ -13,6 +13,7 @@ from lightning_fairprune import recalls, statistics
 from lightning_fairprune.figures._classes import left_out, per_model
 from lightning_fairprune.figures._lines import DASHED, draw, explain, handles, panels, style
 from lightning_fairprune.figures._sheet import GREY, GRID, Sheet, paper
+from lightning_fairprune.figures.words import in_percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,20 +87,6 @@ def sparsity_curve(
         explain(sheet, max(len(values) for curve in curves.values() for values in curve.values()))
         sheet.text(left_out(max(_unseen(curve) for curve in curves.values())))
         return sheet.finish()
-
-
-def in_percent(sparsity: float) -> str:
-    """Returns a sparsity in percent with as many decimals as the weights that are left need.
-
-    Example:
-        >>> [in_percent(s) for s in (0.0, 0.5625, 0.9, 0.99953, 1.0)]
-        ['0', '56.2', '90', '99.953', '100']
-    """
-    left = 100 * (1 - sparsity)
-    # The tiny addend: 1 - 0.99 is a little more than 0.01, 1 - 0.999 a little less than 0.001.
-    decimals = max(1, 1 - math.floor(math.log10(left) + 1e-9)) if left > 0 else 1
-    text = f"{100 * sparsity:.{decimals}f}"
-    return text.rstrip("0").rstrip(".")
 
 
 def place(sparsity: float) -> float:

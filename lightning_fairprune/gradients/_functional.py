@@ -15,7 +15,7 @@ from lightning_fairprune._model.batches import Batch
 from lightning_fairprune._model.trees import leaves, mapped
 from lightning_fairprune.gradients._layers import wide
 from lightning_fairprune.gradients._loss import Loss
-from lightning_fairprune.gradients._uses import Call, Surprise, Uses, input_of, watched
+from lightning_fairprune.gradients._uses import Call, Layers, Surprise, Uses, input_of, watched
 
 __all__ = ["one_by_one", "vectorised"]
 
@@ -23,11 +23,9 @@ __all__ = ["one_by_one", "vectorised"]
 def vectorised(
     model: nn.Module,
     rest: Mapping[str, nn.Parameter],
-    layers: Mapping[nn.Module, Mapping[str, str]],
-    axes: Mapping[nn.Module, int | None],
+    layers: Layers,
     batch: Batch,
     loss: Loss,
-    memory: int,
 ) -> tuple[Tensor, Tensor]:
     """Returns losses and squared gradient norms, [B] each, of whatever torch.func can do.
 
@@ -38,15 +36,15 @@ def vectorised(
         Surprise: if a layer is called otherwise than in the trial.
         Exception: torch.func raises in many ways for what it cannot do.
     """
-    calls, _ = watched(model, layers, batch.rows(slice(1)))
-    if any(axes[call.layer] is None for call in calls):
+    calls, _ = watched(model, layers.names, batch.rows(slice(1)))
+    if any(layers.axes[call.layer] is None for call in calls):
         raise Surprise
     values = {name: value.detach() for name, value in rest.items()}
     size = next(model.parameters()).element_size()
     numbers = sum(v.numel() for v in values.values()) + sum(torch.Size(c.y).numel() for c in calls)
-    step = max(1, memory // (2 * size * max(1, numbers)))
+    step = max(1, layers.memory // (2 * size * max(1, numbers)))
     pieces = [
-        _piece(model, values, layers, axes, calls, batch.rows(slice(i, i + step)), loss, memory)
+        _piece(model, values, layers, calls, batch.rows(slice(i, i + step)), loss)
         for i in range(0, batch.size, step)
     ]
     losses, norms2 = zip(*pieces, strict=True)
@@ -56,12 +54,10 @@ def vectorised(
 def _piece(
     model: nn.Module,
     values: dict[str, Tensor],
-    layers: Mapping[nn.Module, Mapping[str, str]],
-    axes: Mapping[nn.Module, int | None],
+    layers: Layers,
     calls: list[Call],
     batch: Batch,
     loss: Loss,
-    memory: int,
 ) -> tuple[Tensor, Tensor]:
     tree = (batch.inputs, batch.target)
 
@@ -85,7 +81,8 @@ def _piece(
         rest = iter(tensors)
         inputs, target = mapped(lambda _: next(rest).unsqueeze(0), tree)
         handles = [
-            layer.register_forward_hook(called, prepend=True, with_kwargs=True) for layer in layers
+            layer.register_forward_hook(called, prepend=True, with_kwargs=True)
+            for layer in layers.names
         ]
         try:
             outputs = Batch(inputs, target, 1).through(call)
@@ -108,11 +105,11 @@ def _piece(
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
         losses, norms2, inputs, ends = torch.vmap(of_each)(*leaves(tree))
-    uses = Uses(layers, memory)
+    uses = Uses(layers)
     for call in calls:
         uses.expect(call.layer)
     for call, x, g in zip(calls, inputs, ends, strict=True):
-        axis = axes[call.layer]
+        axis = layers.axes[call.layer]
         assert axis is not None, "checked by the caller"
         uses.add(call.layer, x.squeeze(1 + axis), g.squeeze(1 + axis))
     return losses, norms2 + uses.norms2(norms2)

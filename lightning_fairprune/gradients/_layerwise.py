@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,33 +12,20 @@ from torch import Tensor, nn
 from lightning_fairprune._model.batches import Batch
 from lightning_fairprune.gradients import _attention
 from lightning_fairprune.gradients._loss import Loss
-from lightning_fairprune.gradients._uses import Surprise, Uses, input_of, output_of
+from lightning_fairprune.gradients._uses import Layers, Surprise, Uses, input_of, output_of
 
 __all__ = ["layerwise"]
 
 
-def layerwise(
-    model: nn.Module,
-    layers: Mapping[nn.Module, Mapping[str, str]],
-    axes: Mapping[nn.Module, int | None],
-    batch: Batch,
-    loss: Loss,
-    memory: int,
-) -> tuple[Tensor, Tensor]:
+def layerwise(model: nn.Module, layers: Layers, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor]:
     """Returns losses and squared gradient norms, [B] each.
 
-    Args:
-        model: the model, none of whose parameters requires a gradient: none of the whole batch is computed.
-        layers: layer -> its parameters by the names they have in it -> their names in the model.
-        axes: layer -> where the samples are in its input; None if it was not called in the trial.
-        batch: the samples.
-        loss: loss of each.
-        memory: bytes of temporary memory.
+    No parameter may require a gradient: none of the whole batch is computed.
 
     Raises:
         Surprise: if a layer is called otherwise than in the trial, or its input is changed in place.
     """
-    tape = _Tape(Uses(layers, memory), axes, batch.size)
+    tape = _Tape(layers, batch.size)
     with tape.watching():
         losses = loss.of_each(batch.through(model), batch.target, batch.size)
         tape.forward = False
@@ -50,8 +37,8 @@ def layerwise(
 class _Tape:
     """What hooks on the layers collect in one forward and backward pass."""
 
-    def __init__(self, uses: Uses, axes: Mapping[nn.Module, int | None], size: int) -> None:
-        self.uses, self.axes, self.size = uses, axes, size
+    def __init__(self, layers: Layers, size: int) -> None:
+        self.uses, self.axes, self.size = Uses(layers), layers.axes, size
         self.forward = True  # checkpointed blocks run forward once more during the backward pass
         self.anchors: list[Tensor] = []
 

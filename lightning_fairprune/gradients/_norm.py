@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_fairprune._model.batches import Batch
 from lightning_fairprune._model.borrowed import borrowed
+from lightning_fairprune._model.parameters import named
 from lightning_fairprune.gradients._functional import one_by_one
 from lightning_fairprune.gradients._loss import Loss
 from lightning_fairprune.gradients._plan import Plan, make_plan
@@ -103,37 +104,16 @@ def _chosen(
     model: nn.Module, parameters: Iterable[str] | Iterable[nn.Parameter] | None
 ) -> dict[str, nn.Parameter]:
     """Returns the parameters by name, each once."""
-    every = dict(model.named_parameters(remove_duplicate=False))
-    first = {id(parameter): name for name, parameter in reversed(every.items())}
+    trained = parameters is None
     if parameters is None:
-        wanted = [name for name, parameter in every.items() if parameter.requires_grad]
-    elif isinstance(parameters, str):
-        raise ValueError(
-            f"`parameters` must be an iterable of names, got the string {parameters!r}."
-        )
-    else:
-        wanted = [_name(item, every, first) for item in parameters]
-    chosen = {first[id(every[name])]: every[name] for name in wanted}
+        parameters = [name for name, value in model.named_parameters() if value.requires_grad]
+    chosen = named(model, parameters)
     if not chosen:
         raise ValueError(
             "`parameters` must name at least one parameter, got none"
-            + (" that requires a gradient." if parameters is None else ".")
+            + (" that requires a gradient." if trained else ".")
         )
     return chosen
-
-
-def _name(item: object, every: dict[str, nn.Parameter], first: dict[int, str]) -> str:
-    if isinstance(item, Tensor):
-        if id(item) not in first:
-            raise ValueError(
-                f"`parameters` must be parameters of `model`, got a tensor {list(item.shape)} that is none."
-            )
-        return first[id(item)]
-    if item not in every:
-        raise ValueError(
-            f"`parameters` must be names of parameters of `model`, got {item!r}; it has {', '.join(every)}."
-        )
-    return str(item)
 
 
 def _say_if_slow(plan: Plan) -> None:

@@ -16,7 +16,7 @@ from lightning_fairprune.gradients._functional import one_by_one, only, vectoris
 from lightning_fairprune.gradients._layers import rule_of
 from lightning_fairprune.gradients._layerwise import layerwise
 from lightning_fairprune.gradients._loss import Loss
-from lightning_fairprune.gradients._uses import Call, Surprise, watched
+from lightning_fairprune.gradients._uses import Call, Layers, Surprise, watched
 
 __all__ = ["Plan", "make_plan"]
 
@@ -27,8 +27,8 @@ class Plan:
 
     Args:
         loss: how to get the loss of each sample.
-        layers: layer -> its parameters by their names in it -> their names in the model: by a rule.
-        axes: layer -> where the samples are in its input; None if the trial did not call it.
+        layers: as in `Layers`.
+        axes: as in `Layers`.
         rest: names of the other parameters: by torch.func.
         batched: False if torch.func cannot do `rest`: all parameters go one sample at a time.
     """
@@ -55,10 +55,11 @@ class Plan:
     ) -> tuple[Tensor, Tensor]:
         """Returns the same if no layer is called otherwise than in the trial."""
         only(model, ())
+        layers = Layers(self.layers, self.axes, memory)
         if not self.rest:
-            return layerwise(model, self.layers, self.axes, batch, self.loss, memory)
+            return layerwise(model, layers, batch, self.loss)
         rest = {name: chosen[name] for name in self.rest}
-        return vectorised(model, rest, self.layers, self.axes, batch, self.loss, memory)
+        return vectorised(model, rest, layers, batch, self.loss)
 
 
 def make_plan(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_fairprune._model.batches import Batch
 from lightning_fairprune.gradients._layers import Rule, norm2, rule_of, slices, wide
 
-__all__ = ["Call", "Surprise", "Uses", "input_of", "output_of", "watched"]
+__all__ = ["Call", "Layers", "Surprise", "Uses", "input_of", "output_of", "watched"]
 
 
 class Surprise(Exception):
@@ -42,16 +42,26 @@ class _Use:
     g: Tensor
 
 
-class Uses:
-    """Collects inputs and output gradients of layers; keeps those of parameters with several uses.
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """The layers whose parameters go by a rule.
 
     Args:
-        layers: layer -> its parameters by the names they have in it -> their names in the model.
+        names: layer -> its parameters by their names in it -> their names in the model.
+        axes: layer -> where the samples are in its input; None if the trial did not call it.
         memory: bytes of temporary memory.
     """
 
-    def __init__(self, layers: Mapping[nn.Module, Mapping[str, str]], memory: int) -> None:
-        self.layers, self.memory = layers, memory
+    names: Mapping[nn.Module, Mapping[str, str]]
+    axes: Mapping[nn.Module, int | None]
+    memory: int
+
+
+class Uses:
+    """Collects inputs and output gradients of layers; keeps those of parameters with several uses."""
+
+    def __init__(self, layers: Layers) -> None:
+        self.layers, self.memory = layers.names, layers.memory
         self.calls: Counter[str] = Counter()
         self._terms: list[Tensor] = []
         self._shared: defaultdict[str, list[_Use]] = defaultdict(list)

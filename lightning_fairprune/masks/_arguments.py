@@ -15,24 +15,12 @@ Masks = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """What is asked of a rule.
+    """What is asked of a rule."""
 
-    Args:
-        saliency: of each layer, detached, float32 or float64.
-        kept: weights that may stay, bool, of the same shapes; all that were not removed before.
-        remaining: how many weights must be left in the whole.
-        floors: how many must be left in each layer.
-    """
-
-    saliency: dict[str, Tensor]
-    kept: Masks
-    remaining: int
-    floors: dict[str, int]
-
-    @property
-    def candidates(self) -> dict[str, int]:
-        """How many weights of each layer may stay."""
-        return {name: int(mask.sum()) for name, mask in self.kept.items()}
+    saliency: dict[str, Tensor]  # detached, float32 or float64
+    kept: Masks  # what was not removed before
+    remaining: int  # weights that must be left in all
+    floors: dict[str, int]  # and in each layer
 
 
 def task(
@@ -52,13 +40,14 @@ def task(
         raise ValueError("`saliency` must hold at least one weight, it is empty.")
     kept = _previous(found, keep)
     remaining = total - round(sparsity * total)
-    left = sum(int(mask.sum()) for mask in kept.values())
+    counts = {name: int(mask.sum()) for name, mask in kept.items()}
+    left = sum(counts.values())
     if left < remaining:
         raise ValueError(
             f"`sparsity`={sparsity} leaves {remaining} of {total} weights, but `keep` has only {left} "
             "left and removed weights do not return: give at least the sparsity of `keep`."
         )
-    floors = {name: min(floor, int(mask.sum())) for name, mask in kept.items()}
+    floors = {name: min(floor, count) for name, count in counts.items()}
     if sum(floors.values()) > remaining:
         raise ValueError(
             f"`floor`={floor} keeps {sum(floors.values())} weights in {len(floors)} layers, but "

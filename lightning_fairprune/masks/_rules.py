@@ -24,8 +24,7 @@ def globally(
 ) -> Masks:
     """Return masks that remove the least salient weights of all layers in one ranking.
 
-    Layers lose as many weights as their saliencies have it. At high sparsity a layer may lose all of
-    them, and the network with it: see `floor`.
+    At high sparsity a layer may lose all of its weights, and the network with it: see `floor`.
 
     Args:
         saliency: Saliency of each weight by the name of its parameter, float tensors, higher = keep.
@@ -64,18 +63,7 @@ def per_layer(
 
     Where the fraction is no whole number of weights, layers are rounded so that the total is exact.
 
-    Args:
-        saliency: Saliency of each weight by the name of its parameter, float tensors, higher = keep.
-        sparsity: Fraction of the weights to remove, in [0, 1); exactly ``round(sparsity * total)`` are.
-        floor: Weights that each layer keeps at least, or all it has left.
-        keep: Earlier masks; what they removed stays removed.
-
-    Returns:
-        Bool masks like `saliency`, True = kept; among equal saliencies the first are removed.
-
-    Raises:
-        TypeError: If a saliency is not a float tensor.
-        ValueError: As for :func:`globally`.
+    Arguments, result and errors are those of :func:`globally`.
 
     Example:
         >>> saliency = {"a": torch.tensor([0.1, 0.2]), "b": torch.tensor([0.8, 0.9])}
@@ -100,19 +88,7 @@ def erk(
     that would keep more than it has stays dense (Evci et al., ICML 2020, arXiv:1911.11134, section 3).
     Inside a layer the least salient weights go.
 
-    Args:
-        saliency: Saliency of each weight by the name of its parameter, float tensors in the shape of
-            the weight, higher = keep.
-        sparsity: Fraction of the weights to remove, in [0, 1); exactly ``round(sparsity * total)`` are.
-        floor: Weights that each layer keeps at least, or all it has left.
-        keep: Earlier masks; what they removed stays removed.
-
-    Returns:
-        Bool masks like `saliency`, True = kept; among equal saliencies the first are removed.
-
-    Raises:
-        TypeError: If a saliency is not a float tensor.
-        ValueError: As for :func:`globally`.
+    Arguments, result and errors are those of :func:`globally`.
 
     Example:
         >>> masks = erk({"a": torch.rand(2, 2), "b": torch.rand(8, 8)}, 0.75)  # 17 of 68 stay
@@ -140,19 +116,8 @@ def lamp(
     ICLR 2021, arXiv:2010.07611, where the saliency :math:`s` is the magnitude). The most salient weight
     of each layer scores 1, so no layer is emptied before all others are down to one.
 
-    Args:
-        saliency: Saliency of each weight by the name of its parameter, float tensors of 0 or more,
-            higher = keep.
-        sparsity: Fraction of the weights to remove, in [0, 1); exactly ``round(sparsity * total)`` are.
-        floor: Weights that each layer keeps at least, or all it has left.
-        keep: Earlier masks; what they removed stays removed and counts in no sum.
-
-    Returns:
-        Bool masks like `saliency`, True = kept; among equal scores the first are removed.
-
-    Raises:
-        TypeError: If a saliency is not a float tensor.
-        ValueError: If a saliency is negative or infinite, and as for :func:`globally`.
+    Arguments, result and errors are those of :func:`globally`; what `keep` removed counts in no sum, and a
+    saliency that is negative or infinite is a ValueError, too.
 
     Example:
         >>> saliency = {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([0.3, 0.4])}
@@ -202,7 +167,7 @@ def _shared(todo: Task, weights: Mapping[str, float]) -> Masks:
     names = [name for name, value in todo.saliency.items() if value.numel()]
     shares = apportion(
         [weights[name] for name in names],
-        [todo.candidates[name] for name in names],
+        [int(todo.kept[name].sum()) for name in names],
         todo.remaining,
         floor=[todo.floors[name] for name in names],
     )

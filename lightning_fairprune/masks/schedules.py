@@ -17,7 +17,7 @@ def one_shot(sparsity: float, steps: int, *, initial: float = 0.0) -> tuple[floa
         initial: Sparsity before the first, at most the target.
 
     Returns:
-        The sparsity after each pruning, n numbers.
+        The sparsity after each pruning, n numbers; the last is `sparsity` to the last bit.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -36,16 +36,7 @@ def geometric(sparsity: float, steps: int, *, initial: float = 0.0) -> tuple[flo
     :math:`1 - s_i = (1 - s_0) \left(\frac{1 - s_n}{1 - s_0}\right)^{i / n}`, the iterative pruning of
     lottery tickets (Frankle and Carbin, ICLR 2019, arXiv:1803.03635), which removes a fifth at a time.
 
-    Args:
-        sparsity: Target :math:`s_n`, fraction of weights removed, in [0, 1).
-        steps: Number of prunings n, at least 1.
-        initial: Sparsity :math:`s_0` before the first, at most the target.
-
-    Returns:
-        The sparsity after each pruning, n numbers, rising; the last is `sparsity` to the last bit.
-
-    Raises:
-        ValueError: If an argument is out of range.
+    Arguments and result are those of :func:`one_shot`, `sparsity` as :math:`s_n` and `initial` as :math:`s_0`.
 
     Example:
         >>> geometric(0.75, 2)  # half of the weights, then half of the rest
@@ -63,16 +54,7 @@ def cubic(sparsity: float, steps: int, *, initial: float = 0.0) -> tuple[float, 
     :math:`s_i = s_n + (s_0 - s_n) (1 - i / n)^3` for :math:`i = 1, \dots, n` (Zhu and Gupta, ICLR 2018
     workshop, arXiv:1710.01878, equation 1, whose :math:`t_0` is one interval before the first pruning).
 
-    Args:
-        sparsity: Target :math:`s_n`, fraction of weights removed, in [0, 1).
-        steps: Number of prunings n, at least 1.
-        initial: Sparsity :math:`s_0` before the first, at most the target.
-
-    Returns:
-        The sparsity after each pruning, n numbers, rising; the last is `sparsity` to the last bit.
-
-    Raises:
-        ValueError: If an argument is out of range.
+    Arguments and result are those of :func:`one_shot`, `sparsity` as :math:`s_n` and `initial` as :math:`s_0`.
 
     Example:
         >>> cubic(0.5, 2)  # 0.5 (1 - 1/8)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 
 def name_of(value: Any) -> str | int | None:
@@ -22,3 +19,8 @@ def name_of(value: Any) -> str | int | None:
     # The default repr of an object has its address, which differs from run to run.
     text = repr(value)
     return f"{type(value).__name__}()" if f" at {hex(id(value))}" in text else text
+
+
+def called(function: object) -> str:
+    """Returns how a message names a function."""
+    return getattr(function, "__name__", repr(function))

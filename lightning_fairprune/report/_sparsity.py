@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_fairprune import figures
 from lightning_fairprune.counts import ClassCounts
-from lightning_fairprune.figures._classes import listed
+from lightning_fairprune.figures.words import listed
 from lightning_fairprune.report._compare import Comparison
 from lightning_fairprune.report._draw import Drawing
 from lightning_fairprune.report._read import Run

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_fairprune import recalls
-from lightning_fairprune.figures._sparsity import in_percent
+from lightning_fairprune.figures.words import in_percent
 from lightning_fairprune.report._compare import Comparison, Setting, measures
 from lightning_fairprune.report._settings import configuration, differences, shown
 from lightning_fairprune.report._similarity import LayerSimilarity

@@ -73,9 +73,8 @@ def examples(
 ) -> Examples:
     """Returns pictures of samples of each class that pruning kept and dropped.
 
-    Only samples that are shown are read. A sample is an image, or has one as its first element or under "image",
-    "img", "pixel_values" or "x": a PIL image, or an array or tensor [C,H,W], [H,W,C] or [H,W] of 1, 3 or 4
-    channels. A dataset that augments at random leaves the caller's random numbers as they were.
+    A sample is an image, or has one as its first element or under "image", "img", "pixel_values" or "x": a PIL image,
+    or an array or tensor [C,H,W], [H,W,C] or [H,W] of 1, 3 or 4 channels. The caller's random state is restored.
 
     Args:
         record: what pruning did.
@@ -84,9 +83,6 @@ def examples(
         classes: which classes; None for the 20 that keep the smallest share, the smallest first.
         size: longer side of a picture in pixels.
 
-    Returns:
-        The pictures, or the reason why there are none.
-
     Raises:
         ValueError: If the dataset has another length than the one pruned, or an argument is out of range.
         ImportError: If Pillow is missing.
@@ -94,9 +90,8 @@ def examples(
     Example:
         >>> from lightning_fairprune import select
         >>> target = torch.tensor([0, 0, 0, 1])
-        >>> record = PruningRecord(
-        ...     select(target, torch.tensor([1, 1])), target, torch.tensor([0.5, 0.9, 0.1, 0.2])
-        ... )
+        >>> chosen = select(target, torch.tensor([1, 1]))
+        >>> record = PruningRecord(chosen, target, torch.tensor([0.5, 0.9, 0.1, 0.2]))
         >>> images = torch.arange(4 * 8 * 8).view(4, 8, 8) / 256
         >>> first = examples(record, images).classes[0]
         >>> first.label, [example.index for example in first.hardest_dropped]

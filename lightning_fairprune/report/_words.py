@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_fairprune import recalls
-from lightning_fairprune.figures._classes import listed
+from lightning_fairprune.figures.words import listed
 from lightning_fairprune.report._compare import RATE, Comparison, Setting
 
 NOTHING = "–"

@@ -40,20 +40,16 @@ def compare_layers(
     were, and so are random states.
 
     Every position of a feature map, and every token, is a row. For `linear_cka` and `svcca`, also with keywords
-    (``partial(linear_cka, debiased=True)``), rows are summed up as they come, in (D1 + D2)^2 float64 numbers per layer
-    for any number of batches; for any other measure all rows are kept.
+    (``partial(linear_cka, debiased=True)``), (D1 + D2)^2 float64 numbers are kept per layer, else all rows.
 
     Args:
-        dense: any module; batches are moved to the device of its first parameter. One that was compiled names its
-            layers otherwise: give the module that went into `torch.compile`.
+        dense: any module, before `torch.compile`; batches are moved to the device of its first parameter.
         pruned: a module with layers of the same names, such as a copy that was pruned; they may have other widths.
         batches: the samples, such as a DataLoader: each an input tensor, or a tuple or list that begins with one.
-        layers: names as in `dense.named_modules()`, such as ``"layer3.0.conv1"``; None for all Conv and Linear
-            layers of both, without those that do not run.
+        layers: names as in `dense.named_modules()`; None for all Conv and Linear layers of both that run.
         measure: ``(x, y) -> scalar`` of features [n, D1] and [n, D2].
-        forward: ``(model, batch)``, runs a network on a batch of another form; the result is not looked at.
-        positions: of the positions of a sample in a feature map, or its tokens, so many at most are looked at, the same
-            ones of every sample, spread over rows and columns.
+        forward: ``(model, batch)``, runs a network on a batch of another form; the result is ignored.
+        positions: at most so many of a feature map, or tokens, are used of each sample, spread over rows and columns.
 
     Returns:
         The value of each layer, in the order of `layers` or of the network; NaN for one that is constant.
@@ -65,12 +61,8 @@ def compare_layers(
 
     Example:
         >>> dense = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1))
-        >>> swapped = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1))
-        >>> _ = swapped.load_state_dict(
-        ...     {k: v.flip(-1 if k == "2.weight" else 0) for k, v in dense.state_dict().items()}
-        ... )  # its hidden units in the other order
         >>> x = torch.tensor([[0.0, 1.0], [1.0, 3.0], [2.0, -1.0], [1.0, 1.0]])
-        >>> found = compare_layers(dense, swapped, [x])
+        >>> found = compare_layers(dense, dense, [x])
         >>> {name: round(value, 4) for name, value in found.items()}
         {'0': 1.0, '2': 1.0}
     """
@@ -78,17 +70,16 @@ def compare_layers(
         raise ValueError(f"`positions` must be at least 1, got {positions}.")
     names = _names(dense, pruned, layers)
     comparisons: dict[str, _Layer] = {}
-    empty = True
+    batch = None
     with borrowed(dense), borrowed(pruned), torch.no_grad():
         for batch in batches:
-            empty = False
             first = _outputs(dense, names, batch, forward, positions)
             second = _outputs(pruned, names, batch, forward, positions)
             for name in names:
                 if name in first or name in second:
                     x, y = _both(name, first, second)
                     comparisons.setdefault(name, _Layer(measure)).add(x, y)
-    if empty:
+    if batch is None:
         raise ValueError("`batches` must hold at least one batch, got none.")
     ran = [name for name in names if name in comparisons]
     if not ran or (layers is not None and len(ran) < len(names)):

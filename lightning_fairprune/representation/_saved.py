@@ -73,6 +73,11 @@ def load(path: str | os.PathLike[str]) -> Similarity:
     Raises:
         FileNotFoundError: If there is nothing.
         ValueError: If the file is damaged, of another kind or of another version.
+
+    Example:
+        >>> load("nowhere")
+        Traceback (most recent call last):
+        FileNotFoundError: There is no file 'nowhere/fairprune/similarity.json'.
     """
     file = Path(path) / FILE
     file = file if file.is_file() else _file(path)

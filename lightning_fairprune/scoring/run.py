@@ -38,15 +38,16 @@ def score_pass(
 ) -> Tensor:
     """Return the score of every sample of a loader's data set, from one pass in evaluation mode.
 
-    As the papers do it for EL2N, GraNd and k-center: the query model is fixed, samples are not augmented (if the
-    loader's data set does not), and each is seen once. What a score needs is told from its first argument:
+    As in the papers for EL2N, GraNd and k-center: the query model is fixed, samples are not augmented (if the
+    loader's data set does not), and each is seen once. The annotation of its first parameter says what a score is
+    computed from:
 
-    * ``dynamics``: any function of :mod:`lightning_fairprune.scores`. Each query model is one epoch of the
+    * a ``Dynamics``, or no annotation: any function of :mod:`lightning_fairprune.scores`. Each query model is one epoch of the
       :class:`~lightning_fairprune.Dynamics`, so that EL2N is averaged over them.
-    * ``model, batches``: ``gradients.grad_norm``, or your own ``(model, batches) -> [n]``, averaged over query models.
+    * an ``nn.Module``, and batches: ``gradients.grad_norm``, or your own ``(model, batches) -> [n]``, averaged over query models.
       It may be called several times, with some of the batches each.
-    * ``features`` and maybe ``target``: ``geometry.prototype_distance`` and others, or your own; averaged likewise. The
-      features are what `layer` is given.
+    * a ``Tensor`` of features [N, D], and by name ``target`` if it has that parameter: ``geometry.prototype_distance``
+      and others, or your own; averaged likewise. The features are what `layer` is given.
 
     A LightningModule runs its own ``validation_step``, whose loss shows logits and targets; what it logs or counts
     goes nowhere. With several processes (torch.distributed) each takes its share of the batches and all get the same

@@ -12,7 +12,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_fairprune import signals
 from lightning_fairprune._observe.needs import required_signals
+from lightning_fairprune.records.dynamics import Dynamics
+from lightning_fairprune.records.settings import called
 
 __all__ = ["Kind", "Wanted", "kind_of", "scores_in", "takes_target"]
 
@@ -65,7 +68,7 @@ def _check_arguments(score: Callable[..., Any], given: int) -> None:
     ]
     if missing:
         raise ValueError(
-            f"`score` {getattr(score, '__name__', repr(score))} also needs {', '.join(missing)}: give it "
+            f"`score` {called(score)} also needs {', '.join(missing)}: give it "
             "with functools.partial."
         )
 
@@ -87,11 +90,45 @@ def takes_target(score: Callable[..., Any]) -> bool:
 
 
 def kind_of(score: Callable[..., Any]) -> Kind:
-    """Tells from the first argument of a score what it is computed from."""
-    names = list(inspect.signature(score).parameters)
-    if names[:1] == ["features"]:
+    """Returns what a score is computed from: what its first parameter is annotated with.
+
+    `Dynamics`, or no annotation: training dynamics. A `Tensor`: features [N, D]. An `nn.Module`: the model, with
+    batches as the second argument.
+
+    Raises:
+        ValueError: If it is a signal, or its first parameter is something else.
+    """
+    inner = score.func if isinstance(score, functools.partial) else score
+    name = called(inner)
+    if getattr(inner, "__module__", None) == signals.__name__:
+        same = {"p_true": "confidence", "correct": "forgetting"}.get(name, name)
+        raise ValueError(
+            f"`score` must be computed from the whole warm-up, but signals.{name} is the value of one batch: "
+            f"pass lightning_fairprune.scores.{same}."
+        )
+    first = next(iter(_parameters(score)), None)
+    kind: Any = Any if first is None or first.annotation is first.empty else first.annotation
+    if kind is Any or kind is Dynamics:
+        return "dynamics"
+    if inspect.isclass(kind) and issubclass(kind, nn.Module):
+        return "model"
+    if inspect.isclass(kind) and issubclass(kind, Tensor):
         return "features"
-    return "model" if names[:1] == ["model"] else "dynamics"
+    raise ValueError(
+        f"`score` {name} must take a Dynamics, a Tensor of features or an nn.Module first, got a parameter "
+        f"{str(first)!r}: change its annotation, or leave it out for a Dynamics."
+    )
+
+
+def _parameters(score: Callable[..., Any]) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(score, eval_str=True).parameters.values())
+    except NameError:  # imported for type checkers only
+        known = {"Dynamics": Dynamics, "Tensor": Tensor, "Module": nn.Module}
+        found = list(inspect.signature(score).parameters.values())
+        return [
+            p.replace(annotation=known.get(str(p.annotation).split(".")[-1], Any)) for p in found
+        ]
 
 
 def _layer(model: nn.Module, layer: str | None) -> str:

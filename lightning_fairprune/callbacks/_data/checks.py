@@ -16,9 +16,9 @@ from torch.nn import BatchNorm1d
 from lightning_fairprune._lightning.kinds import is_overridden, is_strategy, shards_weights
 from lightning_fairprune._loading.source import TrainSource
 from lightning_fairprune._loading.wrapper import Wrapper
-from lightning_fairprune.callbacks._arguments import called
 from lightning_fairprune.callbacks._data.length import limited, resolve_warmup
 from lightning_fairprune.callbacks._data.settings import DataSettings
+from lightning_fairprune.records.settings import called
 from lightning_fairprune.selection.decision import needs_recall
 
 

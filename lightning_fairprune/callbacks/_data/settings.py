@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from lightning_fairprune._observe.groups import GroupBy, LogitsFn
-from lightning_fairprune.callbacks._arguments import called, check_same, function, number, one_of
-from lightning_fairprune.records.settings import name_of
+from lightning_fairprune.callbacks._arguments import check_same, function, number, one_of
+from lightning_fairprune.records.settings import called, name_of
 from lightning_fairprune.scoring.wanted import kind_of
 from lightning_fairprune.selection import Keep
 
@@ -200,8 +200,9 @@ class DataSettings:
         score, way = self.score, self.score_on
         if way not in ("training", "pass") and not isinstance(way, ScorePass):
             raise ValueError(f"`score_on` must be 'training', 'pass' or a ScorePass, got {way!r}.")
-        if way == "training" and score is not None and kind_of(score) != "dynamics":
-            needs = "features" if kind_of(score) == "features" else "the model"
+        kind = "dynamics" if score is None else kind_of(score)
+        if way == "training" and kind != "dynamics":
+            needs = "features" if kind == "features" else "the model"
             raise ValueError(
                 f"`score` {called(score)} is computed from {needs}, not from "
                 "training dynamics: use score_on='pass'."

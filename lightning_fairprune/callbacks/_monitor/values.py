@@ -112,29 +112,3 @@ def check_any_batch(batches: list[int | float], limit: float, what: str) -> None
             f"RecallMonitor: loader {batches.index(0)} of the {what} must give at least one batch, it "
             "is empty."
         )
-
-
-def check_arguments(
-    *,
-    num_classes: int | None,
-    class_names: Sequence[str] | None,
-    group_names: Sequence[str] | None,
-    dataloader_names: Sequence[str] | None,
-    every_n_epochs: int,
-    grouped: bool,
-) -> None:
-    """Raises a ValueError if arguments of RecallMonitor are out of range or disagree."""
-    if num_classes is not None and num_classes < 1:
-        raise ValueError(f"`num_classes` must be at least 1, got {num_classes}.")
-    if num_classes is not None and class_names is not None and num_classes != len(class_names):
-        raise ValueError(
-            f"`class_names` must name each of {num_classes} classes, got {len(class_names)}."
-        )
-    if group_names is not None and not grouped:
-        raise ValueError("`group_names` needs `group_by`, which says where the groups are.")
-    called = {"class_names": class_names, "group_names": group_names}
-    for name, names in {**called, "dataloader_names": dataloader_names}.items():
-        if names is not None and len(set(names)) < len(names):
-            raise ValueError(f"`{name}` must differ from each other, got {list(names)}.")
-    if every_n_epochs < 1:
-        raise ValueError(f"`every_n_epochs` must be at least 1, got {every_n_epochs}.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
@@ -12,9 +11,6 @@ from torch import Tensor
 from lightning_fairprune import masks
 from lightning_fairprune.callbacks._run_folder import run_folder
 from lightning_fairprune.records.sparsity_record import PruneStep, SparsityRecord
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["announce", "save", "step_of", "values"]
 

@@ -17,12 +17,10 @@ from lightning_fairprune._lightning.outside_fit import undisturbed
 from lightning_fairprune._model.borrowed import borrowed, isolated_rng
 from lightning_fairprune._observe.groups import GroupBy, groups_of
 from lightning_fairprune.callbacks._weights.batches import example, pairs
+from lightning_fairprune.callbacks._weights.settings import LossFn, WeightSettings
 from lightning_fairprune.records.settings import name_of
 
-__all__ = ["LossFn", "check_criterion", "reads_batches", "saliency"]
-
-# Not a Tensor, which jsonargparse would try to build.
-LossFn = Callable[[pl.LightningModule, Any], Any]
+__all__ = ["check_criterion", "reads_batches", "saliency"]
 
 # What a criterion may ask for, besides the model as its first argument.
 OFFERED = (
@@ -43,13 +41,9 @@ def reads_batches(criterion: Callable[..., Any]) -> bool:
     return "batches" in inspect.signature(criterion).parameters
 
 
-def check_criterion(
-    criterion: Callable[..., Any],
-    module: pl.LightningModule,
-    options: Mapping[str, Any],
-    loss_fn: LossFn | None,
-) -> None:
+def check_criterion(settings: WeightSettings, module: pl.LightningModule) -> None:
     """Raises, before any work, if the criterion could not be called."""
+    criterion, options = settings.criterion, settings.criterion_options
     name = name_of(criterion)
     if getattr(criterion, "func", criterion) is criteria.fairprune:
         raise ValueError(
@@ -71,7 +65,7 @@ def check_criterion(
             raise ValueError(
                 f"the criterion `{name}` needs `{needs}`: give criterion_options={{{needs!r}: ...}}."
             )
-    if not reads_batches(criterion) or loss_fn is not None:
+    if not reads_batches(criterion) or settings.loss_fn is not None:
         return
     if not module.automatic_optimization:
         raise ValueError(
@@ -87,45 +81,34 @@ def check_criterion(
 
 
 def saliency(
-    criterion: Callable[..., Any],
+    settings: WeightSettings,
     trainer: pl.Trainer,
     module: pl.LightningModule,
     names: tuple[str, ...],
     *,
     masks: dict[str, Tensor],
     sparsity: float,
-    dataloader: Any,
-    num_batches: int,
-    loss_fn: LossFn | None,
-    seed: int,
     draw: int,
-    options: Mapping[str, Any],
-    group_by: GroupBy | None,
 ) -> dict[str, Tensor]:
-    """Calls a criterion with what it has parameters for, and returns what it found for `names`.
+    """Calls the criterion with what it has parameters for, and returns what it found for `names`.
 
     Args:
-        criterion: a function of :mod:`lightning_fairprune.criteria` or one like it.
+        settings: of the callback.
         trainer: of the fit.
         module: whose weights.
         names: of the parameters to score.
         masks: so far.
         sparsity: the target, for criteria that make masks themselves.
-        dataloader: where batches come from; None for the training loader.
-        num_batches: how many at most, on each rank.
-        loss_fn: ``(module, batch) -> loss``; None for that of ``training_step``.
-        seed: of chance as a criterion.
         draw: a number that differs from pruning to pruning, by which batches are drawn.
-        options: more named arguments, before those that are offered.
-        group_by: groups of samples, for criteria that ask for them.
     """
+    criterion, options = settings.criterion, settings.criterion_options
     wanted = inspect.signature(criterion).parameters
     offered: dict[str, Any] = {
         "parameters": names,
-        "seed": seed,
+        "seed": settings.seed,
         "masks": masks or None,
         "sparsity": sparsity,
-        "groups": partial(_groups, group_by),
+        "groups": partial(_groups, settings.group_by),
     }
     if "weight_decay" in wanted:
         offered["weight_decay"] = _weight_decay(trainer, module)
@@ -133,12 +116,14 @@ def saliency(
     named = {k: v for k, v in offered.items() if k in wanted and k not in given} | dict(options)
     with isolated_rng():
         if "batches" in wanted:
-            batches = pairs(trainer, module, dataloader, num_batches, draw)
-            with _loss_as_model(trainer, module, loss_fn):
+            batches = pairs(trainer, module, settings.dataloader, settings.num_batches, draw)
+            with _loss_as_model(trainer, module, settings.loss_fn):
                 found = criterion(module, batches, lambda loss, _: loss, **named)
         elif "example_input" in wanted:
             with borrowed(module):
-                found = criterion(module, example(trainer, module, dataloader, draw), **named)
+                found = criterion(
+                    module, example(trainer, module, settings.dataloader, draw), **named
+                )
         else:
             found = criterion(module, **named)
     return _checked(criterion, module, found, names)

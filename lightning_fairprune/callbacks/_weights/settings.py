@@ -6,13 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import lightning.pytorch as pl
+
 from lightning_fairprune._observe.groups import GroupBy
 from lightning_fairprune.callbacks._arguments import function, number
 from lightning_fairprune.callbacks._weights.plan import Timing
-from lightning_fairprune.callbacks._weights.saliency import LossFn
 from lightning_fairprune.records.settings import name_of
 
-__all__ = ["WeightSettings"]
+__all__ = ["LossFn", "WeightSettings"]
+
+# Not a Tensor, which jsonargparse would try to build.
+LossFn = Callable[[pl.LightningModule, Any], Any]
 
 _NUMBERS = ("sparsity", "start", "end", "every", "floor", "num_batches", "rewind", "seed")
 

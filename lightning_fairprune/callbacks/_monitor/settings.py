@@ -1,0 +1,58 @@
+"""The arguments of RecallMonitor: checked once, read by all its parts."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from lightning_fairprune._observe.groups import GroupBy, LogitsFn
+from lightning_fairprune.callbacks._monitor.reference import Reference
+
+__all__ = ["MonitorSettings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MonitorSettings:
+    """The arguments of :class:`~lightning_fairprune.RecallMonitor`, with names as tuples."""
+
+    num_classes: int | None
+    reference: Reference
+    class_names: tuple[str, ...] | None
+    group_by: GroupBy | None
+    group_names: tuple[str, ...] | None
+    dataloader_names: tuple[str, ...] | None
+    every_n_epochs: int
+    figures: bool
+    dirpath: str | os.PathLike[str] | None
+    logits_fn: LogitsFn | None
+
+    def __post_init__(self) -> None:
+        for name in ("class_names", "group_names", "dataloader_names"):
+            names = getattr(self, name)
+            if names is not None and len(set(names)) < len(names):
+                raise ValueError(f"`{name}` must differ from each other, got {list(names)}.")
+        if self.num_classes is not None and self.num_classes < 1:
+            raise ValueError(f"`num_classes` must be at least 1, got {self.num_classes}.")
+        if self.num_classes is not None:
+            self.check_names(self.num_classes)
+        if self.group_names is not None and self.group_by is None:
+            raise ValueError("`group_names` needs `group_by`, which says where the groups are.")
+        if self.every_n_epochs < 1:
+            raise ValueError(f"`every_n_epochs` must be at least 1, got {self.every_n_epochs}.")
+
+    def check_names(self, num_classes: int) -> None:
+        """Raises a ValueError unless there is a name for each class, if there are names."""
+        if self.class_names is not None and len(self.class_names) != num_classes:
+            raise ValueError(
+                f"`class_names` must name each of {num_classes} classes, got "
+                f"{len(self.class_names)}."
+            )
+
+    def check_classes(self, num_classes: int) -> None:
+        """Raises a ValueError if the logits are for another number of classes."""
+        if self.num_classes not in (None, num_classes):
+            raise ValueError(
+                f"`num_classes` is {self.num_classes}, but the logits are for {num_classes}: leave it "
+                "out, or look at the last layer."
+            )
+        self.check_names(num_classes)
