@@ -134,32 +134,10 @@ def test_contradictions_are_refused() -> None:
         history(class_names=None, reference={"val": counts(1, 2, 3)})
 
 
-def test_what_is_no_history_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"no recalls in .*train or test with RecallMonitor"
-    ):
-        RecallHistory.load(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no file"):
-        RecallHistory.load(tmp_path / "absent.json")
+@pytest.mark.parametrize("change", [{"last": {"val": {}}}, {"last": 3}])
+def test_a_part_that_is_missing_is_told(tmp_path: Path, change: dict[str, Any]) -> None:
     history().save(tmp_path)
-    whole = (tmp_path / "recalls.safetensors").read_bytes()
-    for cut in (0, 5, len(whole) // 2, len(whole) - 1):
-        (tmp_path / "cut.safetensors").write_bytes(whole[:cut])
-        with pytest.raises(ValueError, match="cut short"):
-            RecallHistory.load(tmp_path / "cut.safetensors")
     text = json.loads((tmp_path / "recalls.json").read_text())
-    for change, match in (
-        ({"format": "other"}, "must be written by `RecallHistory.save`, its format is 'other'"),
-        ({"version": "2"}, "format version 2, this release reads 1"),
-        ({"last": {"val": {}}}, "it is damaged"),
-        ({"last": 3}, "it is damaged"),
-    ):
-        (tmp_path / "bad.json").write_text(json.dumps({**text, **change}))
-        with pytest.raises(ValueError, match=match):
-            RecallHistory.load(tmp_path / "bad.json")
-    (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(ValueError, match="it is damaged"):
-        RecallHistory.load(tmp_path / "bad.json")
-    (tmp_path / "bad.json").write_text("[1]")
+    (tmp_path / "bad.json").write_text(json.dumps(text | change))
     with pytest.raises(ValueError, match="it is damaged"):
         RecallHistory.load(tmp_path / "bad.json")

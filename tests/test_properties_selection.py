@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, get_args
 
-import oracles_quotas as oracle
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,24 +51,6 @@ def problems(draw: st.DrawFn, *, distinct: bool = False) -> Problem:
         torch.tensor(score, dtype=torch.float32),
         torch.tensor(quota, dtype=torch.int64),
         draw(st.integers(0, 2**40)),
-    )
-
-
-@given(problems(), keeps)
-def test_exact_and_nested(p: Problem, keep: Any) -> None:
-    kept = p.select(keep)
-    labels = p.target[kept.indices]
-    assert torch.bincount(labels, minlength=len(p.quota)).tolist() == p.quota.tolist()
-    assert bool((kept.indices[1:] > kept.indices[:-1]).all())
-    smaller = p.select(keep, quota=(p.quota - 1).clamp(min=0))
-    assert set(smaller.indices.tolist()) <= set(kept.indices.tolist())
-
-
-@given(problems(), by_score)
-def test_equals_a_slow_loop_with_ties_by_index(p: Problem, keep: Any) -> None:
-    found = p.select(keep).indices.tolist()
-    assert found == oracle.by_score(
-        p.target.tolist(), p.score.tolist(), p.quota.tolist(), keep == "hard"
     )
 
 
@@ -125,15 +104,3 @@ def test_a_number_is_the_quota_of_a_single_class(p: Problem, keep: Any) -> None:
         whole, p.select(keep, target=one_class, quota=torch.tensor([budget])).indices
     )
     assert len(whole) == budget
-
-
-@given(problems(), keeps)
-def test_what_is_saved_comes_back(p: Problem, keep: Any) -> None:
-    kept = p.select(keep)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kept.safetensors"
-        kept.save(path)
-        again = Selection.load(path)
-    for name in ("indices", "quota", "sizes"):
-        assert torch.equal(getattr(again, name), getattr(kept, name))
-    assert (again.num_samples, again.keep, again.seed) == (kept.num_samples, keep, kept.seed)

@@ -169,32 +169,6 @@ def test_apportion_equals_the_sorted_list_of_seats(
     assert quota.tolist() == oracle.seat_list(weights, capacity, budget, floor)
 
 
-@given(st.integers(0, 2**32), st.integers(2, 6))
-@settings(max_examples=12, deadline=None)
-def test_every_class_grows_with_the_budget_at_every_step(seed: int, k: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    sizes = torch.randint(0, 12, (k,), generator=generator)
-    recall = torch.randint(0, 5, (k,), generator=generator) / 4
-    for rule in RULES.values():
-        total, before = int(sizes.sum()), torch.zeros_like(sizes)
-        for budget in range(total + 1):
-            quota = rule(sizes, recall, budget)
-            assert int(quota.sum()) == budget
-            assert bool((quota >= before).all())
-            before = quota
-        assert torch.equal(before, sizes)
-
-
-def test_one_sample_more_goes_to_one_class_with_floors_too() -> None:
-    weights, capacity, floor = [0.0, 5.0, 1.0, 1.0], [10, 30, 20, 20], [4, 0, 3, 0]
-    before = apportion(weights, capacity, 7, floor=floor)
-    assert before.tolist() == [4, 0, 3, 0]
-    for budget in range(8, 81):
-        quota = apportion(weights, capacity, budget, floor=floor)
-        assert sorted((quota - before).tolist()) == [0, 0, 0, 1]
-        before = quota
-
-
 @st.composite
 def large_problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, int]:
     """Up to 10^8 samples in up to 21,841 classes, drawn by seed: sizes, recalls, budget."""
@@ -232,23 +206,6 @@ def test_quotas_are_exact_capped_and_nested_at_any_size(
     quota = RULES[name](sizes, recall, part, cap=cap)
     assert int(quota.sum()) == part
     assert int(quota.max()) <= cap
-
-
-@given(large_problems(), st.sampled_from(list(RULES)))
-@settings(max_examples=40, deadline=None)
-def test_relabelling_the_classes_relabels_the_quotas(
-    problem: tuple[Tensor, Tensor, int], name: str
-) -> None:
-    sizes, recall, budget = problem
-    order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(budget))
-    quota = RULES[name](sizes, recall, budget)
-    other = RULES[name](sizes[order], recall[order], budget)
-    # The class index breaks ties, and the mean recall of `Minimax` and NaN is rounded in another
-    # order: a class may be a sample or two off, and only few are.
-    difference = (other - quota[order]).abs()
-    assert int(difference.max()) <= 2
-    for value in (quota, other):
-        assert int(value.sum()) == budget
 
 
 @given(st.integers(1, 40), st.integers(1, 50), st.floats(0, 1), st.floats(0, 1))
@@ -301,11 +258,6 @@ def test_rcap_has_the_least_sum_of_losses_over_quotas() -> None:
     assert tuple(rcap(sizes, loss, budget).tolist()) == min(cost, key=cost.__getitem__)
 
 
-def test_rcap_only_looks_at_ratios_of_losses() -> None:
-    loss = torch.tensor([0.3, 1.2, 0.7])
-    assert torch.equal(rcap([50, 30, 20], loss, 40), rcap([50, 30, 20], 1000 * loss, 40))
-
-
 # --- corner cases ---------------------------------------------------------------------------------
 
 
@@ -340,33 +292,9 @@ def test_an_empty_class_gets_nothing_whatever_its_recall() -> None:
 
 
 @every_rule
-def test_the_whole_budget_keeps_every_sample(rule: Callable[..., Tensor]) -> None:
-    assert rule([3, 0, 500], [1.0, 0.2, 0.0], 503).tolist() == [3, 0, 500]
-
-
-@every_rule
-def test_a_budget_of_zero_keeps_nothing(rule: Callable[..., Tensor]) -> None:
-    assert rule([3, 0, 500], [1.0, 0.2, 0.0], 0).tolist() == [0, 0, 0]
-
-
-@every_rule
-def test_a_budget_below_the_number_of_classes_is_met(rule: Callable[..., Tensor]) -> None:
-    quota = rule([100] * 10, RECALL, 7)
-    assert int(quota.sum()) == 7
-
-
-@every_rule
 def test_one_class_and_no_class(rule: Callable[..., Tensor]) -> None:
     assert rule([9], [0.3], 4).tolist() == [4]
     assert rule([], [], 0).tolist() == []
-
-
-@every_rule
-def test_floor_and_cap_hold_for_every_class(rule: Callable[..., Tensor]) -> None:
-    quota = rule([100, 100, 3, 0], [0.0, 1.0, 0.9, 0.5], 90, floor=5, cap=[80, 80, 80, 80])
-    assert int(quota.sum()) == 90
-    assert bool((quota >= torch.tensor([5, 5, 3, 0])).all())
-    assert bool((quota <= torch.tensor([80, 80, 3, 0])).all())
 
 
 def test_an_unknown_recall_counts_as_the_mean_of_the_known() -> None:
@@ -425,17 +353,15 @@ def test_minimax_survives_a_gap_that_never_closes() -> None:
     assert quota.tolist() == [20, 100]
 
 
-def test_minimax_goes_on_from_its_state() -> None:
-    first, second = Minimax(step=2.0), Minimax(step=2.0)
-    first([100, 100], [0.5, 0.9], 100)
-    state = first.state_dict()
+def test_the_state_of_minimax_is_a_plain_copy() -> None:
+    rule = Minimax(step=2.0)
+    rule([100, 100], [0.5, 0.9], 100)
+    state = rule.state_dict()
     assert {type(value) for value in state.values()} == {float, Tensor}
-    second.load_state_dict(state)
-    for _ in range(3):
-        assert torch.equal(first([100, 100], [0.6, 0.8], 100), second([100, 100], [0.6, 0.8], 100))
-    assert state["log_weight"].tolist() == pytest.approx([0.4, -0.4])  # a copy, not a view
-    second.load_state_dict(Minimax().state_dict())
-    assert second.log_weight is None
+    rule([100, 100], [0.6, 0.8], 100)
+    assert state["log_weight"].tolist() == pytest.approx([0.4, -0.4])
+    rule.load_state_dict(Minimax().state_dict())
+    assert rule.log_weight is None
 
 
 def test_minimax_forgets_on_reset() -> None:

@@ -68,22 +68,12 @@ def test_a_reader_finds_the_numbers_in_json(tmp_path: Path) -> None:
     assert content["settings"]["density"] == 0.5
 
 
-def test_bad_input(tmp_path: Path) -> None:
+def test_bad_input() -> None:
     chosen = record().selection
     with pytest.raises(ValueError, match=r"`target` must be \[6\].* got \[5\]"):
         PruningRecord(chosen, TARGET[:5])
     with pytest.raises(ValueError, match=r"`score` must be \[6\].* got \[1\]"):
         PruningRecord(chosen, TARGET, torch.zeros(1))
-    with pytest.raises(FileNotFoundError, match="no file"):
-        PruningRecord.load(tmp_path)
-    chosen.save(tmp_path / "pruning.safetensors")
-    with pytest.raises(ValueError, match=r"must be written by `PruningRecord\.save`"):
-        PruningRecord.load(tmp_path)
-    record().save(tmp_path)
-    whole = (tmp_path / "pruning.safetensors").read_bytes()
-    (tmp_path / "pruning.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="cut short"):
-        PruningRecord.load(tmp_path)
 
 
 # ------------------------------------------------------------------- what a fit leaves behind

@@ -85,12 +85,6 @@ def test_hard_keeps_the_highest_and_easy_the_lowest_scores_of_each_class() -> No
     assert select(target, quota, score=score, keep="easy").indices.tolist() == [2, 3, 4]
 
 
-def test_equal_scores_go_by_index_lower_first() -> None:
-    target, score = torch.zeros(5, dtype=torch.int64), torch.tensor([0.0, 1.0, -0.0, 0.0, 1.0])
-    assert select(target, [3], score=score, keep="hard").indices.tolist() == [0, 1, 4]
-    assert select(target, [2], score=score, keep="easy").indices.tolist() == [0, 2]
-
-
 def test_infinite_scores_are_the_hardest_and_the_easiest() -> None:
     target, score = torch.zeros(4, dtype=torch.int64), torch.tensor([1.0, math.inf, -math.inf, 2.0])
     assert select(target, [1], score=score, keep="hard").indices.tolist() == [1]
@@ -313,15 +307,6 @@ def test_samples_left_out_need_no_score(keep: Keep) -> None:
     assert select(TARGET, 3, score=score, keep=keep).indices.tolist() == [0, 1, 2]
 
 
-@every_keep
-def test_an_empty_set_and_an_empty_quota(keep: Keep) -> None:
-    p = problem(0, 0, 2, "normal")
-    assert len(p.select(torch.zeros(2, dtype=torch.int64), keep)) == 0
-    assert len(p.select(0, keep)) == 0
-    p = problem(0, 10, 2, "normal")
-    assert len(p.select(torch.zeros(2, dtype=torch.int64), keep)) == 0
-
-
 # --- Selection ------------------------------------------------------------------------------------
 
 
@@ -369,50 +354,17 @@ def test_saving_and_loading_and_pickling_give_the_same(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["kept.safetensors"]
 
 
-def test_a_failed_save_leaves_the_old_file_and_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_that_miss_a_part_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "kept.safetensors"
     example().save(path)
-    before = path.read_bytes()
-
-    def fail(tensors: object, name: str, metadata: object) -> None:
-        Path(name).write_bytes(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr("lightning_fairprune._files.save_file", fail)
-    with pytest.raises(OSError, match="disk full"):
-        example().save(path)
-    assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["kept.safetensors"]
-
-
-def test_files_that_are_no_selection_are_refused_by_name(tmp_path: Path) -> None:
-    path = tmp_path / "kept.safetensors"
-    with pytest.raises(FileNotFoundError, match=r"There is no file .*kept\.safetensors"):
-        Selection.load(path)
-    example().save(path)
-    whole = path.read_bytes()
-    for size in (0, 5, 100, len(whole) - 1):
-        path.write_bytes(whole[:size])
-        with pytest.raises(
-            ValueError, match=r"kept\.safetensors' cannot be loaded: it is no safetensors"
-        ):
-            Selection.load(path)
-    path.write_bytes(whole)
     tensors = load_file(path)
     good = {"format": _record.FORMAT, "version": "1"}
     good["selection"] = json.dumps({"num_samples": 6, "keep": "hard", "seed": 3})
     save_file(tensors, path, metadata=good)
     assert same(Selection.load(path), example())
-    for change, match in [
-        ({"format": "other"}, r"must be written by `Selection\.save`, its format is 'other'"),
-        ({"version": "9"}, "has format version 9, this release reads 1"),
-        ({"selection": "{}"}, "it is damaged .*'num_samples'"),
-        ({"selection": "{"}, "it is damaged"),
-    ]:
-        save_file(tensors, path, metadata=good | change)
-        with pytest.raises(ValueError, match=match):
+    for missing, match in (("{}", "'num_samples'"), ("{", "")):
+        save_file(tensors, path, metadata=good | {"selection": missing})
+        with pytest.raises(ValueError, match=f"it is damaged .*{match}"):
             Selection.load(path)
     del tensors["quota"]
     save_file(tensors, path, metadata=good)

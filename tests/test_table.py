@@ -536,13 +536,6 @@ def test_runs_that_do_not_fit(
         select_table(table, 0.5, recall=folder, by=by)
 
 
-def test_recalls_that_are_not_there(tmp_path: Path, table: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no file .*recalls\.csv"):
-        select_table(table, 0.5, recall=tmp_path / "recalls.csv")
-    with pytest.raises(FileNotFoundError, match=r"no file .*run"):
-        select_table(table, 0.5, recall=tmp_path / "run")
-
-
 # --- what cannot be used --------------------------------------------------------------------------
 
 GOOD = {"id": [0, 1, 2, 3], "label": [0, 0, 1, 1], "score": [0.1, 0.2, 0.3, 0.4]}
@@ -576,12 +569,6 @@ def test_tables_that_cannot_be_used(tmp_path: Path, change: dict[str, Any], matc
     with pytest.raises(ValueError, match=match):
         select_table(path, 0.5, quota="proportional", keep="hard", out=out)
     assert [p.name for p in tmp_path.iterdir()] == ["t.parquet"]
-
-
-def test_table_of_no_rows(tmp_path: Path) -> None:
-    path = write(tmp_path / "t.parquet", id=torch.tensor([0])[:0], label=torch.tensor([0])[:0])
-    with pytest.raises(ValueError, match="the tables must have rows"):
-        select_table(path, 0.5, quota="proportional")
 
 
 @pytest.mark.parametrize(
@@ -768,26 +755,6 @@ def test_command_shows_the_ends_of_many_classes(
     text = capsys.readouterr().out
     assert "80 more" in text
     assert len(text.splitlines()) < 32
-
-
-@pytest.mark.parametrize(
-    ("arguments", "match"),
-    [
-        (
-            ["gone.parquet", "--density", "0.5", "--quota", "none"],
-            "There is no file 'gone.parquet'",
-        ),
-        (["gone.parquet"], "the following arguments are required: --density"),
-        (["gone.parquet", "--density", "0.5"], "quota 'drop' follows the recall"),
-    ],
-)
-def test_command_that_cannot_run(
-    arguments: list[str], match: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as ending:
-        cli.main(["select", *arguments])
-    assert ending.value.code == 2
-    assert match in capsys.readouterr().err
 
 
 def test_command_without_duckdb(
