@@ -297,14 +297,6 @@ def test_groups_take_the_place_of_classes(name: str) -> None:
     assert len(prune.history[0].recall) == 2
 
 
-def test_group_that_is_not_one_number_per_sample_is_refused() -> None:
-    kind = KINDS["tuple"]
-    prune = lfp.DataPruning(0.5, 1, group_by=0)
-    trainer = users.trainer(callbacks=[prune], max_epochs=2)
-    with pytest.raises(ValueError, match=r"`group_by` must give one integer group id.*\[8, 3\]"):
-        trainer.fit(Model(kind), Data(kind))
-
-
 # ---------------------------------------------------------------------------------- users' hooks
 
 HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
@@ -680,8 +672,3 @@ def test_copies_and_pickles_serve_their_own_data() -> None:
         trainer.fit(users.Model(), other)
         assert trainer.num_training_batches == 2
     assert inner.trainer is None
-
-
-def test_wrapping_anything_else_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"`datamodule` must be a lightning.*got builtins\.list"):
-        lfp.FairPruneDataModule([])  # type: ignore[arg-type]

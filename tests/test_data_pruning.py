@@ -256,11 +256,6 @@ def test_group_without_validation_samples_has_the_mean_recall() -> None:
     assert (quota > 0).all()
 
 
-def test_group_ids_must_be_integers() -> None:
-    with pytest.raises(ValueError, match="`group_by` must give one integer group id per sample"):
-        fit(model=GroupedModel(), data=Grouped(), group_by=0)
-
-
 # ---------------------------------------------------------------------------------------- restart
 
 

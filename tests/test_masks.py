@@ -300,7 +300,6 @@ GOOD = {"a": torch.tensor([1.0, 2.0, 3.0, 4.0])}
 @pytest.mark.parametrize(
     ("saliency", "options", "error", "match"),
     [
-        (GOOD, {"sparsity": 1.0}, ValueError, r"`sparsity` must be in \[0, 1\), got 1.0"),
         (GOOD, {"sparsity": -0.1}, ValueError, r"`sparsity` must be in \[0, 1\), got -0.1"),
         (GOOD, {"sparsity": True}, ValueError, "`sparsity` must be in"),
         (GOOD, {"sparsity": 0.5, "floor": -1}, ValueError, "`floor` must be 0 or more"),

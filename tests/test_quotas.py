@@ -414,15 +414,8 @@ def test_of_subset_counts_the_classes_of_the_subset() -> None:
         (lambda: apportion([1.0], [3], 1, floor=2), ValueError, "`floor` asks for 2 .*`budget`=1"),
         (lambda: apportion([1.0], [3], 1, floor=-2), ValueError, "`floor` must be >= 0, got -2"),
         (lambda: apportion([1.0], [3], 1, floor=[1, 1]), ValueError, r"`floor` must be .* \[1\]"),
-        (lambda: drop([3], [0.5], 1, cap=[1, 1]), ValueError, r"`cap` must be .* of shape \[1\]"),
         (lambda: drop([9], [0.5], 5, cap=4), ValueError, "`budget` must be at most the 4"),
-        (
-            lambda: drop([3], [1.5], 1),
-            ValueError,
-            r"`recall` must be in \[0, 1\].* 1.5 for class 0",
-        ),
         (lambda: drop([3], [-0.1], 1), ValueError, r"`recall` must be in \[0, 1\].* -0.1"),
-        (lambda: drop([3, 3], [0.5], 1), ValueError, "`recall` must have one entry per class"),
         (lambda: drop([3, 3.5], [0.5, 0.5], 1), TypeError, "`sizes` must hold integers"),
         (
             lambda: drop([3, -3], [0.5, 0.5], 1),
@@ -432,7 +425,6 @@ def test_of_subset_counts_the_classes_of_the_subset() -> None:
         (lambda: rcap([3], [-0.5], 1), ValueError, "`loss` must be finite and >= 0.* -0.5 for cl"),
         (lambda: rcap([3], [math.inf], 1), ValueError, "`loss` must be finite .* inf for class 0"),
         (lambda: rcap([3, 3], [0.5], 1), ValueError, "`loss` must have one entry per class"),
-        (lambda: Minimax(step=0), ValueError, "`step` must be positive and finite, got 0"),
         (lambda: Minimax(step=NAN), ValueError, "`step` must be positive and finite"),
         (lambda: Minimax(leak=1.0), ValueError, r"`leak` must be in \[0, 1\), got 1.0"),
         (lambda: Minimax().load_state_dict({"log_weight": [NAN]}), ValueError, "`log_weight` must"),
