@@ -249,17 +249,6 @@ def test_index_is_that_of_the_content_on_every_batch(name: str, form: str, worke
     assert torch.equal(prune.dynamics.target, content % CLASSES)
 
 
-def test_static_subset_is_every_sample_of_the_selection_in_every_epoch() -> None:
-    kind = KINDS["dict"]
-    prune = lfp.DataPruning(0.5, 1, resample_every=None, update_every=None)
-    follower = Follower(prune, kind)
-    users.trainer(callbacks=[prune, follower], max_epochs=3).fit(Model(kind), Data(kind))
-    assert prune.selection is not None
-    for epoch in (1, 2):
-        assert sorted(follower.seen[epoch]) == prune.selection.indices.tolist()
-    assert follower.seen[1] != follower.seen[2]
-
-
 # -------------------------------------------------------------------------------------- group_by
 
 

@@ -226,21 +226,6 @@ class GroupedModel(Model):
         F.cross_entropy(self(batch[0]), batch[1])
 
 
-@pytest.mark.parametrize("group_by", [2, lambda batch: batch[2]])
-def test_groups_take_the_place_of_classes(group_by: Any) -> None:
-    data = Grouped()
-    callback = fit(model=GroupedModel(), data=data, group_by=group_by)
-    group = 2 * data.train.y + data.attribute
-    assert callback.selection is not None
-    assert callback.quota is not None
-    assert len(callback.quota) == 8
-    assert torch.equal(torch.bincount(group[callback.selection.indices]), callback.quota)
-    assert torch.equal(callback.selection.sizes, torch.bincount(group))
-    recall = callback.history[0].recall
-    assert recall is not None
-    assert len(recall) == 8
-
-
 def test_group_without_validation_samples_has_the_mean_recall() -> None:
     class Missing(Grouped):
         def val_dataloader(self) -> Any:

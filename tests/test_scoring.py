@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import random
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import pytest
 import scenario
 import torch
@@ -174,50 +172,6 @@ def test_batches_of_another_form() -> None:
 # --------------------------------------------------------------------------- what it leaves alone
 
 
-class Module(users.Model):
-    """Counts, logs, and draws random numbers in its steps."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.accuracy = torchmetrics.MetricCollection(
-            [torchmetrics.classification.MulticlassAccuracy(users.NUM_CLASSES)]
-        )
-        self.seen = torchmetrics.MeanMetric()
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        x, y = batch
-        logits = self(x)
-        self.accuracy.update(logits, y)
-        self.seen.update(float(len(y)))
-        torch.rand(1), np.random.rand(), random.random()  # noqa: NPY002
-        self.log("val_loss", F.cross_entropy(logits, y), on_step=True, on_epoch=True)
-
-
-def test_the_model_is_left_as_it_was() -> None:
-    module = Module()
-    module.accuracy.update(torch.eye(4), torch.tensor([0, 1, 2, 0]))
-    accuracy = module.accuracy.compute()
-    module.train()
-    module.net[1].eval()
-    modes = [part.training for part in module.modules()]
-    before = {name: value.clone() for name, value in module.state_dict().items()}
-    draw = [torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()]  # noqa: NPY002
-    loader = DataLoader(users.Blobs(23), 5)
-    lfp.score_pass(module, loader, scores.el2n, progress=False)
-    assert [part.training for part in module.modules()] == modes
-    for name, value in module.state_dict().items():
-        assert torch.equal(value, before[name]), name
-    for metric in module.accuracy.values():
-        metric._computed = None
-    assert module.accuracy.compute() == accuracy
-    assert int(module.seen.update_count) == 0
-    assert "log" not in module.__dict__
-    assert all(parameter.grad is None for parameter in module.parameters())
-    assert torch.equal(draw[0], torch.get_rng_state())
-    assert (draw[1] == np.random.get_state()[1]).all()  # noqa: NPY002
-    assert draw[2] == random.getstate()
-
-
 class Collecting(users.Model):
     """Keeps what it has seen the way users do, in and out of metrics."""
 
@@ -341,24 +295,6 @@ def test_parts_that_are_compiled() -> None:
     for score, expected in zip(every, plain, strict=True):
         found = lfp.score_pass(module, loader, score, progress=False)
         torch.testing.assert_close(found, expected)
-
-
-def test_also_after_an_error() -> None:
-    module = Module()
-    module.train()
-    state = torch.get_rng_state()
-
-    def fail(model: nn.Module, batches: Any) -> Tensor:
-        assert not model.training
-        torch.rand(3)
-        raise RuntimeError("out of memory")
-
-    with pytest.raises(RuntimeError, match="out of memory"):
-        lfp.score_pass(module, DataLoader(users.Blobs(23), 5), fail, progress=False)
-    assert module.training
-    assert module.accuracy is not None
-    assert "log" not in module.__dict__
-    assert torch.equal(state, torch.get_rng_state())
 
 
 def test_a_step_without_a_forward() -> None:

@@ -60,18 +60,6 @@ def test_weighted_sampler_is_restricted_by_its_weights() -> None:
     assert len(callback.run.source.sampler) == 82  # two draws per sample, as before
 
 
-@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
-@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator")
-def test_no_validation_loader() -> None:
-    inner = lfp.FairPruneDataModule(
-        users.pl.LightningDataModule.from_datasets(Blobs(), batch_size=10)
-    )
-    for source in (inner, inner.datamodule):
-        with pytest.raises(ValueError, match="`quota` drop needs the recall of each class"):
-            fit(data=source)
-    assert fit(data=inner, quota=lfp.quotas.balanced).selection is not None
-
-
 def test_never_observed_samples_are_told_or_refused() -> None:
     with pytest.warns(UserWarning, match="of 103 training samples were never observed"):
         fit(trainer={"limit_train_batches": 0.5}, warmup_epochs=1)

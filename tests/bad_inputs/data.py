@@ -104,9 +104,7 @@ class Normalised(users.Model):
 
 def given_to_fit(at: Any) -> None:
     trainer = users.trainer(callbacks=[lfp.DataPruning(0.4, 2), CountSteps()])
-    trainer.fit(
-        users.Model(), DataLoader(users.Blobs(), 10), DataLoader(users.Blobs(60), 10)
-    )
+    trainer.fit(users.Model(), DataLoader(users.Blobs(), 10), DataLoader(users.Blobs(60), 10))
 
 
 def seen(**change: Any) -> Any:
