@@ -103,7 +103,6 @@ def test_recorder_agrees_with_a_dictionary(batch: int, share: float) -> None:
     slow.check(dynamics)
     ever = dynamics.observed.any(0)
     assert torch.equal(dynamics.target, torch.where(ever, stream.target, -1))
-    assert dynamics.group is not None
     assert torch.equal(dynamics.group, torch.where(ever, stream.group, -1))
     assert dynamics.signals["correct"].dtype == torch.bool
     assert dynamics.signals["el2n"].dtype == torch.float16

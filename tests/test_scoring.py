@@ -541,12 +541,9 @@ def test_the_scores_are_those_of_the_model_at_the_end_of_the_warm_up(
     module.load_state_dict(at.weights)
     module._trainer = None
     found = lfp.score_pass(module, users_data.plain(), score, progress=False)
-    assert callback.run.decision.scores is not None
     torch.testing.assert_close(callback.run.decision.scores, found, equal_nan=True)
-    assert callback.record is not None
     assert callback.record.settings["score_on"].startswith("ScorePass(dataloader='plain'")
     if score is scores.el2n:
-        assert callback.dynamics is not None
         assert callback.dynamics.num_epochs == 1
     assert users_data.train_dataloader().__class__ is DataLoader
 

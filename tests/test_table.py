@@ -97,7 +97,6 @@ def test_rows_are_those_of_select(tmp_path: Path, kind: str, keep: Keep) -> None
     quota = quotas.drop(sizes, RECALL, round(0.3 * N))
     expected = select(target, quota, score=score, keep=keep)
     assert kept(chosen).equal(expected.indices)
-    assert chosen.quota is not None
     assert chosen.quota.equal(expected.quota)
     assert chosen.sizes.equal(sizes)
     assert run_sql(chosen.sql, path).equal(expected.indices)
@@ -123,7 +122,6 @@ def test_every_rule_gives_the_rows_of_its_function(tmp_path: Path, rule: str, ke
     quota = budget if rule == "none" else getattr(quotas, rule)(*given, budget)
     expected = in_memory(target, quota, score, keep, seed=5)
     assert kept(chosen).equal(expected)
-    assert chosen.quota is not None
     assert chosen.quota.equal(torch.bincount(target[expected], minlength=K))
     assert len(chosen) == budget
     assert run_sql(chosen.sql, path).equal(expected)
@@ -467,10 +465,8 @@ def history(
 def test_recalls_of_a_run(tmp_path: Path, table: Path) -> None:
     run = history(tmp_path / "run", names=["eel", "cat", "dog"])
     chosen = select_table(table, 0.5, recall=run)
-    assert chosen.recall is not None
     assert chosen.recall.tolist() == [0.2, 0.3, 0.1]
     assert chosen.path is None
-    assert chosen.quota is not None
     assert chosen.quota.equal(quotas.drop([20, 20, 20], [0.2, 0.3, 0.1], 30))
 
 
@@ -483,7 +479,6 @@ def test_recalls_of_numbered_groups_of_a_run(tmp_path: Path) -> None:
     )
     run = history(tmp_path / "run", "val/groups", k=4)
     chosen = select_table(path, 0.5, recall=run, by="group")
-    assert chosen.recall is not None
     assert chosen.recall.tolist() == [0.1, 0.2, 0.3, 0.4]
 
 
@@ -491,7 +486,6 @@ def test_recalls_of_a_csv_file(tmp_path: Path, table: Path) -> None:
     csv = tmp_path / "recalls.csv"
     csv.write_text("recall,label,note\n0.5,dog,\n,cat,\n0.25,eel,x\n")
     chosen = select_table(table, 0.5, recall=csv)
-    assert chosen.recall is not None
     assert str(chosen.recall.tolist()) == "[nan, 0.5, 0.25]"
     assert json.loads(chosen.to_json())["classes"][0]["recall"] is None
 
