@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import users
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 from users import Blobs, Data, Model, Probe
 
 import lightning_fairprune as lfp
@@ -180,49 +180,6 @@ def test_only_what_the_score_reads_is_recorded() -> None:
 def test_automatic_rhythm(after: Any, rhythm: tuple[int | None, int | None]) -> None:
     callback = lfp.DataPruning(0.3, 1, after=after)
     assert (callback.settings.resample_every, callback.settings.update_every) == rhythm
-
-
-# ----------------------------------------------------------------------------------------- groups
-
-
-class Grouped(Data):
-    """Every sample has a second attribute; groups are label x attribute."""
-
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        self.attribute = (torch.arange(103) % 2).long()
-        self.val_attribute = (torch.arange(60) % 2).long()
-
-    def train_dataloader(self) -> Any:
-        data = TensorDataset(self.train.x, self.train.y, 2 * self.train.y + self.attribute)
-        return DataLoader(data, 10, shuffle=True)
-
-    def val_dataloader(self) -> Any:
-        return DataLoader(
-            TensorDataset(self.val.x, self.val.y, 2 * self.val.y + self.val_attribute), 20
-        )
-
-
-class GroupedModel(Model):
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        return F.cross_entropy(self(batch[0]), batch[1])
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        F.cross_entropy(self(batch[0]), batch[1])
-
-
-def test_group_without_validation_samples_has_the_mean_recall() -> None:
-    class Missing(Grouped):
-        def val_dataloader(self) -> Any:
-            keep = self.val_attribute == 0
-            y = self.val.y[keep]
-            return DataLoader(TensorDataset(self.val.x[keep], y, 2 * y), 20)
-
-    callback = fit(model=GroupedModel(), data=Missing(), group_by=2)
-    recall, quota = callback.history[0].recall, callback.history[0].quota
-    assert quota is not None
-    assert recall[1::2].isnan().all()
-    assert (quota > 0).all()
 
 
 # ---------------------------------------------------------------------------------------- restart

@@ -323,6 +323,11 @@ def test_tiny_and_huge_weights_together() -> None:
     assert share.tolist() == [2_500_000, 7_500_000]
 
 
+def test_a_seat_just_above_another_comes_first() -> None:
+    # 1 / fl(1 / 99) is a little below 99: a division alone would miss the fiftieth seat.
+    assert apportion([1.0, math.nextafter(1 / 99, 0.0)], [100, 10**6], 50).tolist() == [50, 0]
+
+
 # --- Minimax --------------------------------------------------------------------------------------
 
 

@@ -121,6 +121,20 @@ def test_half_precision_logits_and_a_gradient_are_taken() -> None:
     assert not recorder.dynamics().signal("el2n").requires_grad
 
 
+@pytest.mark.parametrize("names", [(), ALL])
+def test_batches_may_use_their_memory_again(names: tuple[str, ...]) -> None:
+    plain, reused = (EpochRecorder(N, names, grouped=True) for _ in range(2))
+    memory = torch.empty(8, C), torch.empty(8).long(), torch.empty(8).long()
+    for indices, *batch in Stream().epoch(8):
+        plain.update(indices, *batch)
+        for place, value in zip(memory, batch, strict=True):
+            place.copy_(value)
+        reused.update(indices, *memory)
+    for recorder in (plain, reused):
+        recorder.finish_epoch(0)
+    assert_same(plain.dynamics(), reused.dynamics())
+
+
 def test_labels_alone_are_learned_once() -> None:
     recorder, stream = EpochRecorder(N), Stream()
     assert recorder.needed
