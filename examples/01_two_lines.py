@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset, random_split
 
 import lightning_fairprune as lfp
 
-# ------------------------------------------------------------------ what you have: nothing special
+# ------------------------------------------------------------------ your code, unchanged
 
 
 class Digits(pl.LightningDataModule):
@@ -26,7 +26,7 @@ class Digits(pl.LightningDataModule):
         pixels, labels = load_digits(return_X_y=True)
         images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
         data = TensorDataset(images, torch.tensor(labels))
-        # Three parts: the recalls of `val` set the quotas, so final numbers come from `test`.
+        # The recalls on `val` set the quotas, so final numbers come from `test`.
         split = torch.Generator().manual_seed(0)
         self.train, self.val, self.test = random_split(data, [0.5, 0.25, 0.25], split)
 
@@ -72,11 +72,11 @@ def main():
     pl.seed_everything(0, verbose=False)
 
     # ----------------------------------------------------------------- the two lines
-    # After a quarter of training keep 30 %; log val/recall/worst, val/recall/gap, ...
+    # Keep 30 % after a quarter of training; log val/recall/worst, val/recall/gap, ...
     prune = lfp.DataPruning(density=0.3, warmup_epochs=0.25)
     track = lfp.RecallMonitor()
 
-    # The recall of the weakest class is a metric like any other: keep the best model by it.
+    # Save the model whose weakest class has the highest recall.
     best = ModelCheckpoint(monitor="val/recall/worst", mode="max")
     trainer = pl.Trainer(
         max_epochs=epochs,

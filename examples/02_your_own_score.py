@@ -1,6 +1,6 @@
-"""A score of your own: any function from what training saw to one number per sample, higher = harder.
+"""A score of your own: any function from recorded signals to one number per sample, higher = harder.
 
-It is used twice: inside one fit, by DataPruning, and afterwards on the saved record, with no Trainer.
+It is used twice: by DataPruning inside one fit, and afterwards on the saved record, without a Trainer.
 
     python examples/02_your_own_score.py          # about 15 seconds
     python examples/02_your_own_score.py --fast
@@ -23,10 +23,10 @@ import lightning_fairprune as lfp
 
 
 def late_bloomer(seen: lfp.Dynamics) -> torch.Tensor:
-    """Returns the epoch in which each sample was first classified right; the number of epochs if never.
+    """Returns the first epoch in which each sample was classified correctly; the number of epochs if none.
 
     `seen.signal(name)` is [epochs, samples]. Names: correct, el2n, entropy, loss, margin, p_true. Only
-    what a score reads is recorded: here one bit per sample and epoch.
+    signals that a score reads are recorded: here one bit per sample and epoch.
     """
     correct = seen.signal("correct") & seen.observed
     first = correct.float().argmax(dim=0)  # the first True; 0 if there is none
@@ -60,7 +60,7 @@ def main():
     train, val = random_split(data, [0.7, 0.3])
     datamodule = pl.LightningDataModule.from_datasets(train, val, batch_size=32)
 
-    # 1. In one fit: after the warm-up the hardest samples of every class stay, as many as DRoP says.
+    # 1. In one fit: after the warm-up keep the hardest samples of every class, under DRoP quotas.
     prune = lfp.DataPruning(density=0.3, warmup_epochs=0.5, score=late_bloomer, keep="hard")
     trainer = pl.Trainer(
         max_epochs=epochs,
@@ -73,7 +73,7 @@ def main():
     )
     trainer.fit(Classifier(), datamodule)
 
-    # 2. On the record: save it once, choose again as often as you like, train with any loop.
+    # 2. On the record: save it once, select as often as you like, train with any loop.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "dynamics.safetensors"
         prune.dynamics.save(path)

@@ -1,9 +1,9 @@
-"""Two phases: a query model decides what to keep, a final model is trained on that from scratch.
+"""Two phases: a query model selects samples, and a final model is trained on them from scratch.
 
     query model on all the data -> Selection, saved to a file -> final model on the selection
 
 The final model is trained on DRoP selections and, for comparison, on as many random samples; three of
-each, because one subset of a hundred images says little.
+each, because one subset of a hundred images is too noisy.
 
     python examples/04_two_phase.py          # about 30 seconds
     python examples/04_two_phase.py --fast
@@ -117,10 +117,10 @@ def main():
 
     target, recall = query(epochs=10 if fast else 20)
     budget = round(DENSITY * len(target))
-    # A class that the query model always gets right would keep nobody without a floor.
+    # Without a floor, a class with recall 1 would keep no samples.
     quota = lfp.quotas.drop(torch.bincount(target), recall, budget, floor=budget // 20)
     print("\nfinal model on  samples   mean  worst    gap")
-    # An int is a budget without quotas: classes fall as chance has it.
+    # An int is a budget without quotas: class sizes are random.
     for name, wanted in (("random", budget), ("drop", quota)):
         results = []
         for seed in range(1 if fast else 3):

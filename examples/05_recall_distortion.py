@@ -1,8 +1,8 @@
-"""Which classes pay for magnitude pruning: intensification ratios of a small network over six seeds.
+"""Which classes lose by magnitude pruning: intensification ratios of a small network over six seeds.
 
-Every seed trains a network on handwritten digits. Then the smallest weights are removed, by torch's own
-pruning, until one in two, four, ... is left, the rest is trained on for a moment, and the class recalls on
-test images are compared with those of the dense network. Alpha above 1: the classes have moved apart.
+Every seed trains a network on handwritten digits. Then torch's own pruning removes the smallest weights
+until one in two, four, ... is left, and the network is fine-tuned for two epochs. The class recalls on test
+images are compared with those of the dense network. Alpha above 1: the recalls have moved apart.
 
     python examples/05_recall_distortion.py          # about 20 seconds
     python examples/05_recall_distortion.py --fast

@@ -2,9 +2,9 @@
 
 Handwritten digits, low (0-4) or high (5-9), on a dark or a bright ground. In the training data 93 % of the
 low digits are on dark ground and 93 % of the high ones on bright ground, as with land and water birds in
-Waterbirds; in validation and test data the ground says nothing. A network that looks at the ground does
-well on average and badly on the two groups that contradict it. `group_by` sets quotas for the four groups,
-label x ground, and RecallMonitor follows their recalls.
+Waterbirds; in validation and test data the ground is independent of the label. A network that relies on the
+ground does well on average and badly on the two groups that contradict it. `group_by` sets quotas for the
+four groups, label x ground, and RecallMonitor tracks their recalls.
 
     python examples/06_groups.py          # about 40 seconds
     python examples/06_groups.py --fast
@@ -48,7 +48,7 @@ class Grounds(pl.LightningDataModule):
         train = torch.arange(len(labels)) < 900
         agree = torch.rand(len(labels), generator=random) < torch.where(train, 0.93, 0.5)
         ground = torch.where(agree, labels, 1 - labels)
-        images = images + ground[:, None] * 0.6  # the ground shines through everywhere
+        images = images + ground[:, None] * 0.6  # the ground brightens every pixel
         group = 2 * labels + ground
         self.train, self.val, self.test = (
             TensorDataset(images[part], labels[part], group[part])
@@ -84,7 +84,7 @@ class Classifier(pl.LightningModule):
 
 
 def group_counts(seed, steps, **prune):
-    """Fits for as many steps as the others and returns the counts of the groups in the test."""
+    """Trains for a fixed number of steps and returns the test counts of the groups."""
     pl.seed_everything(seed, verbose=False)
     model, data = Classifier(), Grounds()
     track = lfp.RecallMonitor(group_by=2, group_names=GROUPS)

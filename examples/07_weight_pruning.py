@@ -1,10 +1,10 @@
-"""A trained network loses most of its weights at once and is trained on: what does each class pay?
+"""Most weights of a trained network are pruned in one shot, the rest fine-tuned: what does each class lose?
 
     dense network -> WeightPruning(start=0) at 80, 95, 98 % -> a few more epochs -> recalls against the dense one
 
-Criteria differ in which weights they take for unimportant. All see the same dense network, remove exactly the
-same number of weights and train on for equally long. Alpha above 1 means that classes which the dense
-network recognised badly paid most.
+Criteria differ in which weights they consider unimportant. All start from the same dense network, remove
+exactly the same number of weights and fine-tune equally long. Alpha above 1 means that classes which the
+dense network recognised badly lost most.
 
     python examples/07_weight_pruning.py          # about a minute
     python examples/07_weight_pruning.py --fast
@@ -86,7 +86,7 @@ class Classifier(pl.LightningModule):
 
 
 def dense(data, epochs):
-    """Trains the network that all the others start from."""
+    """Trains the network that all others start from."""
     pl.seed_everything(0, verbose=False)
     model, monitor = Classifier(), lfp.RecallMonitor()
     pl.Trainer(max_epochs=epochs, callbacks=[monitor], **QUIET).fit(model, data)
@@ -94,11 +94,11 @@ def dense(data, epochs):
 
 
 def sparse(model, data, criterion, sparsity, epochs, seed):
-    """Prunes a copy before its first step and trains it on; its recalls and alpha."""
+    """Prunes a copy before its first step and fine-tunes it; returns its counts and alpha."""
     pl.seed_everything(seed, verbose=False)
     model = copy.deepcopy(model)
     prune = lfp.WeightPruning(criterion, sparsity, start=0, end=0, seed=seed)
-    # The validation before the first epoch is that of the dense network.
+    # The reference is the dense network, validated before the first epoch.
     monitor = lfp.RecallMonitor(reference="fit_start")
     trainer = pl.Trainer(max_epochs=epochs, callbacks=[prune, monitor], **QUIET)
     trainer.fit(model, data)

@@ -187,7 +187,7 @@ USES: dict[str, Callable[[Nasty, Path], Any]] = {
         m, batches(), mean_loss, 0.5, num_groups=3
     ),
     "synflow": lambda m, _: criteria.synflow(m, X),
-    "synflow_masks": lambda m, _: criteria.synflow_masks(m, X, 0.5, rounds=1),
+    "synflow_masks": lambda m, _: criteria.synflow_masks(m, X, 0.5, rounds=3),
     "grad_norm": lambda m, _: gradients.grad_norm(m, batches()),
     "features_of": lambda m, _: geometry.features_of(m, batches(), "hidden"),
     "compare_layers": lambda m, _: representation.compare_layers(

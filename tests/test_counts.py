@@ -243,6 +243,14 @@ def test_groups_take_the_place_of_classes() -> None:
     assert (counts.tp.tolist(), counts.support.tolist()) == expected
 
 
+def test_groups_that_were_not_announced_are_refused() -> None:
+    logits, target = predictions(6)
+    with pytest.raises(ValueError, match="`groups` must be 0 tensors, as `groupings` says, got 1"):
+        Tally().update(logits, target, target)
+    with pytest.raises(ValueError, match="`groups` must be 1 tensors"):
+        Tally(1).update(logits, target)
+
+
 def test_several_tallies_and_groupings_are_summed_once() -> None:
     logits, target = predictions(9)
     groups = [torch.arange(200) % 3, torch.arange(200) // 100 + 2]

@@ -549,6 +549,18 @@ def test_bad_groups(groups: Any, error: type[Exception], message: str) -> None:
             criteria.fairprune(line(1, 1), GOOD, mean, groups=groups)
 
 
+def test_a_module_under_two_names() -> None:
+    shared, tied = nn.Linear(3, 3), nn.Linear(3, 3)
+    tied.weight = shared.weight
+    model = nn.Sequential(shared, nn.Tanh(), shared, tied)
+    batches = [(torch.rand(4, 3), torch.tensor([0, 1, 0, 1]))]
+    masks = criteria.synflow_masks(model, torch.ones(1, 3), 0.5, rounds=3)
+    assert int(masks["0.weight"].sum()) == 9 - round(4.5)
+    found = criteria.fairprune(model, batches * 2, CE, groups=lambda batch: batch[1])
+    again = criteria.fairprune(model, batches, CE, groups=lambda batch: batch[1])
+    assert found["0.weight"].allclose(again["0.weight"])
+
+
 def test_bad_arguments_of_group_criteria() -> None:
     model, batches = oracle.network("mlp")
     bad = ((torch.ones(2, 4), torch.ones(3)), torch.tensor([0, 1]))

@@ -103,7 +103,7 @@ def capture(monkeypatch: pytest.MonkeyPatch) -> Iterator[LateCapture]:
     monkeypatch.setattr(late_module, "_has_compiled", lambda: False)
     late = LateCapture()
     yield late
-    late.abandon()
+    late.leave()
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -198,16 +198,14 @@ def test_a_module_that_is_gone_is_not_waited_for(capture: LateCapture) -> None:
     assert capture.noted == 1
 
 
-def test_owners_share_it(capture: LateCapture) -> None:
+def test_training_steps_in_between_change_nothing(capture: LateCapture) -> None:
     net = Network()
     for batch_idx in (0, 1, 2, 3):
         capture.begin(batch_idx)
-        capture.begin(batch_idx)
         plain(net, torch.randn(2, 4))
         capture.leave()
-        capture.leave()
         assert capture.noted == 1
-        capture.leave()  # of nobody
+        capture.leave()  # once too often
     capture.enter()  # as in training
     plain(net, torch.randn(2, 4))
     capture.leave()
@@ -238,7 +236,7 @@ def test_a_step_that_fails_leaves_nothing_behind(batch_idx: int, capture: LateCa
     capture.begin(batch_idx)
     with pytest.raises(RuntimeError):
         plain(net, torch.randn(2, 5))
-    capture.abandon()
+    capture.leave()
     assert not net._forward_hooks
     capture.begin(1)
     plain(net, torch.randn(2, 4))

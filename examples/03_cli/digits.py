@@ -1,4 +1,4 @@
-"""A model and a data module that know nothing of pruning; the YAML files next to this one add it."""
+"""A model and a data module without any pruning code; the YAML files in this folder add it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Classifier(pl.LightningModule):
 
 
 class PrintTable(pl.Callback):
-    """Prints the recall of every class after the last validation, from what RecallMonitor logged."""
+    """Prints the recall of every class after the last validation, as logged by RecallMonitor."""
 
     def on_fit_end(self, trainer, pl_module):
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}

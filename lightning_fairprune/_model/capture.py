@@ -70,8 +70,6 @@ class LossCapture(TorchFunctionMode):
     log-probabilities given to ``nll_loss`` are logits of the same softmax. Nothing is copied and
     nothing waits for the device.
 
-    A mode may be entered by several owners at once; only the first entry and the last exit count.
-
     Example:
         >>> import torch
         >>> capture = LossCapture()
@@ -85,7 +83,7 @@ class LossCapture(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._owners = 0
+        self._is_on = False
         self._hits: list[tuple[Tensor, Tensor]] = []
 
     def __torch_function__(
@@ -104,28 +102,24 @@ class LossCapture(TorchFunctionMode):
 
     @property
     def noted(self) -> int:
-        """Number of calls since the first entry."""
+        """Number of calls since the last entry."""
         return len(self._hits)
 
     def enter(self) -> None:
-        """Starts noting calls; forgets the earlier ones unless somebody is already noting."""
-        if self._owners == 0:
-            self._hits = []
+        """Starts noting calls; forgets the earlier ones."""
+        self._hits = []
+        self._switch_on()
+
+    def _switch_on(self) -> None:
+        if not self._is_on:
             self.__enter__()  # type: ignore[no-untyped-call]
-        self._owners += 1
+            self._is_on = True
 
     def leave(self) -> None:
-        """Stops noting calls; does nothing when no one is noting."""
-        if self._owners == 0:
-            return
-        self._owners -= 1
-        if self._owners == 0:
+        """Stops noting calls; safe to call more than once."""
+        if self._is_on:
+            self._is_on = False
             self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-
-    def abandon(self) -> None:
-        """Leaves for every owner at once, after an exception inside the step."""
-        while self._owners:
-            self.leave()
 
     def pick(self, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
         """Returns the first noted ``(logits [B, C], target [B])`` that fits the batch.

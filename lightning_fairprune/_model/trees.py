@@ -6,9 +6,10 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
-__all__ = ["call", "first_tensor", "leaves", "mapped"]
+__all__ = ["call", "call_with", "first_tensor", "leaves", "mapped"]
 
 
 def leaves(tree: object) -> Iterator[Tensor]:
@@ -47,6 +48,27 @@ def call(model: Callable[..., Any], inputs: Any) -> Any:
     if isinstance(inputs, (tuple, list)):
         return model(*inputs)
     return model(inputs)
+
+
+def call_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Any) -> Any:
+    """Returns the outputs that a model would have with other parameters and buffers, by their first names.
+
+    Each place is named once: torch would leave the others in a module that is there under two names.
+    """
+    first = {id(t): name for name, t in (*model.named_parameters(), *model.named_buffers())}
+    every = {}
+    for path, module in model.named_modules():
+        own = (module.named_parameters, module.named_buffers)
+        for local, tensor in (
+            pair for of in own for pair in of(recurse=False, remove_duplicate=False)
+        ):
+            if first[id(tensor)] in tensors:
+                every[f"{path}.{local}".lstrip(".")] = tensors[first[id(tensor)]]
+
+    def changed(*args: Any, **named: Any) -> Any:
+        return functional_call(model, every, args, named, tie_weights=False)
+
+    return call(changed, inputs)
 
 
 def first_tensor(batch: Any) -> Tensor:

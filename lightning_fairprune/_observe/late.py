@@ -43,7 +43,6 @@ class LateCapture(LossCapture):
         super().__init__()
         self._after: ref[nn.Module] | None = None
         self._watching = ExitStack()  # hooks, while there are any
-        self._is_on = False
         self._modes = 0  # that others had on when the step began
         self._calls = 0  # of modules, in the step that is learnt from
         self._begun_at: list[int] = []
@@ -56,14 +55,13 @@ class LateCapture(LossCapture):
 
     def begin(self, batch_idx: int) -> None:
         """Starts noting calls in a step of an evaluation."""
-        if self._owners == 0:
-            if batch_idx <= 1:
-                self._after = None
-            if batch_idx == 1 and not _has_compiled():
-                self._learn()
-            elif self.after is not None:
-                self._wait(self.after)
-                return
+        if batch_idx <= 1:
+            self._after = None
+        if batch_idx == 1 and not _has_compiled():
+            self._learn()
+        elif self.after is not None:
+            self._wait(self.after)
+            return
         self.enter()
 
     def _learn(self) -> None:
@@ -72,28 +70,21 @@ class LateCapture(LossCapture):
         self._watching.callback(register_module_forward_hook(self._module_ends).remove)
 
     def _wait(self, module: nn.Module) -> None:
-        self._hits, self._owners = [], 1
-        self._modes = _modes()
+        self._hits, self._modes = [], _modes()
         self._watching.callback(module.register_forward_hook(self._arrived).remove)
 
     def enter(self) -> None:
-        """Starts noting calls; forgets the earlier ones unless somebody is already noting."""
-        if self._owners == 0:
-            self._modes, self._is_on = _modes(), True
+        """Starts noting calls; forgets the earlier ones."""
+        self._modes = _modes()
         super().enter()
 
     def leave(self) -> None:
-        """Stops noting calls; does nothing when no one is noting."""
-        if self._owners != 1:
-            super().leave()
-            return
+        """Stops noting calls; safe to call more than once."""
         self._watching.close()
         if self._done and self.noted:
             self._after = max(self._done, key=lambda done: done[0])[1]
         self._calls, self._begun_at, self._done = 0, [], []
-        if self._is_on:
-            super().leave()
-        self._owners, self._is_on = 0, False
+        super().leave()
 
     def _why_nothing_fits(self, batch_size: int | None) -> str:
         why, module = super()._why_nothing_fits(batch_size), self.after
@@ -118,9 +109,8 @@ class LateCapture(LossCapture):
             self._done.append((calls, ref(module)))
 
     def _arrived(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not self._is_on and _modes() == self._modes:
-            self.__enter__()  # type: ignore[no-untyped-call]
-            self._is_on = True
+        if _modes() == self._modes:
+            self._switch_on()
 
 
 def _modes() -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections import UserDict
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -89,23 +90,14 @@ def _name(score: object) -> str:
     return str(getattr(score, "__qualname__", type(score).__qualname__))
 
 
-class _Recording(Mapping[str, Tensor]):
-    """A mapping that remembers which of its values were read, in order."""
+class _Recording(UserDict[str, Tensor]):
+    """A dictionary that remembers which of its values were read, in order."""
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
-        self._values = values
+        super().__init__(values)
         self.read: dict[str, None] = {}
 
     def __getitem__(self, name: str) -> Tensor:
-        value = self._values[name]
+        value = self.data[name]
         self.read[name] = None
         return value
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._values  # looking whether it is there is no reading
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)

@@ -15,13 +15,12 @@ from lightning_fairprune._model.capture import from_graph
 from lightning_fairprune._observe.groups import LogitsFn
 from lightning_fairprune._observe.late import LateCapture
 
-# Callbacks open and close their captures in the same order, not in reverse. A stack of modes would
-# close the wrong one, so there is a single mode for all of them.
+# One for the steps of training and those of validation, so that an exception ends whichever is open.
 _captures: WeakKeyDictionary[pl.Trainer, LateCapture] = WeakKeyDictionary()
 
 
 def capture_of(trainer: pl.Trainer) -> LateCapture:
-    """Returns the capture that all callbacks of a Trainer share."""
+    """Returns the capture of a Trainer."""
     if trainer not in _captures:
         _captures[trainer] = LateCapture()
     return _captures[trainer]

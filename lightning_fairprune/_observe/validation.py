@@ -129,7 +129,7 @@ _running: WeakKeyDictionary[pl.Trainer, list[_Running]] = WeakKeyDictionary()
 
 def abandon(trainer: pl.Trainer) -> None:
     """On an exception: leaves nothing behind in torch."""
-    capture_of(trainer).abandon()
+    capture_of(trainer).leave()
     _running.pop(trainer, None)
 
 

@@ -43,7 +43,14 @@ class Tally:
             logits: [B, C]; -inf for a class that is closed.
             target: int64 [B].
             *groups: G times the group of each sample, int64 [B].
+
+        Raises:
+            ValueError: If there are not G groups.
         """
+        if len(groups) != self.groupings:
+            raise ValueError(
+                f"`groups` must be {self.groupings} tensors, as `groupings` says, got {len(groups)}."
+            )
         if self._waiting and logits.shape[1:] != self._waiting[0][0].shape[1:]:
             self._look()
         self.num_classes = max(self.num_classes, logits.shape[1])

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vjp, vmap
+from torch.func import jacrev, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_fairprune._model.batches import Batch
 from lightning_fairprune._model.borrowed import device_of
-from lightning_fairprune._model.trees import call, leaves, mapped
+from lightning_fairprune._model.trees import call_with, leaves, mapped
 from lightning_fairprune.criteria._groups import Groups, check_present, parts
 from lightning_fairprune.criteria._mean import LossFn, check_finite, over_batches, scalar
 from lightning_fairprune.criteria._parameters import chosen, full_precision
@@ -153,9 +153,7 @@ def _of_one(
         def outputs_of(theta: dict[str, Tensor]) -> Tensor:
             # A layer may write to its own tensors, which torch.func allows only to those made inside.
             every = {name: tensor.clone() for name, tensor in others.items()} | theta
-            outputs: Tensor = call(
-                lambda *args, **named: functional_call(model, every, args, named), inputs
-            )
+            outputs: Tensor = call_with(model, every, inputs)
             return outputs.squeeze(0)
 
         def loss_of(outputs: Tensor) -> Tensor:

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from lightning_fairprune._model.borrowed import borrowed, device_of
-from lightning_fairprune._model.trees import call, leaves, mapped
+from lightning_fairprune._model.trees import call_with, leaves, mapped
 from lightning_fairprune.criteria._exact import check_sparsity, keep_highest, num_kept
 from lightning_fairprune.criteria._parameters import chosen, full_precision
 
@@ -168,10 +167,7 @@ def _flow(
             used[name] = tensors[name] * mask
         scored = {name: used[name].detach().requires_grad_() for name in weights}
         used.update(scored)
-        outputs = call(
-            lambda *args, **named: functional_call(model, used, args, named),
-            mapped(torch.clone, inputs),
-        )
+        outputs = call_with(model, used, mapped(torch.clone, inputs))
         parts = [t.sum().to(device) for t in leaves(outputs) if t.is_floating_point()]
         whole = sum(parts, torch.zeros((), dtype=torch.float64, device=device))
         if not whole.requires_grad:

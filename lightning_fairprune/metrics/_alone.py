@@ -47,15 +47,10 @@ class ClassRecall(CountMetric):
 class WorstClassRecall(CountMetric):
     """The lowest recall of a class with support: :func:`~lightning_fairprune.recalls.worst`.
 
-    Args:
-        num_classes: Number of classes C.
-        **kwargs: As for :class:`ClassRecall`.
+    Arguments and errors are those of :class:`ClassRecall`.
 
     Returns:
         A number in [0, 1]; NaN if no class has support.
-
-    Raises:
-        ValueError: If an argument is out of range.
 
     Example:
         >>> import torch
@@ -76,16 +71,13 @@ class WorstClassRecall(CountMetric):
 class WorstKRecall(CountMetric):
     """The mean of the k lowest recalls: :func:`~lightning_fairprune.recalls.worst_k`.
 
+    Arguments and errors are those of :class:`ClassRecall`; besides:
+
     Args:
-        num_classes: Number of classes C.
         k: Number of classes (or groups) in the mean, in [1, K].
-        **kwargs: As for :class:`ClassRecall`.
 
     Returns:
         A number in [0, 1]; NaN if no class has support.
-
-    Raises:
-        ValueError: If an argument is out of range.
 
     Example:
         >>> import torch
@@ -114,16 +106,13 @@ class WorstKRecall(CountMetric):
 class RecallCVaR(CountMetric):
     """The mean recall of the lowest fraction of the classes: :func:`~lightning_fairprune.recalls.cvar`.
 
+    Arguments and errors are those of :class:`ClassRecall`; besides:
+
     Args:
-        num_classes: Number of classes C.
         level: Fraction of the classes with support, in (0, 1].
-        **kwargs: As for :class:`ClassRecall`.
 
     Returns:
         A number in [0, 1]; NaN if no class has support.
-
-    Raises:
-        ValueError: If an argument is out of range.
 
     Example:
         Half of three classes are the lowest, with recall 0, and half of the next, with recall 1.
@@ -152,15 +141,10 @@ class RecallCVaR(CountMetric):
 class RecallGap(CountMetric):
     """The highest minus the lowest recall: :func:`~lightning_fairprune.recalls.gap`.
 
-    Args:
-        num_classes: Number of classes C.
-        **kwargs: As for :class:`ClassRecall`.
+    Arguments and errors are those of :class:`ClassRecall`.
 
     Returns:
         A number in [0, 1]; NaN if no class has support.
-
-    Raises:
-        ValueError: If an argument is out of range.
 
     Example:
         >>> import torch
@@ -181,17 +165,14 @@ class RecallGap(CountMetric):
 class RecallStd(CountMetric):
     """The standard deviation of the recalls over classes: :func:`~lightning_fairprune.recalls.std`.
 
+    Arguments and errors are those of :class:`ClassRecall`; besides:
+
     Args:
-        num_classes: Number of classes C.
         correction: 0 for the deviation of these classes (population), 1 for the estimate from a sample
             of classes.
-        **kwargs: As for :class:`ClassRecall`.
 
     Returns:
         A number, at least 0; NaN if no class, or with `correction=1` only one, has support.
-
-    Raises:
-        ValueError: If an argument is out of range.
 
     Example:
         >>> import torch
@@ -219,15 +200,10 @@ class RecallStd(CountMetric):
 class ZeroRecallClasses(CountMetric):
     """The number of classes that are never predicted right: :func:`~lightning_fairprune.recalls.zero_recall`.
 
-    Args:
-        num_classes: Number of classes C.
-        **kwargs: As for :class:`ClassRecall`.
+    Arguments and errors are those of :class:`ClassRecall`.
 
     Returns:
         A whole number in [0, K], int64; classes without support do not count.
-
-    Raises:
-        ValueError: If an argument is out of range.
 
     Example:
         >>> import torch
@@ -249,17 +225,14 @@ class RecallBalance(CountMetric):
 
     The accuracy is the share of all samples, as in Good et al. (arXiv 2206.02976), not the mean recall.
 
+    Arguments and errors are those of :class:`ClassRecall`; besides:
+
     Args:
-        num_classes: Number of classes C.
         normalised: Whether to divide by the accuracy:
             :func:`~lightning_fairprune.recalls.normalised_balance`.
-        **kwargs: As for :class:`ClassRecall`.
 
     Returns:
         Balances, at least -1, NaN without support, [K].
-
-    Raises:
-        ValueError: If an argument is out of range.
 
     Example:
         The accuracy is 3/4.

@@ -12,7 +12,15 @@ from lightning_fairprune.metrics._base import CountMetric
 from lightning_fairprune.metrics._reference import Reference
 
 
-class RecallDistortion(CountMetric):
+class ComparedMetric(CountMetric):
+    """What the metrics share that compare with a reference."""
+
+    def __init__(self, num_classes: int, reference: ClassCounts | Tensor, **kwargs: Any) -> None:
+        super().__init__(num_classes, **kwargs)
+        self._reference = Reference(reference, self._counting.size)
+
+
+class RecallDistortion(ComparedMetric):
     """The recall of each class minus that of the reference: :func:`~lightning_fairprune.recalls.change`.
 
     Args:
@@ -40,29 +48,18 @@ class RecallDistortion(CountMetric):
     plot_upper_bound = 1.0
     per_class = True
 
-    def __init__(self, num_classes: int, reference: ClassCounts | Tensor, **kwargs: Any) -> None:
-        super().__init__(num_classes, **kwargs)
-        self._reference = Reference(reference, self._counting.size)
-
     def _derive(self, counts: ClassCounts) -> Tensor:
         return recalls.change(counts.recall, self._reference.recall)
 
 
-class RecallRetention(CountMetric):
+class RecallRetention(ComparedMetric):
     """The recall of each class as a fraction of the reference's: :func:`~lightning_fairprune.recalls.retention`.
 
-    Args:
-        num_classes: Number of classes C.
-        reference: Counts of the reference model, or its recalls [K] in [0, 1], NaN without support.
-        **kwargs: As for :class:`ClassRecall`.
+    Arguments and errors are those of :class:`RecallDistortion`.
 
     Returns:
         Fractions, at least 0, [K]; NaN for a class without support here or in the reference, and where
         the reference is 0.
-
-    Raises:
-        TypeError: If `reference` is neither counts nor floating point recalls.
-        ValueError: If an argument is out of range or `reference` is for other classes.
 
     Example:
         >>> import torch
@@ -75,10 +72,6 @@ class RecallRetention(CountMetric):
     higher_is_better = True
     plot_lower_bound = 0.0
     per_class = True
-
-    def __init__(self, num_classes: int, reference: ClassCounts | Tensor, **kwargs: Any) -> None:
-        super().__init__(num_classes, **kwargs)
-        self._reference = Reference(reference, self._counting.size)
 
     def _derive(self, counts: ClassCounts) -> Tensor:
         return recalls.retention(counts.recall, self._reference.recall)
@@ -106,19 +99,14 @@ class AdjustedMetric(CountMetric):
 class AdjustedRecallChange(AdjustedMetric):
     """How much more each recall changed than the accuracy: :func:`~lightning_fairprune.recalls.adjusted_change`.
 
+    Arguments and errors are those of :class:`RecallDistortion`; besides:
+
     Args:
-        num_classes: Number of classes C.
-        reference: Counts of the reference model, or its recalls [K] in [0, 1], NaN without support.
         reference_accuracy: Accuracy of the reference model if `reference` are recalls; None for their
             mean.
-        **kwargs: As for :class:`ClassRecall`.
 
     Returns:
         Changes in [-2, 2], [K]; NaN for a class without support here or in the reference.
-
-    Raises:
-        TypeError: If `reference` is neither counts nor floating point recalls.
-        ValueError: If an argument is out of range or `reference` is for other classes.
 
     Example:
         The accuracy stayed at 3/4.
@@ -141,19 +129,10 @@ class AdjustedRecallChange(AdjustedMetric):
 class MaxDisparity(AdjustedMetric):
     """How much more the class that lost most lost than the model: :func:`~lightning_fairprune.recalls.disparity`.
 
-    Args:
-        num_classes: Number of classes C.
-        reference: Counts of the reference model, or its recalls [K] in [0, 1], NaN without support.
-        reference_accuracy: Accuracy of the reference model if `reference` are recalls; None for their
-            mean.
-        **kwargs: As for :class:`ClassRecall`.
+    Arguments and errors are those of :class:`AdjustedRecallChange`.
 
     Returns:
         A number; NaN if no class has support here and in the reference.
-
-    Raises:
-        TypeError: If `reference` is neither counts nor floating point recalls.
-        ValueError: If an argument is out of range or `reference` is for other classes.
 
     Example:
         The accuracy stayed at 3/4, the first recall fell by a third.
@@ -174,19 +153,10 @@ class MaxDisparity(AdjustedMetric):
 class ClassIntensification(AdjustedMetric):
     """How each recall's distance from the accuracy grew: :func:`~lightning_fairprune.recalls.class_intensification`.
 
-    Args:
-        num_classes: Number of classes C.
-        reference: Counts of the reference model, or its recalls [K] in [0, 1], NaN without support.
-        reference_accuracy: Accuracy of the reference model if `reference` are recalls; None for their
-            mean.
-        **kwargs: As for :class:`ClassRecall`.
+    Arguments and errors are those of :class:`AdjustedRecallChange`.
 
     Returns:
         Ratios, [K]; NaN where undefined.
-
-    Raises:
-        TypeError: If `reference` is neither counts nor floating point recalls.
-        ValueError: If an argument is out of range or `reference` is for other classes.
 
     Example:
         Recalls 1 and 1/2 around the accuracy 3/4 became 1/2 and 1: both changed sides.
@@ -210,19 +180,10 @@ class IntensificationRatio(AdjustedMetric):
     The ratio alpha of Good et al. (arXiv 2206.02976) for one model: above 1, classes below the accuracy fell
     further behind, or those above it got further ahead.
 
-    Args:
-        num_classes: Number of classes C.
-        reference: Counts of the reference model, or its recalls [K] in [0, 1], NaN without support.
-        reference_accuracy: Accuracy of the reference model if `reference` are recalls; None for their
-            mean.
-        **kwargs: As for :class:`ClassRecall`.
+    Arguments and errors are those of :class:`AdjustedRecallChange`.
 
     Returns:
         A number; NaN where undefined.
-
-    Raises:
-        TypeError: If `reference` is neither counts nor floating point recalls.
-        ValueError: If an argument is out of range or `reference` is for other classes.
 
     Example:
         Recalls 1 and 1/2 around the accuracy 3/4 became 1/2 and 1: both changed sides.

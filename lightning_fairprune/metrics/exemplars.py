@@ -262,13 +262,10 @@ def class_histogram(ids: Tensor, target: Tensor, num_classes: int) -> ClassHisto
             raise ValueError(f"`{name}` must be in [0, {size}), got {int(outside[0])}.")
     if bool((ids.sort().values.diff() == 0).any()):
         raise ValueError("`ids` must name each sample at most once: take `ids.unique()`.")
-    zeros = torch.zeros(num_classes, dtype=torch.int64, device=target.device)
-    target = target.long()
-    chosen = target[ids.long()]
-    return ClassHistogram(
-        zeros.index_add(0, chosen, torch.ones_like(chosen)),
-        zeros.index_add(0, target, torch.ones_like(target)),
+    count, support = (
+        torch.bincount(of.long(), minlength=num_classes) for of in (target[ids.long()], target)
     )
+    return ClassHistogram(count, support)
 
 
 def _differs(preds: Tensor, reference: Tensor) -> Tensor:

@@ -40,6 +40,9 @@ __all__ = [
 ]
 
 
+Given = ClassCounts | Tensor  # of the reference: counts, or recalls
+
+
 class Options(TypedDict, total=False):
     """What the functional forms take beside predictions, labels and `num_classes`."""
 
@@ -165,21 +168,13 @@ def recall_balance(
 
 
 def recall_distortion(
-    preds: Tensor,
-    target: Tensor,
-    num_classes: int,
-    reference: ClassCounts | Tensor,
-    **options: Unpack[Options],
+    preds: Tensor, target: Tensor, num_classes: int, reference: Given, **options: Unpack[Options]
 ) -> Tensor:
     """Return the recall of each class minus that of the reference, [K].
 
     Example:
-        >>> recall_distortion(
-        ...     torch.tensor([0, 1, 1, 0]),
-        ...     torch.tensor([0, 1, 0, 0]),
-        ...     2,
-        ...     reference=torch.tensor([1.0, 0.5]),
-        ... )
+        >>> preds, target = torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0])
+        >>> recall_distortion(preds, target, 2, torch.tensor([1.0, 0.5]))
         tensor([-0.3333,  0.5000])
     """
     before = _reference(reference, num_classes, options)
@@ -188,21 +183,13 @@ def recall_distortion(
 
 
 def recall_retention(
-    preds: Tensor,
-    target: Tensor,
-    num_classes: int,
-    reference: ClassCounts | Tensor,
-    **options: Unpack[Options],
+    preds: Tensor, target: Tensor, num_classes: int, reference: Given, **options: Unpack[Options]
 ) -> Tensor:
     """Return the recall of each class as a fraction of that of the reference, [K].
 
     Example:
-        >>> recall_retention(
-        ...     torch.tensor([0, 1, 1, 0]),
-        ...     torch.tensor([0, 1, 0, 0]),
-        ...     2,
-        ...     reference=torch.tensor([1.0, 0.5]),
-        ... )
+        >>> preds, target = torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0])
+        >>> recall_retention(preds, target, 2, torch.tensor([1.0, 0.5]))
         tensor([0.6667, 2.0000])
     """
     before = _reference(reference, num_classes, options)
@@ -214,7 +201,7 @@ def adjusted_recall_change(
     preds: Tensor,
     target: Tensor,
     num_classes: int,
-    reference: ClassCounts | Tensor,
+    reference: Given,
     *,
     reference_accuracy: float | None = None,
     **options: Unpack[Options],
@@ -222,12 +209,8 @@ def adjusted_recall_change(
     """Return how much more each recall changed than the accuracy, [K].
 
     Example:
-        >>> adjusted_recall_change(
-        ...     torch.tensor([0, 1, 1, 0]),
-        ...     torch.tensor([0, 1, 0, 0]),
-        ...     2,
-        ...     reference=torch.tensor([1.0, 0.5]),
-        ... )
+        >>> preds, target = torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0])
+        >>> adjusted_recall_change(preds, target, 2, torch.tensor([1.0, 0.5]))
         tensor([-0.3333,  0.5000])
     """
     before = _reference(reference, num_classes, options, reference_accuracy)
@@ -239,7 +222,7 @@ def max_disparity(
     preds: Tensor,
     target: Tensor,
     num_classes: int,
-    reference: ClassCounts | Tensor,
+    reference: Given,
     *,
     reference_accuracy: float | None = None,
     **options: Unpack[Options],
@@ -247,12 +230,8 @@ def max_disparity(
     """Return how much more the class that lost most lost than the model.
 
     Example:
-        >>> max_disparity(
-        ...     torch.tensor([0, 1, 1, 0]),
-        ...     torch.tensor([0, 1, 0, 0]),
-        ...     2,
-        ...     reference=torch.tensor([1.0, 0.5]),
-        ... )
+        >>> preds, target = torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0])
+        >>> max_disparity(preds, target, 2, torch.tensor([1.0, 0.5]))
         tensor(0.3333)
     """
     before = _reference(reference, num_classes, options, reference_accuracy)
@@ -264,7 +243,7 @@ def class_intensification(
     preds: Tensor,
     target: Tensor,
     num_classes: int,
-    reference: ClassCounts | Tensor,
+    reference: Given,
     *,
     reference_accuracy: float | None = None,
     **options: Unpack[Options],
@@ -272,12 +251,8 @@ def class_intensification(
     """Return how each recall's distance from the accuracy grew, [K].
 
     Example:
-        >>> class_intensification(
-        ...     torch.tensor([0, 1, 1, 1]),
-        ...     torch.tensor([0, 1, 0, 1]),
-        ...     2,
-        ...     reference=torch.tensor([1.0, 0.5]),
-        ... )
+        >>> preds, target = torch.tensor([0, 1, 1, 1]), torch.tensor([0, 1, 0, 1])
+        >>> class_intensification(preds, target, 2, torch.tensor([1.0, 0.5]))
         tensor([-1., -1.])
     """
     before = _reference(reference, num_classes, options, reference_accuracy)
@@ -289,7 +264,7 @@ def intensification_ratio(
     preds: Tensor,
     target: Tensor,
     num_classes: int,
-    reference: ClassCounts | Tensor,
+    reference: Given,
     *,
     reference_accuracy: float | None = None,
     **options: Unpack[Options],
@@ -297,12 +272,8 @@ def intensification_ratio(
     """Return how the recalls' distances from the accuracy grew.
 
     Example:
-        >>> intensification_ratio(
-        ...     torch.tensor([0, 1, 1, 1]),
-        ...     torch.tensor([0, 1, 0, 1]),
-        ...     2,
-        ...     reference=torch.tensor([1.0, 0.5]),
-        ... )
+        >>> preds, target = torch.tensor([0, 1, 1, 1]), torch.tensor([0, 1, 0, 1])
+        >>> intensification_ratio(preds, target, 2, torch.tensor([1.0, 0.5]))
         tensor(-1.)
     """
     before = _reference(reference, num_classes, options, reference_accuracy)
@@ -315,7 +286,7 @@ def _counts(preds: Tensor, target: Tensor, num_classes: int, options: Options) -
 
 
 def _reference(
-    reference: ClassCounts | Tensor,
+    reference: Given,
     num_classes: int,
     options: Options,
     accuracy: float | None = None,

@@ -1,8 +1,8 @@
 """How many samples of each class to keep: (sizes, recall, budget) -> quota, int64 [K].
 
-A rule that takes no recall is called as (sizes, budget); `rcap` takes losses in its place.
-Every rule here is a choice of weights; `apportion` turns weights into integers that sum to the
-budget exactly, never exceed a class, and never shrink for any class when the budget grows.
+A rule that needs no recall takes (sizes, budget); `rcap` takes losses in place of recalls. Every rule
+is a choice of weights; `apportion` turns weights into integers that sum to the budget exactly, never
+exceed a class size, and never shrink for any class when the budget grows.
 """
 
 from __future__ import annotations

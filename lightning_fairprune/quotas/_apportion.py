@@ -1,4 +1,4 @@
-"""Integers in proportion to weights, by a divisor rule whose seats are never listed."""
+"""Integers in proportion to weights, by a divisor rule that never lists the seats."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 from lightning_fairprune.quotas._arguments import class_counts, integer
-
-__all__ = ["apportion"]
 
 
 def apportion(
@@ -40,7 +38,7 @@ def apportion(
         weights: float [K], finite and >= 0. Only ratios matter; one below 1e-600 times the
             largest may count as 0.
         capacity: int64 [K], the most that each class can get, >= 0 and below 2**50.
-        budget: seats to hand out, 0 <= budget <= sum(capacity).
+        budget: seats in all, 0 <= budget <= sum(capacity).
         floor: seats that each class gets first (capped at its capacity), an int or int64 [K].
 
     Returns:
@@ -52,8 +50,8 @@ def apportion(
         TypeError: a capacity, floor or budget that is not integer.
 
     Example:
-        Seats 1 to 4 have priorities 6, 3, 2 and 2. The third seat goes to class 0: both classes
-        offer a seat of priority 2 there (6/3 and 2/1), and class 0 has (2j+1)/c = 3/9 < 1/2.
+        Seats 1 to 4 have priorities 6, 3, 2 and 2. The third goes to class 0: of two seats of
+        priority 2 (6/3 and 2/1), that of class 0 has the lower (2j+1)/c, 3/9 < 1/2.
 
         >>> apportion([6.0, 3.0, 2.0], [9, 9, 2], 3)
         tensor([2, 1, 0])
@@ -95,13 +93,11 @@ def apportion(
 def _bracket(weight: Tensor, low: Tensor, high: Tensor, budget: int) -> tuple[Tensor, Tensor]:
     """Narrow low <= quota <= high to the seats that tie at the priority of the last one taken.
 
-    Why quotas are nested exactly, not up to rounding: a seat's priority is the float64 number
-    fl(w/(2j+1)), which does not depend on the budget, and `_taken` counts the seats at or above
-    a threshold. Its result never increases with the threshold, in floating point too, because
-    division, addition and floor are monotone under correct rounding and its correction by one
-    looks at the same seat on either side of a step. A larger budget therefore ends at an equal or
-    lower threshold, with counts at least as high in every class; at an equal threshold the same
-    tied seats are handed out in the same order.
+    Quotas are nested exactly, not up to rounding: a seat's priority is the float64 number
+    fl(w/(2j+1)), which does not depend on the budget, and the counts of `_taken` never increase with
+    the threshold, in floating point too: division, addition and floor are monotone under correct
+    rounding, and the correction by one tests the same seat on either side of a step. A larger budget
+    therefore ends at an equal or lower threshold, where ties are taken in the same order.
     """
     if int(low.sum()) == budget:
         return low, low
@@ -136,7 +132,7 @@ def _taken(weight: Tensor, low: Tensor, high: Tensor, threshold: float) -> Tenso
     ratio = weight / threshold  # may be inf: clamped before it becomes an integer
     seats = ratio.add_(1).mul_(0.5).floor_().clamp_(min=0).minimum(high.double())
     odd = seats * 2
-    # The quotient above is rounded: look at the seats just inside and just outside.
+    # The quotient above is rounded: test the seats just inside and just outside.
     seats = seats - (weight / (odd - 1) < threshold).double() + (weight / (odd + 1) >= threshold)
     return seats.to(torch.int64).clamp_(low, high)
 

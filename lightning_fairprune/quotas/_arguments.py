@@ -1,4 +1,4 @@
-"""What the rules of this package check about their arguments, and the form they compute with."""
+"""Checks and conversions of the arguments of the rules."""
 
 from __future__ import annotations
 
@@ -8,60 +8,44 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = [
-    "class_counts",
-    "errors",
-    "integer",
-    "integers",
-    "losses",
-    "recalls",
-    "sizes_and_capacity",
-]
-
 
 def recalls(recall: Tensor | Sequence[float], num_classes: int) -> Tensor:
-    """Return the recalls as float64 [K], where NaN stands for a class never seen."""
-    rate = _per_class("recall", recall, num_classes)
-    wrong = (rate < 0) | (rate > 1)
-    if bool(wrong.any()):
-        k = int(wrong.nonzero()[0])
-        raise ValueError(
-            f"`recall` must be in [0, 1], or NaN for a class never seen in validation, "
-            f"got {float(rate[k])} for class {k}."
-        )
-    return rate
+    """Return the recalls as float64 [K], NaN for a class never seen."""
+    return _per_class(
+        "recall", recall, num_classes, 1.0, "in [0, 1], or NaN for a class never seen in validation"
+    )
 
 
 def errors(recall: Tensor | Sequence[float], size: Tensor) -> Tensor:
-    """Return 1 - recall; classes never seen count as average, and no errors at all as equal."""
+    """Return 1 - recall: the mean for a class never seen, ones if no class has an error."""
     return _filled(1 - recalls(recall, len(size)), size)
 
 
 def losses(loss: Tensor | Sequence[float], size: Tensor) -> Tensor:
-    """Return the mean loss of each class; unknown ones count as average, and no loss at all as equal."""
-    value = _per_class("loss", loss, len(size))
-    wrong = (value < 0) | value.isinf()
-    if bool(wrong.any()):
-        k = int(wrong.nonzero()[0])
-        raise ValueError(
-            f"`loss` must be finite and >= 0, or NaN for a class never seen, "
-            f"got {float(value[k])} for class {k}."
-        )
-    return _filled(value, size)
+    """Return the mean losses: their mean for a class never seen, ones if no class has a loss."""
+    most = torch.finfo(torch.float64).max
+    what = "finite and >= 0, or NaN for a class never seen"
+    return _filled(_per_class("loss", loss, len(size), most, what), size)
 
 
-def _per_class(name: str, value: Tensor | Sequence[float], num_classes: int) -> Tensor:
+def _per_class(
+    name: str, value: Tensor | Sequence[float], num_classes: int, most: float, what: str
+) -> Tensor:
     tensor = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
     if tensor.shape != (num_classes,):
         raise ValueError(
             f"`{name}` must have one entry per class, got shape {tuple(tensor.shape)} "
             f"for {num_classes} classes."
         )
+    wrong = (tensor < 0) | (tensor > most)
+    if bool(wrong.any()):
+        k = int(wrong.nonzero()[0])
+        raise ValueError(f"`{name}` must be {what}, got {float(tensor[k])} for class {k}.")
     return tensor
 
 
 def _filled(badness: Tensor, size: Tensor) -> Tensor:
-    """Return the values with the mean where they are NaN; only classes with samples have a say."""
+    """Fill NaN with the mean over the classes with samples; return ones if no value is above 0."""
     badness = torch.where(size > 0, badness, torch.nan)
     badness = torch.where(badness.isnan(), badness.nanmean(), badness)
     return badness if bool((badness > 0).any()) else torch.ones_like(badness)

@@ -1,4 +1,4 @@
-"""The rule that remembers: quotas that follow the recalls from call to call."""
+"""The rule with state: quotas that follow the recalls from call to call."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from torch import Tensor
 from lightning_fairprune.quotas._apportion import apportion
 from lightning_fairprune.quotas._arguments import recalls, sizes_and_capacity
 
-__all__ = ["Minimax"]
-
 
 class Minimax:
     r"""Quotas that follow the recalls until they are equal, one step per call.
 
-    Keeps a log-weight :math:`\ell_k` per class, at first 0. A call updates it once from the
+    Keeps a log-weight :math:`\ell_k` per class, 0 at first. A call updates it once from the
     recalls and shares the budget in proportion to :math:`N_k e^{\ell_k}`, capped at the class size:
 
     .. math::
@@ -28,15 +26,14 @@ class Minimax:
     with :math:`\bar r` the mean recall over classes. This is exponentiated gradient ascent on the
     class errors, the update by which group DRO (Sagawa, Koh, Hashimoto and Liang, ICLR 2020, arXiv
     1911.08731, Algorithm 1) plays against the learner; there it weights the groups' losses, here it
-    chooses how many samples of each class to train on. With ``leak=0`` it can only rest where all
-    recalls are equal (or a class has nothing left to give). `drop` does not look again at what its
-    quotas did and may correct too much or too little. With ``leak > 0`` it rests at
-    :math:`\ell_k = (\bar r - r_k) \, \text{step} / \text{leak}`, between the class proportions
-    and equal recalls, and classes that cannot be helped do not take ever more of the budget.
+    chooses how many samples of each class to train on. With ``leak=0`` the fixed points are those
+    with equal recalls (or where no class has samples left); `drop` has no such feedback and may
+    correct too much or too little. With ``leak > 0`` the fixed point,
+    :math:`\ell_k = (\bar r - r_k) \, \text{step} / \text{leak}`, lies between the class proportions
+    and equal recalls, so that classes that cannot be helped do not take ever more of the budget.
 
-    Adding the same number to all log-weights changes nothing; the steps sum to zero over the
-    classes, which keeps the numbers centred. A class of recall NaN (not seen in validation) or
-    without training samples is not pushed, and is left out of the mean.
+    The steps sum to zero over the classes. A class of recall NaN (not seen in validation) or without
+    training samples has step 0 and is left out of the mean.
 
     Args:
         step: size of the update, > 0. An error gap of 0.1 changes a class's share by the factor
@@ -51,8 +48,8 @@ class Minimax:
             of classes than before. A call that raises leaves the weights as they were.
 
     Example:
-        Class 1 is recalled less by 0.2: it is pushed by 5 * 0.1, class 0 by -5 * 0.1, and the ratio
-        of the quotas becomes e^-1 = 0.368.
+        The recall of class 1 is lower by 0.2: its step is 5 * 0.1, that of class 0 -5 * 0.1, and the
+        ratio of the quotas becomes e^-1 = 0.368.
 
         >>> quota = Minimax(step=5.0)
         >>> quota([1000, 1000], [0.9, 0.7], 1000)
@@ -91,7 +88,7 @@ class Minimax:
         known = ~rate.isnan() & (size > 0)
         push = torch.where(known, rate[known].mean() - rate, 0.0)
         log_weight = (1 - self.leak) * old + self.step * push
-        # Relative to the largest one that counts, so that exp can neither overflow nor vanish.
+        # Relative to the largest of a class with samples: exp neither overflows nor vanishes.
         top = log_weight.masked_fill(size == 0, -math.inf).max() if len(size) else 0.0
         weight = torch.where(size > 0, size * (log_weight - top).exp(), 0.0)
         quota = apportion(weight, capacity, budget, floor=floor)

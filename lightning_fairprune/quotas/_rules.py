@@ -1,4 +1,4 @@
-"""The rules without memory: each is a choice of weights for `apportion`, or a count."""
+"""The rules without state: each is a choice of weights for `apportion`, or a count."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from torch import Tensor
 
 from lightning_fairprune.quotas._apportion import apportion
 from lightning_fairprune.quotas._arguments import errors, integers, losses, sizes_and_capacity
-
-__all__ = ["balanced", "drop", "drop_reference", "of_subset", "proportional", "rcap"]
 
 
 def drop(
@@ -27,16 +25,16 @@ def drop(
 
     where :math:`c` is the one number that meets the budget. This is the fixed point of Algorithm 1
     of Vysogorets, Ahuja and Kempe, "DRoP: Distributionally Robust Data Pruning", ICLR 2025 (arXiv
-    2404.05579), which computes it in real numbers by handing out what full classes leave over.
-    Here the integers are exact: see `apportion`.
+    2404.05579), which computes it in real numbers by redistributing what exceeds the class sizes.
+    Here the quotas are integers that sum to the budget exactly: see `apportion`.
 
     Args:
         sizes: int64 [K], samples per class, N_k.
         recall: float [K], in [0, 1], the recall r_k of each class on held-out data. NaN marks a
-            class that had no held-out sample; it counts as the mean of the known recalls, of
-            classes with samples.
+            class without held-out samples; it counts as the mean over the classes with known recall
+            and with training samples.
         budget: samples to keep, 0 <= budget <= sum(min(sizes, cap)).
-        floor: samples that each class keeps at least (or all it has), an int or int64 [K].
+        floor: samples that each class keeps at least (all if it has fewer), an int or int64 [K].
         cap: samples that each class keeps at most, an int or int64 [K]; None is no limit.
 
     Returns:
@@ -74,25 +72,14 @@ def drop_reference(
 
     .. math:: n_k = \min(N_k, c \, (1 - r_k)), \qquad \sum_k n_k = \text{budget}
 
-    For classes of equal size this is `drop`; for others it also balances the class sizes. It is
-    here for comparisons with numbers obtained from that code (github avysogorets/fair-data-pruning,
-    2024). Only its proportions are reproduced. Its roundings are not: there, shares are truncated
-    more than once and the missing samples drawn from all classes, and when several classes are
-    full, some of the others are passed over in a round of the redistribution.
-
-    Args:
-        sizes: int64 [K], samples per class, N_k.
-        recall: float [K], in [0, 1] or NaN, as in `drop`.
-        budget: samples to keep, 0 <= budget <= sum(min(sizes, cap)).
-        floor: samples that each class keeps at least (or all it has), an int or int64 [K].
-        cap: samples that each class keeps at most, an int or int64 [K]; None is no limit.
+    For classes of equal size this is `drop`; otherwise it also balances the class sizes. Use it to
+    compare with numbers obtained from that code (github avysogorets/fair-data-pruning, 2024). We
+    reproduce its proportions, not its rounding: it truncates shares more than once, draws the
+    missing samples from all classes, and skips classes when several are full. Arguments and errors
+    are those of `drop`.
 
     Returns:
         int64 [K] on the CPU. Recalls that are all 1 or all NaN give the same as `balanced`.
-
-    Raises:
-        ValueError: a recall outside [0, 1], or what `apportion` refuses.
-        TypeError: sizes, budget, floor or cap that are not integer.
 
     Example:
         >>> drop_reference([60, 40, 10], [0.9, 0.7, 0.4], 10)  # 0.1 : 0.3 : 0.6
@@ -114,28 +101,26 @@ def rcap(
 
     .. math:: n_k = \min(N_k, c \sqrt{N_k L_k}), \qquad \sum_k n_k = \text{budget}
 
-    This minimises :math:`\sum_k N_k L_k / n_k`. It is the choice of class sizes in Hassan, Khare
-    and Paik, "RCAP: Robust, Class-Aware, Probabilistic Dynamic Dataset Pruning", UAI 2025 (PMLR
-    286), as their code (github atif-hassan/RCAP-dynamic-dataset-pruning) has it: proportional to
-    the root of class loss times class share. There :math:`L_k` is the share of the class's softmax
-    of losses that fell to the last subset; here it is the mean loss. Nor are its sums reproduced:
-    there every class is rounded up, and full classes are not taken off what the others share.
+    This minimises :math:`\sum_k N_k L_k / n_k`. It is the choice of class sizes in the code (github
+    atif-hassan/RCAP-dynamic-dataset-pruning) of Hassan, Khare and Paik, "RCAP: Robust, Class-Aware,
+    Probabilistic Dynamic Dataset Pruning", UAI 2025 (PMLR 286): proportional to the root of class
+    loss times class share. There :math:`L_k` is the share of the class's softmax of losses that fell
+    to the last subset; here it is the mean loss. Their sums differ as well: they round every class
+    up and do not redistribute what exceeds the class sizes.
 
     Args:
         sizes: int64 [K], samples per class, N_k.
         loss: float [K], finite and >= 0, the mean loss L_k of each class. Only ratios matter. NaN
-            marks a class that was not seen; it counts as the mean of the known losses, of classes
-            with samples.
-        budget: samples to keep, 0 <= budget <= sum(min(sizes, cap)).
-        floor: samples that each class keeps at least (or all it has), an int or int64 [K].
-        cap: samples that each class keeps at most, an int or int64 [K]; None is no limit.
+            marks a class not seen; it counts as the mean over the other classes with samples.
+        budget: as in `drop`, like `floor` and `cap`.
+        floor: samples that each class keeps at least.
+        cap: samples that each class keeps at most.
 
     Returns:
         int64 [K] on the CPU. A class of loss 0 keeps its floor only, unless all others are full.
 
     Raises:
         ValueError: a loss that is negative or infinite, or what `apportion` refuses.
-        TypeError: sizes, budget, floor or cap that are not integer.
 
     Example:
         Weights sqrt(90 * 0.1) = 3, sqrt(40 * 0.4) = 4 and sqrt(10 * 0.9) = 3 share 20 samples
@@ -159,18 +144,7 @@ def proportional(
 ) -> Tensor:
     r"""Return quotas that keep the class proportions: :math:`n_k` proportional to :math:`N_k`.
 
-    Args:
-        sizes: int64 [K], samples per class, N_k.
-        budget: samples to keep, 0 <= budget <= sum(min(sizes, cap)).
-        floor: samples that each class keeps at least (or all it has), an int or int64 [K].
-        cap: samples that each class keeps at most, an int or int64 [K]; None is no limit.
-
-    Returns:
-        int64 [K] on the CPU.
-
-    Raises:
-        ValueError: what `apportion` refuses.
-        TypeError: sizes, budget, floor or cap that are not integer.
+    Arguments, result and errors are those of `drop`.
 
     Example:
         >>> proportional([60, 40, 10], 11)
@@ -189,23 +163,14 @@ def balanced(
     floor: int | Tensor | Sequence[int] = 0,
     cap: int | Tensor | Sequence[int] | None = None,
 ) -> Tensor:
-    r"""Return quotas of equal size as far as the classes reach: :math:`n_k = \min(N_k, c)`.
+    r"""Return equal quotas, limited by the class sizes: :math:`n_k = \min(N_k, c)`.
 
     Sub-sampling to equal class or group sizes is the strong baseline of Idrissi et al., "Simple
     data balancing achieves competitive worst-group-accuracy", CLeaR 2022 (arXiv 2110.14503).
-
-    Args:
-        sizes: int64 [K], samples per class, N_k.
-        budget: samples to keep, 0 <= budget <= sum(min(sizes, cap)).
-        floor: samples that each class keeps at least (or all it has), an int or int64 [K].
-        cap: samples that each class keeps at most, an int or int64 [K]; None is no limit.
+    Arguments and errors are those of `drop`.
 
     Returns:
         int64 [K] on the CPU. What is left below one sample per class goes to the largest classes.
-
-    Raises:
-        ValueError: what `apportion` refuses.
-        TypeError: sizes, budget, floor or cap that are not integer.
 
     Example:
         >>> balanced([60, 40, 10], 51)
@@ -216,14 +181,12 @@ def balanced(
 
 
 def of_subset(
-    target: Tensor | Sequence[int],
-    indices: Tensor | Sequence[int],
-    num_classes: int | None = None,
+    target: Tensor | Sequence[int], indices: Tensor | Sequence[int], num_classes: int | None = None
 ) -> Tensor:
-    """Return the class counts of a subset, to be used as the quota of another selection.
+    """Return the class counts of a subset, as the quota of another selection.
 
-    Random selection under the quotas of a score's own subset tells how much of that score's effect
-    is its choice of classes and how much its choice within them ("StrategyQ" in the DRoP paper).
+    Random selection under the class counts of a score's subset shows how much of the score's effect
+    is its choice of classes, and how much its choice within them ("StrategyQ" in the DRoP paper).
 
     Args:
         target: int64 [N], the class of each sample of the whole set.

@@ -100,19 +100,10 @@ def disparity(
     The maximum disparity of Hashemizadeh et al., "Balancing Act: Constraining Disparate Impact in Sparse
     Models" (ICLR 2024, arXiv 2310.20673), with classes as groups.
 
-    Args:
-        recall: Recalls in [0, 1], NaN without support, [..., K].
-        reference: Recalls of the reference model, [..., K].
-        accuracy: Accuracy of the model in [0, 1], [...]; None for the mean recall over the classes seen
-            in both.
-        reference_accuracy: The same of the reference model.
+    Arguments and errors are those of `adjusted_change`.
 
     Returns:
         Disparities, [...]; NaN if no class has support in both.
-
-    Raises:
-        TypeError: If `recall` or `reference` is not floating point.
-        ValueError: If their numbers of classes differ or are 0.
 
     Example:
         The second class lost 0.3, the model 0.2.
@@ -134,20 +125,11 @@ def class_intensification(
     The ratio of normalised recall balances of Good et al. (arXiv 2206.02976): above 1 the distance grew in
     the same direction, in (0, 1) it shrank, below 0 the class changed sides.
 
-    Args:
-        recall: Recalls in [0, 1], NaN without support, [..., K].
-        reference: Recalls of the reference model, [..., K].
-        accuracy: Accuracy of the model in [0, 1], [...]; None for the mean recall over the classes seen
-            in both.
-        reference_accuracy: The same of the reference model.
+    Arguments and errors are those of `adjusted_change`.
 
     Returns:
         Ratios, [..., K]; NaN where either recall is, where the reference recall is the reference accuracy
         (but for rounding), and where an accuracy is 0.
-
-    Raises:
-        TypeError: If `recall` or `reference` is not floating point.
-        ValueError: If their numbers of classes differ or are 0.
 
     Example:
         1/8 of the accuracy became 1/6 of it, the example of the paper.
@@ -171,20 +153,11 @@ def intensification(
     The slope through the origin of the normalised recall balances over those of the reference: Good et al.
     (arXiv 2206.02976). A class whose reference recall is the accuracy has weight 0.
 
-    Args:
-        recall: Recalls in [0, 1], NaN without support, [..., K].
-        reference: Recalls of the reference model, [..., K].
-        accuracy: Accuracy of the model in [0, 1], [...]; None for the mean recall over the classes seen
-            in both.
-        reference_accuracy: The same of the reference model.
+    Arguments and errors are those of `adjusted_change`.
 
     Returns:
         Ratios, [...]; NaN where an accuracy is 0, where all reference recalls are the reference accuracy
         (but for rounding), and if no class has support in both.
-
-    Raises:
-        TypeError: If `recall` or `reference` is not floating point.
-        ValueError: If their numbers of classes differ or are 0.
 
     Example:
         >>> intensification(torch.tensor([0.7, 0.5]), torch.tensor([0.9, 0.7]))
