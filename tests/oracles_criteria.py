@@ -279,27 +279,6 @@ def each(
     return result
 
 
-def state(model: nn.Module) -> dict[str, Any]:
-    """Everything about a model that a criterion has to leave alone."""
-    return {
-        "tensors": {
-            name: (id(t), t.detach().clone())
-            for name, t in [
-                *model.named_parameters(remove_duplicate=False),
-                *model.named_buffers(remove_duplicate=False),
-            ]
-        },
-        "grads": {
-            name: (id(p.grad), None if p.grad is None else p.grad.clone())
-            for name, p in model.named_parameters()
-        },
-        "flags": {name: p.requires_grad for name, p in model.named_parameters()},
-        "modes": {name: module.training for name, module in model.named_modules()},
-        "attributes": {name: sorted(vars(module)) for name, module in model.named_modules()},
-        "rng": torch.get_rng_state(),
-    }
-
-
 # --------------------------------------------------------------------------------- all of them
 
 Loss = Callable[[Any, Any], Tensor]

@@ -170,7 +170,6 @@ def test_graph_shows_what_the_loss_was_given(name: str) -> None:
     logits, target = torch.randn(6, 4) @ weight, torch.randint(5, (6,))
     loss = losses(logits, target)[name]
     seen = from_graph(loss, 6)
-    assert seen is not None
     assert not seen[0].requires_grad
     assert torch.equal(seen[1], target)
     torch.testing.assert_close(seen[0], logits.detach().log_softmax(1))

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import users
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 from users import Blobs, Data, Model, Probe
 
 import lightning_fairprune as lfp
@@ -59,9 +59,7 @@ def test_quotas_follow_the_pooled_recalls(window: int) -> None:
     assert [estimate.epoch for estimate in callback.history] == [1, 2, 3]
     for epoch, recall, quota in callback.history:
         pooled = ClassCounts.pooled(recalls.counts[: epoch + 1][-window:])
-        assert recall is not None
         torch.testing.assert_close(recall, pooled.recall)
-        assert quota is not None
         assert quota.tolist() == lfp.quotas.drop(sizes, pooled.recall, 41).tolist()
     assert callback.quota is callback.history[-1].quota
 
@@ -74,7 +72,6 @@ def test_shrinkage_pulls_to_the_mean() -> None:
     )
     callback = fit(shrinkage=1e9)
     quota = callback.history[0].quota
-    assert quota is not None
     proportional = lfp.quotas.proportional(torch.bincount(Blobs().y), 41)
     assert quota.tolist() == proportional.tolist()
 
@@ -92,7 +89,6 @@ def test_no_class_loses_everything_by_default() -> None:
 def test_floor_reaches_the_quotas() -> None:
     callback = fit(floor=8)
     for estimate in callback.history:
-        assert estimate.quota is not None
         assert int(estimate.quota.min()) >= 8
 
 
@@ -100,9 +96,7 @@ def test_selection_is_the_one_of_the_pure_functions() -> None:
     static: dict[str, Any] = {"resample_every": None, "update_every": None}
     callback = fit(score=lfp.scores.el2n, keep="hard", seed=5, **static)
     seen, selection = callback.dynamics, callback.selection
-    assert seen is not None
     assert callback.quota is not None
-    assert selection is not None
     again = lfp.select(
         seen.target, callback.quota, score=lfp.scores.el2n(seen), keep="hard", seed=5
     )
@@ -127,7 +121,6 @@ def test_rhythm(
         trainer={"max_epochs": 4},
     )
     assert len(callback.history) == estimates
-    assert callback.selection is not None
     assert callback.selection.seed == draws - 1
     subsets = {frozenset(probe.samples[epoch]) for epoch in (1, 2, 3)}
     assert len(subsets) == {1: 1, 2: 2, 4: 3}[draws]
@@ -138,7 +131,6 @@ def test_without_quotas_the_score_alone_decides() -> None:
     callback = fit(score=lfp.scores.el2n, keep="hard", quota=None, **static)
     seen, selection = callback.dynamics, callback.selection
     assert seen is not None
-    assert selection is not None
     hardest = lfp.scores.el2n(seen).argsort(descending=True, stable=True)[:41].sort().values
     assert torch.equal(selection.indices, hardest)
     assert callback.quota is None
@@ -146,15 +138,11 @@ def test_without_quotas_the_score_alone_decides() -> None:
 
 def test_density_one_keeps_all() -> None:
     callback = fit(density=1.0)
-    assert callback.selection is not None
     assert callback.selection.indices.tolist() == list(range(103))
 
 
 def test_same_seed_same_subset_and_another_seed_another() -> None:
     first, second, other = (fit(seed=s).selection for s in (3, 3, 4))
-    assert first is not None
-    assert second is not None
-    assert other is not None
     assert torch.equal(first.indices, second.indices)
     assert not torch.equal(first.indices, other.indices)
 
@@ -178,15 +166,12 @@ def test_quotas_from_the_second_validation_loader() -> None:
         shrinkage=0.0,
     )
     recall = callback.history[0].recall
-    assert recall is not None
     torch.testing.assert_close(recall, recalls.counts[1].recall)
 
 
 def test_only_what_the_score_reads_is_recorded() -> None:
     random = fit().dynamics
     scored = fit(score=lfp.scores.forgetting, keep="hard").dynamics
-    assert random is not None
-    assert scored is not None
     assert list(random.signals) == []
     assert list(scored.signals) == ["correct"]
 
@@ -195,70 +180,6 @@ def test_only_what_the_score_reads_is_recorded() -> None:
 def test_automatic_rhythm(after: Any, rhythm: tuple[int | None, int | None]) -> None:
     callback = lfp.DataPruning(0.3, 1, after=after)
     assert (callback.settings.resample_every, callback.settings.update_every) == rhythm
-
-
-# ----------------------------------------------------------------------------------------- groups
-
-
-class Grouped(Data):
-    """Every sample has a second attribute; groups are label x attribute."""
-
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        self.attribute = (torch.arange(103) % 2).long()
-        self.val_attribute = (torch.arange(60) % 2).long()
-
-    def train_dataloader(self) -> Any:
-        data = TensorDataset(self.train.x, self.train.y, 2 * self.train.y + self.attribute)
-        return DataLoader(data, 10, shuffle=True)
-
-    def val_dataloader(self) -> Any:
-        return DataLoader(
-            TensorDataset(self.val.x, self.val.y, 2 * self.val.y + self.val_attribute), 20
-        )
-
-
-class GroupedModel(Model):
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        return F.cross_entropy(self(batch[0]), batch[1])
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        F.cross_entropy(self(batch[0]), batch[1])
-
-
-@pytest.mark.parametrize("group_by", [2, lambda batch: batch[2]])
-def test_groups_take_the_place_of_classes(group_by: Any) -> None:
-    data = Grouped()
-    callback = fit(model=GroupedModel(), data=data, group_by=group_by)
-    group = 2 * data.train.y + data.attribute
-    assert callback.selection is not None
-    assert callback.quota is not None
-    assert len(callback.quota) == 8
-    assert torch.equal(torch.bincount(group[callback.selection.indices]), callback.quota)
-    assert torch.equal(callback.selection.sizes, torch.bincount(group))
-    recall = callback.history[0].recall
-    assert recall is not None
-    assert len(recall) == 8
-
-
-def test_group_without_validation_samples_has_the_mean_recall() -> None:
-    class Missing(Grouped):
-        def val_dataloader(self) -> Any:
-            keep = self.val_attribute == 0
-            y = self.val.y[keep]
-            return DataLoader(TensorDataset(self.val.x[keep], y, 2 * y), 20)
-
-    callback = fit(model=GroupedModel(), data=Missing(), group_by=2)
-    recall, quota = callback.history[0].recall, callback.history[0].quota
-    assert recall is not None
-    assert quota is not None
-    assert recall[1::2].isnan().all()
-    assert (quota > 0).all()
-
-
-def test_group_ids_must_be_integers() -> None:
-    with pytest.raises(ValueError, match="`group_by` must give one integer group id per sample"):
-        fit(model=GroupedModel(), data=Grouped(), group_by=0)
 
 
 # ---------------------------------------------------------------------------------------- restart

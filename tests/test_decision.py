@@ -24,7 +24,6 @@ def test_draws_are_those_of_select_under_consecutive_seeds() -> None:
     decision = Decision(0.3, quotas.drop, seed=7)
     decision.learn(TARGET, num_classes=3)
     quota = decision.estimate(4, torch.tensor([0.9, 0.8, 0.5]))
-    assert quota is not None
     assert quota.tolist() == quotas.drop([50, 30, 20], [0.9, 0.8, 0.5], 30).tolist()
     for seed in (7, 8, 9):
         assert torch.equal(
@@ -71,7 +70,6 @@ def test_classes_without_recall_or_sample() -> None:
     decision = Decision(0.3, quotas.drop)
     decision.learn(TARGET, num_classes=5)  # the logits tell five classes apart
     quota = decision.estimate(0, torch.tensor([0.9, 0.8]))
-    assert quota is not None
     assert quota.tolist()[3:] == [0, 0]
     assert quota[2] > 0
 
@@ -99,7 +97,6 @@ def test_groups_that_only_validation_or_only_training_knows(rule: Any) -> None:
     decision = Decision(0.3, rule)
     decision.learn(TARGET)  # groups 0, 1, 2
     quota = decision.estimate(0, torch.tensor([0.9, NAN, 0.5, 0.0], dtype=torch.float64))
-    assert quota is not None
     assert quota.tolist()[3] == 0  # validation alone knows group 3
     assert 0 < quota[1] <= 30  # training alone knows group 1
     assert quota.sum() == 30
@@ -107,7 +104,6 @@ def test_groups_that_only_validation_or_only_training_knows(rule: Any) -> None:
     fresh = Decision(0.3, rule)
     fresh.learn(TARGET)
     told = fresh.estimate(0, torch.tensor([0.9, NAN, 0.5], dtype=torch.float64))
-    assert told is not None
     assert torch.equal(quota[:3], told)  # a group without samples has no say
 
 
@@ -115,7 +111,6 @@ def test_a_group_that_validation_has_not_met_at_all_counts_as_the_mean() -> None
     decision = Decision(0.3, quotas.drop)
     decision.learn(TARGET)
     quota = decision.estimate(0, torch.tensor([0.9, 0.5], dtype=torch.float64))  # group 2 missing
-    assert quota is not None
     assert torch.equal(quota, quotas.drop([50, 30, 20], [0.9, 0.5, 0.7], 30))
 
 
@@ -150,14 +145,11 @@ def test_a_fit_with_groups_that_only_one_side_knows(rule: Any) -> None:
     callback = DataPruning(0.4, 2, quota=rule, group_by=2)
     users.trainer(callbacks=[callback], max_epochs=4).fit(GroupedModel(), datamodule=data)
     recall, quota = callback.history[0].recall, callback.history[0].quota
-    assert recall is not None
-    assert quota is not None
     assert recall.isnan().tolist() == [k == 1 for k in range(8)]
     sizes = torch.bincount(data.group, minlength=8)
     assert sizes[7] == 0
     assert quota[7] == 0
     assert quota[1] > 0
-    assert callback.selection is not None
     assert torch.equal(
         torch.bincount(data.group[callback.selection.indices], minlength=8), callback.quota
     )

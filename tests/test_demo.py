@@ -105,11 +105,6 @@ def test_table_fits_into_80_columns(records: list[demo.Record]) -> None:
     assert "random+Minimax" in text.getvalue()
 
 
-def test_spread_over_seeds_is_mean_and_range() -> None:
-    assert _report._spread([0.5]) == "0.500"
-    assert _report._spread([0.5, 0.75, 1.0]) == "0.750 (0.500-1.000)"
-
-
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [

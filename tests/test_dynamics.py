@@ -174,11 +174,6 @@ ONES = torch.ones(2, 2)
         ({"group": INDEX.int()}, TypeError, r"`group` must be int64, got torch\.int32"),
         ({"group": torch.arange(3)}, ValueError, r"`group` must have shape \[2\], got \[3\]"),
         (
-            {"signals": {"loss": ONES[0]}},
-            ValueError,
-            r"`signals\['loss'\]` must have shape \[2, 2\]",
-        ),
-        (
             {"signals": {"loss": ONES, "el2n": torch.ones(3, 2)}},
             ValueError,
             r"`signals\['el2n'\]` must have shape \[2, 2\], got \[3, 2\]",

@@ -97,10 +97,8 @@ def test_every_form_of_cifar_gives_the_same_images(tmp_path: Path, form: str, cl
     module = kind(str(tmp_path))
     assert module.targets.tolist() == written["train"][1].tolist()  # before any decoding
     module.setup("fit")
-    assert module.train_set is not None
     assert module.train_set.images.tolist() == written["train"][0].tolist()
     assert module.train_set.targets.tolist() == written["train"][1].tolist()
-    assert module.val_set is not None
     assert module.val_set.targets.tolist() == list(range(classes))
     assert module.num_classes == classes == len(set(module.class_names))
 
@@ -129,7 +127,6 @@ def test_the_pickles_of_2009_are_read(tmp_path: Path) -> None:
         (folder / name).write_bytes(python2_pickle(flat, [k % 10 for k in range(20)]))
     module = data.CIFAR10(str(tmp_path))
     module.setup("fit")
-    assert module.train_set is not None
     assert module.train_set.images[40:60].tolist() == pictures(20, seed=2).tolist()
     assert module.targets.bincount().tolist() == [10] * 10
 
@@ -181,9 +178,6 @@ def test_tiny_imagenet_is_read_as_it_is_distributed(tmp_path: Path) -> None:
     module = data.TinyImageNet(str(tmp_path), split="clean", val_fraction=0.25)
     module.setup("fit")
     assert module.class_names == ("goldfish", "n02")
-    assert module.train_set is not None
-    assert module.val_set is not None
-    assert module.test_set is not None
     assert module.targets.tolist() == [0, 0, 0, 1, 1, 1]
     assert module.val_set.targets.tolist() == [0, 1]
     # Class 0 is n01, whose images were written with 10 and more.
@@ -245,8 +239,6 @@ def test_imagenet_folders(tmp_path: Path, split: Any) -> None:
     assert module.targets.tolist() == ([0] * 4 + [1] * 4 if split == "paper" else [0] * 3 + [1] * 3)
     assert module.class_names == ("n1", "n2")
     assert module.num_classes == 2
-    assert module.val_set is not None
-    assert module.test_set is not None
     assert module.val_set.targets.tolist() == [0, 1]
     assert len(module.test_set) == (2 if split == "paper" else 4)
     images, labels = next(iter(module.train_dataloader()))
@@ -256,7 +248,6 @@ def test_imagenet_folders(tmp_path: Path, split: Any) -> None:
     plain = torch.cat([x for x, _ in module.plain_dataloader()])
     assert module.on_after_batch_transfer([plain, 0], 0)[0] is plain
     # Images are of one grey value, which is the number of the file.
-    assert module.train_set is not None
     value = int(module.train_set.paths[0].stem)
     mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
     assert torch.allclose(plain[0, :, 0, 0], (value - mean) / std)
@@ -287,17 +278,13 @@ def test_waterbirds_carry_their_group(tmp_path: Path, folder: str) -> None:
     write_waterbirds(tmp_path, folder)
     module = data.Waterbirds(str(tmp_path), batch_size=3, image_size=32, num_workers=0)
     assert module.targets.tolist() == [0, 1, 0, 1]
-    assert module.groups is not None
     assert module.groups.tolist() == [0, 2, 1, 3]
     images, labels, groups = next(iter(module.plain_dataloader()))
     assert images.shape == (3, 3, 32, 32)
     assert groups.tolist() == [0, 2, 1]
     assert labels.tolist() == [0, 1, 0]
-    assert module.val_set is not None
-    assert module.test_set is not None
     assert len(module.val_set) == 4
     assert len(module.test_set) == 8
-    assert module.group_names is not None
     assert module.group_names[2] == "waterbird on land"
 
 
@@ -308,13 +295,11 @@ def test_random_crops_are_for_training_only(tmp_path: Path) -> None:
     path.write_bytes(encoded(pictures(1, 90)[0], "JPEG"))
     module = data.Waterbirds(str(tmp_path), image_size=32, num_workers=0)
     module.setup("fit")
-    assert module.train_set is not None
     assert not torch.equal(module.train_set[0][0], module.train_set[0][0])
     plain = module.plain_dataloader().dataset
     assert torch.equal(plain[0][0], plain[0][0])
     module = data.Waterbirds(str(tmp_path), image_size=32, num_workers=0, augment=False)
     module.setup("fit")
-    assert module.train_set is not None
     normalised, _ = module.on_after_batch_transfer([module.train_set[0][0][None], 0], 0)
     assert torch.allclose(normalised[0], plain[0][0], atol=1e-5)
 
@@ -465,8 +450,6 @@ def test_only_training_is_long_tailed(tmp_path: Path) -> None:
     module = cifar10(tmp_path, imbalance=10, split="clean", val_fraction=0.2)
     module.setup("fit")
     assert module.targets.bincount().tolist() == [8, 6, 4, 3, 2, 2, 1, 1, 1, 1]
-    assert module.val_set is not None
-    assert module.test_set is not None
     assert module.val_set.targets.bincount().tolist() == [2] * 10
     assert module.test_set.targets.bincount().tolist() == [4] * 10
 
@@ -474,8 +457,6 @@ def test_only_training_is_long_tailed(tmp_path: Path) -> None:
 def test_the_clean_split_shares_no_image_with_training(tmp_path: Path) -> None:
     module = cifar10(tmp_path, split="clean", val_fraction=0.3)
     module.setup("fit")
-    assert module.train_set is not None
-    assert module.val_set is not None
     rows = module.train_set.rows.tolist() + module.val_set.rows.tolist()
     assert sorted(rows) == list(range(100))
 
@@ -483,8 +464,6 @@ def test_the_clean_split_shares_no_image_with_training(tmp_path: Path) -> None:
 def test_the_papers_split_halves_the_test_set(tmp_path: Path) -> None:
     module = cifar10(tmp_path)
     module.setup("fit")
-    assert module.val_set is not None
-    assert module.test_set is not None
     assert len(module.targets) == 100
     assert sorted(module.val_set.rows.tolist() + module.test_set.rows.tolist()) == list(range(40))
     assert module.val_set.targets.bincount().tolist() == [2] * 10
@@ -497,7 +476,6 @@ def test_a_batch_is_one_indexing_operation(tmp_path: Path) -> None:
     module = cifar10(tmp_path, imbalance=10)
     module.setup("fit")
     dataset = module.train_set
-    assert dataset is not None
     images, labels = dataset.__getitems__([3, 0, 11])
     for i, index in enumerate([3, 0, 11]):
         image, label = dataset[index]
@@ -509,7 +487,6 @@ def test_wrappers_of_the_data_set_collate_too(tmp_path: Path) -> None:
     module = cifar10(tmp_path)
     module.setup("fit")
     loader, dataset = module.train_dataloader(), module.train_set
-    assert dataset is not None
     for wrapped in (
         Subset(dataset, [4, 2]),
         ConcatDataset([Subset(dataset, [4]), Subset(dataset, [2])]),
@@ -612,7 +589,6 @@ def test_only_training_batches_are_augmented(tmp_path: Path, augment: bool, wrap
     assert len(trained) == 100
     assert (trained == known) is not augment
     for stage, dataset in (("val", module.val_set), ("test", module.test_set)):
-        assert dataset is not None
         mean, std = torch.tensor(module.mean), torch.tensor(module.std)
         expected = normalise(dataset.images[dataset.rows], mean, std)
         assert torch.equal(model.seen[stage][-1], expected)
@@ -633,7 +609,6 @@ def test_a_scoring_pass_sees_plain_images(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # quotas of so few samples
         runner.fit(model, module)
-    assert prune.selection is not None
     assert len(prune.selection.indices) == 50
     # Outside of a Trainer it is the same loader, ready for a network.
     score = lfp.score_pass(
@@ -661,7 +636,6 @@ def test_decoded_images_are_kept_and_shared(tmp_path: Path, monkeypatch: Any) ->
     monkeypatch.setattr("lightning_fairprune.experiments.data._read._decode_jpegs", never)
     module = data.CIFAR10(str(tmp_path), cache=str(cache))
     module.setup("fit")
-    assert module.train_set is not None
     assert module.train_set.images.tolist() == written["train"][0].tolist()
 
 
@@ -671,7 +645,6 @@ def test_other_data_has_another_cache(tmp_path: Path) -> None:
         written = write_cifar(tmp_path, "npz", 10, {"train": each, "test": 2})
         module = data.CIFAR10(str(tmp_path), cache=str(cache))
         module.setup("fit")
-        assert module.train_set is not None
         assert module.train_set.images.tolist() == written["train"][0].tolist()
 
 
@@ -708,8 +681,6 @@ def test_the_real_cifar10() -> None:
     module = data.CIFAR10(root)
     assert module.targets.bincount().tolist() == [5000] * 10
     module.setup("fit")
-    assert module.train_set is not None
-    assert module.val_set is not None
     assert module.val_set.targets.bincount().tolist() == [500] * 10
     pixels = module.train_set.images[::7].float()
     assert pixels.mean((0, 1, 2)).tolist() == pytest.approx(module.mean, abs=0.5)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_fairprune import figures
 from lightning_fairprune.counts import ClassCounts
-from lightning_fairprune.figures import _points, _time
+from lightning_fairprune.figures import _time
 from lightning_fairprune.history import Evaluation
 from lightning_fairprune.selection.decision import Estimate
 
@@ -425,9 +425,3 @@ def test_wrong_models() -> None:
 def test_names_are_moved_apart() -> None:
     assert _time.apart([0.0, 0.1, 3.0], 0.5, 3.0) == pytest.approx([0.0, 0.5, 3.0])
     assert _time.apart([2.9, 3.0], 0.5, 3.0) == pytest.approx([2.5, 3.0])
-
-
-def test_a_name_covers_no_dot() -> None:
-    box = (0.0, 0.0, 1.0, 0.2)
-    assert _points._covers(box, torch.tensor([[0.5, 0.1]]), 0.0)
-    assert not _points._covers(box, torch.tensor([[1.5, 0.1], [0.5, 0.3]]), 0.05)

@@ -48,14 +48,12 @@ KNOWN = {
 @pytest.mark.parametrize("name", KNOWN)
 def test_labels_are_found_without_reading_a_sample(name: str) -> None:
     labels = labels_of(KNOWN[name])
-    assert labels is not None
     assert labels.dtype == torch.int64
     assert labels.tolist() == Y
 
 
 def test_bool_labels_are_two_classes() -> None:
     labels = labels_of(Stored(2, targets=torch.tensor([True, False])))
-    assert labels is not None
     assert labels.tolist() == [1, 0]
 
 

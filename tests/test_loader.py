@@ -75,10 +75,6 @@ def test_global_generator_is_not_moved() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_starting_epoch_is_the_one_given() -> None:
-    assert drawn(EpochSampler(N, epoch=4)) == drawn(EpochSampler(N), 4)
-
-
 @pytest.mark.parametrize("weights", [None, torch.arange(N).float()])
 @pytest.mark.parametrize("kept", [None, KEPT])
 @pytest.mark.parametrize("epoch", [0, 3])
@@ -95,13 +91,6 @@ def test_ranks_deal_out_the_order_of_one(
         padding = dealt[len(alone) :]
         assert padding == alone[: len(padding)]
         assert len(padding) < num_replicas
-
-
-def test_shards_are_disjoint_up_to_padding() -> None:
-    for num_replicas in (2, 3, 4):
-        times = Counter(i for shard in on_ranks(num_replicas, kept=KEPT) for i in shard)
-        assert set(times) == set(KEPT.tolist())
-        assert sum(times.values()) - len(KEPT) == -len(KEPT) % num_replicas
 
 
 @pytest.mark.parametrize("num_replicas", [2, 3, 4])

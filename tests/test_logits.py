@@ -193,7 +193,6 @@ def pruning(**options: Any) -> lfp.DataPruning:
 
 def check(prune: lfp.DataPruning, logits: Tensor, lost: int = 0) -> None:
     seen, target = prune.dynamics, Blobs(N).y
-    assert seen is not None
     there = seen.observed
     assert int((~there).sum()) == lost
     assert torch.equal(seen.target, target)

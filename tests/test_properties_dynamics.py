@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ranks
@@ -80,23 +78,6 @@ def test_the_size_of_batches_and_their_order_do_not_matter(
     assert_same(first, run.record(names, other))
 
 
-@given(runs(), names)
-def test_against_the_signals_of_the_samples(run: Run, names: list[str]) -> None:
-    found = run.record(names, 7)
-    seen = torch.zeros(len(run.order), len(run.target), dtype=torch.bool)
-    for epoch, order in enumerate(run.order):
-        seen[epoch, order] = True
-    assert torch.equal(found.target, torch.where(seen.any(0), run.target, -1))
-    for name in names:
-        for epoch, logits in enumerate(run.logits):
-            expected = signals.compute([name], logits, run.target)[name].float()
-            got = found.signal(name)[epoch].float()
-            torch.testing.assert_close(
-                got[seen[epoch]], expected[seen[epoch]], rtol=1e-3, atol=1e-3
-            )
-        assert torch.equal(found.observed, seen)
-
-
 @given(runs(), names, sizes, st.integers(0, 100))
 def test_a_checkpoint_anywhere_changes_nothing(
     run: Run, names: list[str], size: int, cut: int
@@ -137,25 +118,3 @@ def test_ranks_together_see_what_one_sees(run: Run, names: list[str], num_ranks:
     alone = run.record(names, 7)
     for found in ranks.together([on(rank) for rank in range(num_ranks)]):
         assert_same(found, alone)
-
-
-@given(
-    runs(),
-    st.lists(st.sampled_from(["el2n", "p_true", "correct", "own"]), unique=True, min_size=1),
-    st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
-)
-def test_what_is_saved_comes_back(run: Run, names: list[str], dtype: torch.dtype) -> None:
-    observed = torch.zeros(len(run.order), len(run.target), dtype=torch.bool)
-    for epoch, order in enumerate(run.order):
-        observed[epoch, order] = True
-    values = torch.stack([logits[:, 0] for logits in run.logits])
-    given = Dynamics(
-        target=run.target,
-        signals={name: values > 0 if name == "correct" else values.to(dtype) for name in names},
-        group=run.group,
-        observed=observed,
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "dynamics.safetensors"
-        given.save(path)
-        assert_same(Dynamics.load(path), given)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_masks import RULES, SCHEDULES
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_fairprune import masks
 
@@ -57,6 +57,7 @@ def removed(found: dict[str, Tensor]) -> int:
 
 @given(problems(), names)
 def test_exact_floored_and_nested(p: Problem, name: str) -> None:
+    before_all = {layer: values.clone() for layer, values in p.saliency.items()}
     before: dict[str, Tensor] | None = None
     for sparsity in p.sparsities:
         found = RULES[name](p.saliency, sparsity, floor=p.floor, keep=before)
@@ -67,7 +68,9 @@ def test_exact_floored_and_nested(p: Problem, name: str) -> None:
             assert mask.shape == p.saliency[layer].shape
             assert int(mask.sum()) >= min(p.floor, mask.numel())
             assert before is None or not bool((mask & ~before[layer]).any())
+        assert masks.sparsity_of(found).total == removed(found) / p.total
         before = found
+    assert all(torch.equal(before_all[layer], values) for layer, values in p.saliency.items())
 
 
 @given(problems(floor=False), names)
@@ -112,42 +115,6 @@ def test_only_the_order_of_the_saliencies_counts(p: Problem, name: str) -> None:
     other = {layer: torch.bucketize(v, ranks).double() - 7 for layer, v in p.saliency.items()}
     again = RULES[name](other, p.sparsities[1], floor=p.floor)
     assert all(torch.equal(again[layer], found[layer]) for layer in found)
-
-
-@given(problems())
-def test_globally_against_a_loop(p: Problem) -> None:
-    ranked = sorted(
-        (value, k, i, layer)
-        for k, (layer, values) in enumerate(p.saliency.items())
-        for i, value in enumerate(values.flatten().tolist())
-    )
-    left = {layer: values.numel() for layer, values in p.saliency.items()}
-    todo, gone = round(p.sparsities[2] * p.total), set()
-    for _, _, i, layer in ranked:
-        if todo and left[layer] > p.floor:
-            gone.add((layer, i))
-            left[layer] -= 1
-            todo -= 1
-    found = masks.globally(p.saliency, p.sparsities[2], floor=p.floor)
-    assert gone == {
-        (layer, i) for layer, m in found.items() for i, kept in enumerate(m.flatten()) if not kept
-    }
-
-
-@given(problems(), names)
-def test_applied_masks_leave_zeros_and_are_counted(p: Problem, name: str) -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            for layer, values in p.saliency.items():
-                self.register_parameter(layer, nn.Parameter(values + 1))
-
-    net = Net()
-    found = RULES[name](p.saliency, p.sparsities[1], floor=p.floor)
-    masks.apply(net, found)
-    for layer, parameter in net.named_parameters():
-        assert torch.equal(parameter != 0, found[layer])
-    assert masks.sparsity_of(found).total == removed(found) / p.total
 
 
 # --- schedules ------------------------------------------------------------------------------------

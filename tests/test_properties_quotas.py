@@ -192,7 +192,6 @@ def test_minimax_against_a_loop(recalls: list[list[float]], step: float, leak: f
         log_weight = [
             (1 - leak) * w + step * (mean - r) for w, r in zip(log_weight, recall, strict=True)
         ]
-        assert quota.log_weight is not None
         torch.testing.assert_close(
             quota.log_weight, torch.tensor(log_weight, dtype=torch.float64), rtol=1e-9, atol=1e-9
         )

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from test_statistics import slow_alpha, slow_bh, slow_holm
+from test_statistics import slow_alpha
 from torch import Tensor
 
 from lightning_fairprune import statistics
 
 NAN = math.nan
-plain = st.floats(-100, 100).map(lambda v: round(v, 6))
-values = st.lists(st.one_of(plain, st.just(NAN)), max_size=9)
-
-
-def apart(values: list[float]) -> bool:
-    known = [v for v in values if not math.isnan(v)]
-    return len(known) > 1 and max(known) - min(known) > 1e-3
 
 
 @st.composite
@@ -78,85 +69,4 @@ def test_invariances(before: Tensor, data: st.DataObject) -> None:
 # --- intervals ------------------------------------------------------------------------------------
 
 
-@given(values, st.floats(0.5, 0.999), plain)
-def test_intervals(found: list[float], level: float, shift: float) -> None:
-    known = [v for v in found if not math.isnan(v)]
-    summary = statistics.summarise(found, level)
-    assert summary.num_models == len(known)
-    if len(known) < 2:
-        assert summary.label == "?"
-        assert math.isnan(summary.low)
-        return
-    assert summary.mean == pytest.approx(sum(known) / len(known), abs=1e-9)
-    assert summary.low <= summary.mean <= summary.high
-    assert summary.high - summary.mean == pytest.approx(summary.mean - summary.low, abs=1e-9)
-    half = float(statistics.half_widths([[v] for v in found], level))
-    assert half == pytest.approx(summary.high - summary.mean, abs=1e-9)
-    wider = statistics.summarise(found, (1 + level) / 2)
-    assert wider.low <= summary.low
-    assert wider.high >= summary.high
-    reordered = statistics.summarise(found[::-1], level)
-    assert reordered.low == pytest.approx(summary.low, abs=1e-9)
-    moved = statistics.summarise([v + shift for v in found], level)
-    assert moved.low == pytest.approx(summary.low + shift, abs=1e-6)
-    assert moved.sd == pytest.approx(summary.sd, abs=1e-6)
-    if apart(found):
-        expected = "<" if summary.high < 1 else ">" if summary.low > 1 else "?"
-        assert summary.label == expected
-        mirrored = statistics.summarise([-v for v in found], level, against=-1.0)
-        assert mirrored.label == {"<": ">", ">": "<", "?": "?"}[expected]
-
-
 # --- tests ----------------------------------------------------------------------------------------
-
-two = st.integers(2, 8).flatmap(
-    lambda n: st.tuples(*(st.lists(plain, min_size=n, max_size=n) for _ in range(2)))
-)
-
-
-@pytest.mark.parametrize("test", [statistics.paired_test, statistics.independent_test])
-@given(found=two, shift=plain)
-def test_t_tests(test: Any, found: tuple[list[float], list[float]], shift: float) -> None:
-    x, y = found
-    assume(apart(x) and apart(y) and apart([a - b for a, b in zip(x, y, strict=True)]))
-    both, less, greater = (test(x, y, way) for way in ("two-sided", "less", "greater"))
-    assert 0 <= float(both.p) <= 1
-    assert float(less.p + greater.p) == pytest.approx(1)
-    assert float(both.p) == pytest.approx(2 * min(float(less.p), float(greater.p)))
-    swapped = test(y, x)
-    assert float(swapped.statistic) == pytest.approx(-float(both.statistic))
-    assert float(swapped.p) == pytest.approx(float(both.p))
-    assert float(test(y, x, "less").p) == pytest.approx(float(greater.p))
-    moved = test([v + shift for v in x], [v + shift for v in y])
-    assert float(moved.p) == pytest.approx(float(both.p), rel=1e-3, abs=1e-9)
-    backwards = test(x[::-1], y[::-1])
-    assert float(backwards.p) == pytest.approx(float(both.p), rel=1e-6)
-
-
-P_VALUES = st.lists(
-    st.one_of(st.just(NAN), st.floats(0, 1), st.sampled_from([0.0, 0.01, 0.05, 1.0])), max_size=12
-)
-
-
-@given(P_VALUES, st.randoms(use_true_random=False))
-def test_adjusted_p_values(p: list[float], random: Any) -> None:
-    bonferroni, holm, bh = (
-        adjust(p).tolist()
-        for adjust in (statistics.bonferroni, statistics.holm, statistics.benjamini_hochberg)
-    )
-    assert holm == pytest.approx(slow_holm(p), nan_ok=True)
-    assert bh == pytest.approx(slow_bh(p), nan_ok=True)
-    slack = 1e-12
-    for raw, *adjusted in zip(p, bh, holm, bonferroni, strict=True):
-        if math.isnan(raw):
-            assert all(map(math.isnan, adjusted))
-        else:
-            ascending = [raw, *adjusted, 1.0]
-            assert all(a <= b + slack for a, b in itertools.pairwise(ascending))
-    known = sorted((a, b, c) for a, b, c in zip(p, holm, bh, strict=True) if not math.isnan(a))
-    for column in (1, 2):
-        adjusted = [row[column] for row in known]
-        assert all(a <= b + slack for a, b in itertools.pairwise(adjusted))
-    order = random.sample(range(len(p)), len(p))
-    again = statistics.holm([p[i] for i in order]).tolist()
-    assert again == pytest.approx([holm[i] for i in order], nan_ok=True)

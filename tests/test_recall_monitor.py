@@ -155,12 +155,6 @@ def test_class_names_and_classes_without_samples() -> None:
     assert logged["val/recall/mean"] == pytest.approx((2 / 5 + 1 + 0) / 3)
 
 
-def test_wrong_number_of_class_names_is_refused() -> None:
-    trainer = users.trainer(callbacks=[lfp.RecallMonitor(class_names=["a", "b"])])
-    with pytest.raises(ValueError, match="`class_names` must name each of 3 classes, got 2"):
-        trainer.validate(Scripted(MIXED), loader(), verbose=False)
-
-
 def test_second_loader_logs_under_its_number() -> None:
     labels = LABELS.flip(0)
     trainer = users.trainer(callbacks=[lfp.RecallMonitor()])
@@ -629,23 +623,13 @@ def test_loggers_that_take_images_get_them(tmp_path: Path) -> None:
 
 
 def test_monitor_checks_the_number_of_classes() -> None:
-    with pytest.raises(ValueError, match="`num_classes` must be at least 1, got 0"):
-        lfp.RecallMonitor(num_classes=0)
     with pytest.raises(ValueError, match="`class_names` must name each of 3 classes, got 2"):
         lfp.RecallMonitor(num_classes=3, class_names=["a", "b"])
-    trainer = users.trainer(callbacks=[lfp.RecallMonitor(num_classes=7)], max_epochs=1)
-    with pytest.raises(ValueError, match="`num_classes` is 7, but the logits are for 4"):
-        trainer.fit(Model(), Data(**DATA))
 
 
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"every_n_epochs": 0}, "`every_n_epochs` must be at least 1, got 0"),
-        (
-            {"class_names": ["a", "a"]},
-            r"`class_names` must differ from each other, got \['a', 'a'\]",
-        ),
         ({"dataloader_names": ["x", "x"]}, "`dataloader_names` must differ"),
         ({"group_names": ["x"]}, "`group_names` needs `group_by`"),
     ],
@@ -729,18 +713,8 @@ def test_a_reference_that_cannot_be_had_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(FileNotFoundError, match="no file 'absent"):
         fit("absent.ckpt")
-    with pytest.raises(FileNotFoundError, match="There is no file 'absent'"):
-        fit("absent")
     with pytest.raises(FileNotFoundError, match="There are no recalls in"):
         fit(tmp_path)
-    (tmp_path / "no.ckpt").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"no\.ckpt' must load with weights_only=True"):
-        fit(tmp_path / "no.ckpt")
-    torch.save({"state_dict": nn.Linear(3, 3).state_dict()}, tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match=r"other\.ckpt' must fit the model"):
-        fit(tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match="needs a callback that prunes, such as DataPruning"):
-        fit("before_pruning")
     with pytest.raises(ValueError, match="must be counted in validation, and this fit has none"):
         fit("fit_start", limit_val_batches=0)
     inside = ModelCheckpoint(tmp_path / "run", every_n_train_steps=3, filename="inside")

@@ -91,14 +91,12 @@ def fit(tmp_path: Path, **options: Any) -> lfp.DataPruning:
 def test_a_fit_leaves_its_record_next_to_the_log(tmp_path: Path, score: Any) -> None:
     prune = fit(tmp_path, score=score, keep="random" if score is None else "hard")
     read = PruningRecord.load(tmp_path / "run")
-    assert prune.selection is not None
     assert torch.equal(read.selection.indices, prune.selection.indices)
     assert torch.equal(read.target, users.Blobs(53).y)
     assert len(read.history) == len(prune.history)
     assert read.settings["score"] == (None if score is None else "el2n")
     assert read.settings["quota"] == "drop"
     if score is not None:
-        assert prune.dynamics is not None
         assert torch.equal(read.score, score(prune.dynamics).float())  # type: ignore[arg-type]
 
 

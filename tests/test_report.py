@@ -511,7 +511,6 @@ def test_significant_classes_are_marked(tmp_path: Path) -> None:
     found = compare(read([tmp_path]), read([tmp_path / "full"]))
     group = found.settings[1]
     expected = statistics.class_change_test(share(FULL), share(RANDOM))
-    assert group.test is not None
     assert torch.equal(group.test.adjusted, expected.adjusted)
     assert _words.marks(group)[2] == "lost"
     assert set(_words.marks(group)) == set(expected.lost().tolist() + expected.gained().tolist())

@@ -152,21 +152,17 @@ def test_the_reference_is_that_of_the_report_else_of_the_run_else_its_dense_netw
     both = [f"plain={tmp_path / 'plain'}", f"kept={tmp_path / 'kept'}"]
     for one in collected(comparison(*both, reference=full)):
         assert one.whose == "the reference run of equal seed"
-        assert one.before is not None
         assert one.before.flatten().tolist() == pytest.approx([0.7, 0.3, 0.71, 0.31])
     (other,) = collected(comparison(tmp_path / "plain" / "0", reference=(tmp_path / "full" / "1",)))
     assert other.whose == "the reference run"
     make(tmp_path / "unknown", None)
     (mean,) = collected(comparison(tmp_path / "unknown", reference=full))
     assert mean.whose == "the mean of the reference runs"
-    assert mean.before is not None
     assert mean.before[0].tolist() == pytest.approx([0.705, 0.305])
     plain, kept = collected(comparison(*both))
     assert kept.whose == "the reference that each run has kept"
-    assert kept.before is not None
     assert kept.before.tolist() == [[0.95, 0.75]] * 2
     assert plain.whose == "the last evaluation of each run before pruning"
-    assert plain.before is not None
     assert torch.equal(plain.before, plain.recall[0.0])
 
 

@@ -314,16 +314,6 @@ def test_a_mean_far_from_0_costs_no_digits(measure: Any) -> None:
     assert found["layer"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_sums_take_memory_that_does_not_grow_with_the_batches() -> None:
-    from lightning_fairprune.representation._layers import _Layer
-
-    layer = _Layer(debiased_cka)
-    for _ in range(30):
-        layer.add(torch.randn(5, 8), torch.randn(5, 8))
-        assert sum(len(rows) for rows, _ in layer._rows) <= 8 + 5
-    assert layer._products is not None
-
-
 def test_any_other_measure_gets_all_rows() -> None:
     seen = []
 
@@ -399,28 +389,6 @@ def test_tokens_are_rows_of_linear_layers() -> None:
     images = nn.Sequential(nn.Linear(4, 6))
     compare_layers(images, images, [torch.randn(2, 5, 5, 4)], measure=measure)
     assert shapes[-1] == (50, 6)
-
-
-def test_networks_are_left_as_they_were_also_after_an_error() -> None:
-    dense, pruned = net().train(), net(seed=1).train()
-    pruned[1].eval()
-    before = [{k: v.clone() for k, v in m.state_dict().items()} for m in (dense, pruned)]
-
-    def check() -> None:
-        for model, state in zip((dense, pruned), before, strict=True):
-            assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
-            assert all(p.grad is None for p in model.parameters())
-            assert not any(m._forward_hooks for m in model.modules())
-        assert [m.training for m in dense.modules()] == [True] * 8
-        assert [m.training for m in pruned.modules()] == [True, True, False] + [True] * 5
-
-    state = torch.get_rng_state()
-    compare_layers(dense, pruned, data())
-    assert torch.equal(torch.get_rng_state(), state)
-    check()
-    with pytest.raises(RuntimeError):
-        compare_layers(dense, pruned, [torch.randn(2, 5, 8, 8)])
-    check()
 
 
 def test_layers_that_do_not_run_are_left_out_unless_they_are_named() -> None:
@@ -512,21 +480,13 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
 def test_wrong_files_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"at least one layer"):
         save(tmp_path, {})
-    with pytest.raises(ValueError, match=r"values in \[-1, 1\] or NaN, got 1.5 of 'a'"):
-        save(tmp_path, {"a": 1.5})
-    with pytest.raises(FileNotFoundError, match=r"There is no file .*similarity.json"):
-        load(tmp_path)
     good = {"format": "representation", "version": "1", "measure": "CKA", "layers": {"a": 1.0}}
     file = tmp_path / "similarity.json"
     for content, match in (
-        ("{", "cannot be loaded: it is damaged"),
-        ("[1]", "cannot be loaded: it is damaged"),
         (json.dumps({**good, "layers": [1]}), "cannot be loaded: it is damaged"),
         (json.dumps({**good, "layers": {"a": "b"}}), "cannot be loaded: it is damaged"),
         (json.dumps({"format": "representation", "version": "1"}), "it is damaged"),
         (json.dumps({**good, "layers": {"a": 7}}), r"damaged .*values in \[-1, 1\]"),
-        (json.dumps({**good, "format": "other"}), "must be written by `representation.save`"),
-        (json.dumps({**good, "version": "2"}), "it has format version 2, this release reads 1"),
     ):
         file.write_text(content)
         with pytest.raises(ValueError, match=match) as caught:

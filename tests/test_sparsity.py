@@ -71,33 +71,12 @@ def test_contradictions_are_refused() -> None:
         record(LAST, FIRST)
 
 
-def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
-    record(FIRST).save(tmp_path)
-    with pytest.raises(TypeError, match="not JSON serializable"):
-        SparsityRecord({"criterion": object()}, ()).save(tmp_path)
-    assert SparsityRecord.load(tmp_path) == record(FIRST)
-
-
-def test_what_is_no_record_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no sparsity.json in .*train with WeightPruning"):
-        SparsityRecord.load(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"There is no file '.*absent.json'"):
-        SparsityRecord.load(tmp_path / "absent.json")
+def test_parts_that_are_wrong_are_refused(tmp_path: Path) -> None:
     record(FIRST).save(tmp_path)
     file = tmp_path / "sparsity.json"
     whole = json.loads(file.read_text())
-    text = file.read_text()
-    for cut in (0, 5, len(text) // 2, len(text) - 3):
-        file.write_text(text[:cut])
-        with pytest.raises(ValueError, match=r"sparsity.json' cannot be loaded: it is damaged"):
-            SparsityRecord.load(file)
-    file.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="it is damaged"):
-        SparsityRecord.load(file)
     steps = whole["steps"]
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"format": "RecallHistory"}, "must be written by `SparsityRecord.save`, its format is"),
-        ({"version": "2"}, "it has format version 2, this release reads 1: upgrade"),
         ({"steps": None}, "it is damaged"),
         ({"settings": 3}, "it is damaged"),
         ({"steps": [{**steps[0], "total": None}]}, "it is damaged"),
@@ -109,6 +88,3 @@ def test_what_is_no_record_is_refused(tmp_path: Path) -> None:
         file.write_text(json.dumps({**whole, **changes}))
         with pytest.raises(ValueError, match=message):
             SparsityRecord.load(tmp_path)
-    file.write_text("[1, 2]")
-    with pytest.raises(ValueError, match="it is damaged"):
-        SparsityRecord.load(tmp_path)

@@ -97,7 +97,6 @@ def test_rows_are_those_of_select(tmp_path: Path, kind: str, keep: Keep) -> None
     quota = quotas.drop(sizes, RECALL, round(0.3 * N))
     expected = select(target, quota, score=score, keep=keep)
     assert kept(chosen).equal(expected.indices)
-    assert chosen.quota is not None
     assert chosen.quota.equal(expected.quota)
     assert chosen.sizes.equal(sizes)
     assert run_sql(chosen.sql, path).equal(expected.indices)
@@ -123,7 +122,6 @@ def test_every_rule_gives_the_rows_of_its_function(tmp_path: Path, rule: str, ke
     quota = budget if rule == "none" else getattr(quotas, rule)(*given, budget)
     expected = in_memory(target, quota, score, keep, seed=5)
     assert kept(chosen).equal(expected)
-    assert chosen.quota is not None
     assert chosen.quota.equal(torch.bincount(target[expected], minlength=K))
     assert len(chosen) == budget
     assert run_sql(chosen.sql, path).equal(expected)
@@ -467,10 +465,8 @@ def history(
 def test_recalls_of_a_run(tmp_path: Path, table: Path) -> None:
     run = history(tmp_path / "run", names=["eel", "cat", "dog"])
     chosen = select_table(table, 0.5, recall=run)
-    assert chosen.recall is not None
     assert chosen.recall.tolist() == [0.2, 0.3, 0.1]
     assert chosen.path is None
-    assert chosen.quota is not None
     assert chosen.quota.equal(quotas.drop([20, 20, 20], [0.2, 0.3, 0.1], 30))
 
 
@@ -483,7 +479,6 @@ def test_recalls_of_numbered_groups_of_a_run(tmp_path: Path) -> None:
     )
     run = history(tmp_path / "run", "val/groups", k=4)
     chosen = select_table(path, 0.5, recall=run, by="group")
-    assert chosen.recall is not None
     assert chosen.recall.tolist() == [0.1, 0.2, 0.3, 0.4]
 
 
@@ -491,7 +486,6 @@ def test_recalls_of_a_csv_file(tmp_path: Path, table: Path) -> None:
     csv = tmp_path / "recalls.csv"
     csv.write_text("recall,label,note\n0.5,dog,\n,cat,\n0.25,eel,x\n")
     chosen = select_table(table, 0.5, recall=csv)
-    assert chosen.recall is not None
     assert str(chosen.recall.tolist()) == "[nan, 0.5, 0.25]"
     assert json.loads(chosen.to_json())["classes"][0]["recall"] is None
 
@@ -500,13 +494,7 @@ def test_recalls_of_a_csv_file(tmp_path: Path, table: Path) -> None:
     ("content", "match"),
     [
         ("label,recall\ncat,1\ndog,1\n", "has no recall for 1 of 3 classes, first for 'eel'"),
-        (
-            "label,recall\ncat,1\ndog,1\neel,1\nfox,1\n",
-            "has a recall for class 'fox', which is not",
-        ),
-        ("label,recall\ncat,1\ndog,1.5\neel,1\n", r"in \[0, 1\].* has 1.5 for class 'dog'"),
         ("label,recall\ncat,1\ncat,1\n", "line 3 of .* gives class 'cat' a second recall"),
-        ("label,recall\ncat,much\n", "line 2 of .* must name a class .* got cat, much"),
         ("label,rate\ncat,1\n", "must have the columns label, recall, got label, rate"),
         ("", "must have the columns label, recall, got nothing"),
     ],
@@ -545,22 +533,13 @@ NAN = float("nan")
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"score": [0.1, NAN, NAN, 0.2]}, r"2 rows have no score \(NULL or NaN\), first id 1"),
         ({"score": [0.1, 0.2, None, 0.2]}, r"1 rows have no score \(NULL or NaN\), first id 2"),
-        ({"score": ["a", "b", "c", "d"]}, "'score' must hold numbers for the score, got VARCHAR"),
-        ({"label": [0, 0, None, 1]}, r"1 rows have no label \(column 'label' is NULL\), first id 2"),
-        ({"label": [0, 0, -2, 1]}, "column 'label' must be >= -1, got -2"),
         ({"label": [-1] * 4}, "all rows have the label -1"),
-        ({"label": [0.0, 1.0, 0.0, 1.0]}, "must hold integers or strings for the label, got DOUBLE"),
         ({"label": [0, 0, -1, -1], "score": [0.1, NAN, NAN, 0.2]}, "1 rows have no score .* id 1"),
-        ({"id": [0, 1, 2, 1]}, "'id' must tell rows apart, but 1 occurs 2 times"),
         ({"id": [-200, 7, -200, -200]}, "'id' must tell rows apart, but -200 occurs 3 times"),
         ({"id": ["a", "b", "b", "c"]}, "'id' must tell rows apart, but 'b' occurs 2 times"),
         ({"id": [0, 1, None, 3]}, r"1 rows have no id \(column 'id' is NULL\)"),
         ({"id": [0.5, 1.5, 2.5, 3.5]}, "must hold integers or strings for the id, got DOUBLE"),
-        ({"id": [], "label": [], "score": []}, "'id' must hold|the tables must have rows"),
-        ({"score": None}, "no column 'score' for the score, only id, label"),
-        ({"label": None}, "no column 'label' for the label, only id, score"),
     ],
 )  # fmt: skip
 def test_tables_that_cannot_be_used(tmp_path: Path, change: dict[str, Any], match: str) -> None:
@@ -574,7 +553,6 @@ def test_tables_that_cannot_be_used(tmp_path: Path, change: dict[str, Any], matc
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        ({"density": 0.0}, ValueError, "`density` must be above 0 and at most 1, got 0.0"),
         ({"density": None}, ValueError, "`density` must be above 0 and at most 1, got None"),
         ({"density": NAN}, ValueError, "`density` must be above 0"),
         ({"density": 1.0, "quota": {0: 1}}, ValueError, "`density` has no effect"),
@@ -582,14 +560,12 @@ def test_tables_that_cannot_be_used(tmp_path: Path, change: dict[str, Any], matc
         ({"density": None, "quota": {0: 1}}, ValueError, "`quota` has no quota for 1 of 2 classes, first for 1"),
         ({"density": None, "quota": {0: 1, 1: 3}}, ValueError, "asks for 3 rows of class 1, which has 2"),
         ({"quota": "fair"}, ValueError, "`quota` must be one of drop, .* got 'fair'"),
-        ({"quota": "drop"}, ValueError, "quota 'drop' follows the recall of each class"),
         ({"recall": {0: 1.0}}, ValueError, "`recall` has no effect"),
         ({"quota": "drop", "recall": {0: 1.0}}, ValueError, "`recall` has no recall for 1 of 2"),
         ({"keep": "best"}, ValueError, "`keep` must be one of random, .* got 'best'"),
         ({"by": "class"}, ValueError, "`by` must be 'label' or 'group', got 'class'"),
         ({"by": "group"}, ValueError, "no column 'group' for the group, only id, label, score"),
         ({"memory": "much"}, ValueError, "`memory` must be at least 256MiB, such as 2GiB, got 'much'"),
-        ({"memory": "1MiB"}, ValueError, "`memory` must be at least 256MiB"),
         ({"seed": 0.5}, TypeError, "integer"),
     ],
 )  # fmt: skip
@@ -617,13 +593,6 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "torn.parquet").write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"the tables cannot be read: .*torn"):
         select_table(tmp_path / "torn.parquet", **ask)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("keep", ["random", "stratified"])
-def test_drawing_needs_integer_ids(tmp_path: Path, keep: Keep) -> None:
-    path = write(tmp_path / "t.parquet", **{**GOOD, "id": list("abcd")})
-    with pytest.raises(ValueError, match=f"keep='{keep}' draws a key for each integer id"):
-        select_table(path, 0.5, quota="proportional", keep=keep)
 
 
 def test_strata_need_finite_scores(tmp_path: Path) -> None:

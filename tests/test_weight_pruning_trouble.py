@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import (
     OnExceptionCheckpoint,
 )
 from lightning.pytorch.loggers import CSVLogger
-from test_weight_pruning import PRUNABLE, Net, fit, zeros
+from test_weight_pruning import PRUNABLE, Net, Noisy, fit, zeros
 from torch import nn
 from torchmetrics import Metric
 from users import NUM_CLASSES, Data
@@ -137,18 +137,6 @@ def test_a_learning_rate_finder_in_the_middle(tmp_path: Path) -> None:
     assert len(state["history"]) == 4
 
 
-class Noisy(torch.optim.SGD):
-    """Moves every weight, gradient or not."""
-
-    def step(self, closure: Any = None) -> Any:
-        loss = super().step(closure)
-        with torch.no_grad():
-            for group in self.param_groups:
-                for p in group["params"]:
-                    p.add_(0.01)
-        return loss
-
-
 @pytest.mark.parametrize("at", [1, 3])
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, Noisy])
 def test_an_optimiser_that_is_made_in_the_middle(optimizer: Any, at: int) -> None:
@@ -161,7 +149,6 @@ def test_an_optimiser_that_is_made_in_the_middle(optimizer: Any, at: int) -> Non
     model = Anew(optimizer, lr=0.01)
     fit(prune, model=model)
     assert zeros(model) == round(0.8 * PRUNABLE)
-    assert not model.trainer.optimizers[0]._optimizer_step_post_hooks
 
 
 def test_the_closure_of_lbfgs_never_sees_a_removed_weight(tmp_path: Path) -> None:

@@ -186,7 +186,6 @@ def test_certainty_has_finite_weights_and_gradients() -> None:
         assert weights.tolist() == pytest.approx([lowest, 1.0, lowest])
     logits = torch.randn(3, 2, requires_grad=True)
     weighting.performance_weighted_loss(logits, sure, target, gamma=0.5).backward()
-    assert logits.grad is not None
     assert logits.grad.isfinite().all()
 
 

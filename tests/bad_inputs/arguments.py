@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import users
 from torch import Tensor
 
 import lightning_fairprune as lfp
@@ -21,6 +22,12 @@ def made(**options: Any) -> Any:
 def fitted(**options: Any) -> Any:
     """The same in a fit."""
     return lambda at: prune(**options)
+
+
+def twice(at: Any) -> None:
+    trainer = users.trainer(callbacks=[lfp.DataPruning(0.3, 1)])
+    trainer.callbacks.append(lfp.DataPruning(0.4, 1))
+    trainer.fit(users.Model(), datamodule=users.Data())
 
 
 def monitor(**options: Any) -> Any:
@@ -98,6 +105,10 @@ ROWS = [
     Bad("group_by a key that is not there", fitted(group_by="background"), ValueError, "`group_by` must be a key or position in the batch, or", "but a list has no 'background'", "put the group ids there"),
     Bad("group_by floats", fitted(group_by=lambda batch: batch[0][:, 0]), ValueError, "`group_by` must give one integer group id per sample", r"got torch\.float32 \[10\]"),
     Bad("group_by below zero", fitted(group_by=lambda batch: batch[1] - 1), ValueError, "25 validation samples", r"a group outside \[0, 3\)", "number them from 0", steps=11),
+    Bad("after unknown", made(after="stop"), ValueError, "`after` must be one of continue, restart", "got 'stop'"),
+    Bad("warm-up longer than the steps", fitted(warmup_epochs=3, trainer={"max_epochs": -1, "max_steps": 33}), ValueError, "`warmup_epochs` must end before training does", r"got 3 epochs of 11 batches \(33 steps\) with max_steps=33"),
+    Bad("warm-up of a fraction that is all of the fit", fitted(warmup_epochs=0.9), ValueError, "`warmup_epochs` must end before training does", "got 4 of max_epochs=4"),
+    Bad("two DataPrunings", twice, ValueError, "one DataPruning callback", "got 2"),
     Bad("RecallMonitor of no class", monitor(num_classes=0), ValueError, "`num_classes` must be at least 1", "got 0"),
     Bad("RecallMonitor with twice the same name", monitor(class_names=["cat", "cat"]), ValueError, "`class_names` must differ from each other", r"got \['cat', 'cat'\]"),
     Bad("RecallMonitor every 0 epochs", monitor(every_n_epochs=0), ValueError, "`every_n_epochs` must be at least 1", "got 0"),

@@ -10,7 +10,7 @@ import users
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import lightning_fairprune as lfp
-from bad_inputs import Bad, fit, prune
+from bad_inputs import Bad, CountSteps, fit, prune
 
 
 class Stream(IterableDataset[Any]):
@@ -78,6 +78,35 @@ class Soft(users.Model):
         return F.cross_entropy(self(x), F.one_hot(y, users.NUM_CLASSES).float())
 
 
+class SilentValidation(users.Model):
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self(batch[0])
+
+
+class Segments(users.Model):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y = batch
+        return F.cross_entropy(self(x)[:, :, None].expand(-1, -1, 3), y[:, None].expand(-1, 3))
+
+
+class MultiLabel(users.Model):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y = batch
+        target = F.one_hot(y, users.NUM_CLASSES).float()
+        return F.binary_cross_entropy_with_logits(self(x), target)
+
+
+class Normalised(users.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net.insert(1, torch.nn.BatchNorm1d(16))
+
+
+def given_to_fit(at: Any) -> None:
+    trainer = users.trainer(callbacks=[lfp.DataPruning(0.4, 2), CountSteps()])
+    trainer.fit(users.Model(), DataLoader(users.Blobs(), 10), DataLoader(users.Blobs(60), 10))
+
+
 def seen(**change: Any) -> Any:
     """A fit whose training steps return something else."""
     return pruned(model=Outputs(lambda logits, y: {k: f(logits, y) for k, f in change.items()}))
@@ -129,7 +158,7 @@ ROWS = [
     Bad("logits of one class", seen(logits=lambda logits, y: logits[:, :1]), ValueError, r"every target must be in \[0, 1\)", r"got 3 for sample 0 \(61 samples in epoch 0\)", "number them from 0, and leave samples to be", steps=11),
     Bad("logits that are integers", pruned(model=Outputs(lambda logits, y: {"logits": logits.long()}), score=lfp.scores.el2n, keep="hard"), ValueError, "training_step: logits must be floating", r"got torch\.int64", "return what the softmax is given"),
     Bad("logits of other classes in validation", validated(logits=lambda logits, y: logits[:, :2]), ValueError, "19 validation samples", r"a label outside \[0, 2\)", "number them from 0, as the logits are", steps=22),
-    Bad("step that fetches its batches", pruned(model=Iterates()), TypeError, r"`training_step\(dataloader_iter\)` fetches its", "itself, so nobody can tell which samples it saw", "take `batch` instead"),
+    Bad("step that fetches its batches", pruned(model=Iterates()), TypeError, r"`training_step\(dataloader_iter\)` fetches its", "itself, so nothing tells which samples it saw", "take `batch` instead"),
     Bad("validation without samples", pruned(data=data(val=TensorDataset(torch.rand(0, 8), torch.zeros(0).long()))), ValueError, "`quota` drop needs the recall of each class, from the", "but it is empty", "give it samples, name another, or use"),
     Bad("no validation loader", pruned(data=data(val=list)), ValueError, "`quota` drop needs the recall of each class, from the", "but it is empty", "give it samples, name another, or use"),
     Bad("validation switched off", pruned(trainer={"limit_val_batches": 0}), ValueError, "`quota` drop needs the recall of each class", "but there is no validation", "give a val_dataloader and a validation_step"),
@@ -149,5 +178,13 @@ ROWS = [
     Bad("score_pass with a score of nothing that it can give", lambda at: lfp.score_pass(users.Model(), DataLoader(users.Blobs(), 10), lambda teacher: teacher, progress=False), ValueError, r"`score` <lambda>\.<locals>\.<lambda> must return a float", "got Dynamics for 16 samples"),
     Bad("score_pass over a stream", lambda at: lfp.score_pass(users.Model(), DataLoader(Stream(), 10), lfp.scores.el2n, progress=False), TypeError, r"an iterable dataset \(Stream\) has", "stable sample index to prune by", "use a map-style dataset with __getitem__ and"),
     Bad("features of a layer that is not there", lambda at: lfp.geometry.features_of(users.Model(), DataLoader(users.Blobs(), 10), "fc"), ValueError, r"`layer` must be one of net, net\.0, net\.1, net\.2", "got 'fc'"),
+    Bad("loaders given to fit", given_to_fit, TypeError, r"loaders passed to trainer\.fit\(\) cannot be pruned", "loaders passed", "return them from the train_dataloader"),
+    Bad("pruned epoch that ends in a batch of one before batch normalisation", pruned(model=Normalised()), ValueError, "epoch of 41 samples ends in .* single sample", r"`net\.1`"),
+    Bad("training step without a cross-entropy", pruned(model=MultiLabel()), ValueError, "training_step: .*never called", "cross_entropy"),
+    Bad("logits of segments", pruned(model=Segments()), ValueError, r"training_step: the loss must be given logits \[10, C\] and one class", r"got logits \[10, 4, 3\] and targets \[10, 3\]"),
+    Bad("validation step without a loss", pruned(model=SilentValidation()), ValueError, "validation_step: ", "never called", steps=11),
+    Bad("validation step without a loss, with a sanity check", pruned(model=SilentValidation(), trainer={"num_sanity_val_steps": 1}), ValueError, "validation_step: ", "never called"),
+    Bad("validation more rarely than a pruned epoch ends", pruned(trainer={"val_check_interval": 6}), ValueError, "use a fraction such as", "more batches than the 5 of a pruned epoch"),
+    Bad("overfit_batches", pruned(trainer={"overfit_batches": 2}), ValueError, "trains on a fixed handful of samples", "nothing to prune", "leave it out or leave out DataPruning"),
 ]
 # fmt: on

@@ -110,12 +110,10 @@ class Zygote:
         )
         self._lock, self._next = threading.Lock(), 0
         self._answers: dict[int, Future[dict[str, Any]]] = {}
-        assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n"
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
-        assert self._process.stdout is not None
         for line in self._process.stdout:
             answer = json.loads(line)
             self._answers.pop(answer["id"]).set_result(answer)
@@ -130,14 +128,11 @@ class Zygote:
             self._next += 1
             self._answers[self._next] = future
             request = {"id": self._next, "ranks": tasks, "meeting": told, "timeout": timeout}
-            assert self._process.stdin is not None
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         return future.result(timeout + 30)
 
     def close(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
