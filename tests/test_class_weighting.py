@@ -391,12 +391,6 @@ def test_weights_have_the_precision_of_the_loss(precision: str, logits: torch.dt
     assert callback.weight.dtype == logits
 
 
-def test_a_loss_in_double_with_weights_of_its_own() -> None:
-    loss = nn.CrossEntropyLoss(weight=torch.ones(NUM_CLASSES, dtype=torch.float64))
-    model = fit(Cast(torch.float64, loss), ClassWeighting(), max_epochs=2)
-    assert model.criterion.weight.dtype == torch.float64
-
-
 def test_gradient_accumulation_and_other_callbacks_stay_together() -> None:
     prune = lfp.DataPruning(0.4, 2, score=lfp.scores.el2n, keep="hard")
     monitor = lfp.RecallMonitor()

@@ -85,24 +85,6 @@ def test_values_are_those_of_a_slow_loop() -> None:
     assert monitor.counts["val"].support.tolist() == [5, 4, 1]
 
 
-def test_a_real_model_is_counted_right_in_every_epoch() -> None:
-    class Check(pl.Callback):
-        checked = 0
-
-        def on_validation_end(self, trainer: Any, module: Any) -> None:
-            val = Blobs(60, seed=1)
-            with torch.no_grad():
-                predictions = module(val.x).argmax(1).tolist()
-            for label, recall in slow_recalls(predictions, val.y).items():
-                logged = trainer.callback_metrics[f"val/recall/class/{label}"]
-                assert float(logged) == pytest.approx(recall)
-            self.checked += 1
-
-    check = Check()
-    users.trainer(callbacks=[lfp.RecallMonitor(), check], max_epochs=3).fit(Model(), Data(**DATA))
-    assert check.checked == 3
-
-
 def test_checkpoint_keeps_the_epoch_with_the_best_worst_class(tmp_path: Any) -> None:
     # Accuracy is best in epoch 0, the worst class in epoch 1.
     scripts = [
@@ -414,12 +396,6 @@ def test_a_test_after_the_fit_joins_its_history() -> None:
     trainer = users.trainer(callbacks=[monitor], max_epochs=1)
     trainer.fit(model, Data(**DATA))
     assert [(e.name, e.epoch) for e in monitor.history.evaluations] == [("val", 1)]
-
-
-def test_every_n_epochs() -> None:
-    monitor = lfp.RecallMonitor(every_n_epochs=2)
-    users.trainer(callbacks=[monitor], max_epochs=5).fit(Model(), Data(**DATA))
-    assert [e.epoch for e in monitor.history.evaluations] == [2, 4]
 
 
 class TwoLoaders(Data):

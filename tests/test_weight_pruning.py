@@ -610,17 +610,6 @@ def test_reading_batches_disturbs_nothing(
     assert plain[1] == looked[1]
 
 
-def test_looking_at_an_example_disturbs_nothing() -> None:
-    def look(model: nn.Module, example_input: Any) -> dict[str, Tensor]:
-        return criteria.magnitude(model)
-
-    found = []
-    for criterion in (criteria.magnitude, look):
-        prune = WeightPruning(criterion, 0.7, start=15, end=25, every=5, interval="step")
-        found.append(digest(fit(prune, max_epochs=4)))
-    assert found[0] == found[1]
-
-
 def test_samplers_stay_at_their_epoch() -> None:
     class Sharded(Data):
         def train_dataloader(self) -> Any:
@@ -710,23 +699,6 @@ def test_several_loaders_at_once() -> None:
         data=Two(),
         max_epochs=2,
     )
-
-
-def test_what_is_patched_is_put_back_after_an_error(tmp_path: Path) -> None:
-    def fails(model: nn.Module, batches: Any, loss_fn: Any) -> Any:
-        for inputs, target in batches:
-            loss_fn(model(*inputs), target)
-        raise RuntimeError("no saliency today")
-
-    model, logger = Net(), CSVLogger(tmp_path)
-    trainer = users.trainer(
-        callbacks=[WeightPruning(fails, 0.5, start=1, end=1)], logger=logger, max_epochs=2
-    )
-    with pytest.raises(RuntimeError, match="no saliency today"):
-        trainer.fit(model, datamodule=Data())
-    assert trainer.loggers == [logger]
-    assert not {"forward", "log", "log_dict", "_compiled_call_impl"} & vars(model).keys()
-    assert model.training
 
 
 def test_example_input() -> None:
@@ -911,16 +883,6 @@ def test_recalls_against_the_dense_model(start: int) -> None:
     ]
     dense = next(e for e in history.evaluations if e.epoch == start - 1)
     assert history.reference["val"].tp.tolist() == dense.counts.tp.tolist()
-
-
-def test_alpha_of_each_pruning_is_logged(tmp_path: Path) -> None:
-    prune = WeightPruning(sparsity=0.95, start=2, end=4)
-    logger = CSVLogger(tmp_path, name="", version="")
-    fit(prune, RecallMonitor(reference="before_pruning"), logger=logger, max_epochs=6)
-    table = (tmp_path / "metrics.csv").read_text().splitlines()
-    column = table[0].split(",").index("val/recall/alpha")
-    # Of each validation; those before the first pruning compare the dense model with itself.
-    assert len([row for row in table[1:] if row.split(",")[column]]) == 6
 
 
 def test_a_reference_that_never_comes_is_told() -> None:
