@@ -684,32 +684,5 @@ def test_what_the_users_function_returns_is_left_alone() -> None:
     assert [float(tensor[0]) for tensor in returned] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("loss", ["criterion", None])
-def test_every_argument_can_be_written_in_yaml(
-    loss: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from jsonargparse import ArgumentParser
-
-    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # newer ones rename a method
-    parser = ArgumentParser()
-    parser.add_class_arguments(ClassWeighting, "weigh")
-    given = {
-        "weights": "lightning_fairprune.weighting.cdb_w_drop",
-        "loss": loss,
-        "recall_window": 3,
-        "update_every": 2,
-        "shrinkage": 0.0,
-        "recall_dataloader": 1,
-    }
-    config = parser.parse_object({"weigh": given})
-    text = parser.dump(config, skip_none=False)  # as SaveConfigCallback does
-    callback = parser.instantiate_classes(parser.parse_string(text)).weigh
-    assert isinstance(callback, ClassWeighting)
-    assert callback.settings.weights is weighting.cdb_w_drop
-    assert {name: getattr(callback.settings, name) for name in given if name != "weights"} == {
-        name: value for name, value in given.items() if name != "weights"
-    }
-
-
 if __name__ == "__main__":
     ranks.main(on_two_ranks)

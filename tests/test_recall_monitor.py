@@ -724,32 +724,6 @@ def test_loader_names_are_as_many_as_loaders() -> None:
         users.trainer(callbacks=[monitor], max_epochs=1).fit(TwoLoaderModel(), TwoLoaders(False))
 
 
-@pytest.mark.parametrize("reference", [None, "fit_start", "some/folder"])
-def test_every_argument_can_be_written_in_yaml(
-    reference: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from jsonargparse import ArgumentParser
-
-    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # newer ones rename a method
-    parser = ArgumentParser()
-    parser.add_class_arguments(lfp.RecallMonitor, "track")
-    given = {
-        "num_classes": 2,
-        "reference": reference,
-        "class_names": ["cat", "dog"],
-        "dataloader_names": ["plain", "spurious"],
-        "every_n_epochs": 2,
-        "figures": False,
-        "dirpath": "here",
-    }
-    config = parser.parse_object({"track": given})
-    text = parser.dump(config)
-    monitor = parser.instantiate_classes(parser.parse_string(text)).track
-    assert isinstance(monitor, lfp.RecallMonitor)
-    assert (monitor.settings.reference, monitor.settings.class_names) == (reference, ("cat", "dog"))
-    assert (str(monitor.settings.dirpath), monitor.settings.every_n_epochs) == ("here", 2)
-
-
 def test_sharded_weights_are_not_evaluated(tmp_path: Path) -> None:
     from types import SimpleNamespace
 

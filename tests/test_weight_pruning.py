@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -960,79 +959,6 @@ def test_a_restart_that_would_undo_pruning_is_refused() -> None:
     for start in (0, 2):
         with pytest.raises(ValueError, match="puts all weights back after its 2 epochs of warm-up"):
             fit(WeightPruning(sparsity=0.8, start=start, end=4), data)
-
-
-# --------------------------------------------------------------------------------------------- YAML
-
-
-MINE = """
-import test_weight_pruning
-from users import Data
-
-class Net(test_weight_pruning.Net):
-    def __init__(self):
-        super().__init__()
-
-def loss(module, batch):
-    return module.training_step(batch, 0)
-"""
-
-
-def test_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_fairprune import cli
-
-    (tmp_path / "mine_too.py").write_text(MINE)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    options = {
-        "criterion": "lightning_fairprune.criteria.undecayed",
-        "sparsity": 0.8,
-        "schedule": "lightning_fairprune.masks.schedules.geometric",
-        "scope": "lightning_fairprune.masks.lamp",
-        "start": 1,
-        "end": 0.5,
-        "every": 1,
-        "interval": "epoch",
-        "include": ["*.weight"],
-        "exclude": ["net.1.*"],
-        "keep_classifier": True,
-        "floor": 2,
-        "num_batches": 2,
-        "loss_fn": "mine_too.loss",
-        "criterion_options": {"form": "paper"},
-        "group_by": 1,
-        "rewind": "start",
-        "seed": 3,
-    }
-    callback = {
-        "class_path": "lightning_fairprune.callbacks.weight_pruning.WeightPruning",
-        "init_args": options,
-    }
-    content = {
-        "seed_everything": 0,
-        "trainer": {
-            "accelerator": "cpu",
-            "devices": 1,
-            "max_epochs": 4,
-            "default_root_dir": str(tmp_path / "out"),
-            "logger": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "num_sanity_val_steps": 0,
-            "callbacks": [callback],
-        },
-        "model": {"class_path": "mine_too.Net"},
-        "data": {"class_path": "mine_too.Data"},
-    }
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(content))
-    assert cli.main(["fit", "--config", str(path)]) == 0
-    (saved,) = (tmp_path / "out").rglob("*.ckpt")
-    state = torch.load(saved, weights_only=True)
-    removed = sum(int((state["state_dict"][f"net.{k}.weight"] == 0).sum()) for k in (0, 4))
-    assert removed == round(0.8 * PRUNABLE)
-    assert state["callbacks"]["WeightPruning"]["plan"]["timing"]["schedule"] == "geometric"
 
 
 # ---------------------------------------------------------------------------------------------- refused
