@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and tensor files that say what they hold."""
+"""Atomic writes, and tensor and JSON files that name their format and version."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import secrets
 import stat
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,35 +19,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = [
-    "RUN_FOLDER",
-    "check_format",
-    "pack_bits",
-    "read_checkpoint",
-    "read_json",
-    "read_tensors",
-    "understanding",
-    "unpack_bits",
-    "write_tensors",
-    "write_whole",
-]
-
-# Where a run keeps what this library notes of it, inside the folder of its logger.
+# The folder for the files of this library, inside the folder of a run's logger.
 RUN_FOLDER = "fairprune"
 
-_SUM = "checksum"  # among the metadata; files of others, and older ones, have none
+_SUM = "checksum"  # in the metadata; older files and those of other programs have none
 _AGAIN = "copy it again, or write it anew"
 
 
 def write_whole(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a file next to `path` and renames it, so that readers never see half of one.
+    """Calls `write` with a temporary path in the same folder and renames the file, so that readers never see a part.
 
-    Its permissions are those of any new file, until then its owner's alone; if `write` fails, what was at
-    `path` is still there.
-
-    Args:
-        path: File to make or to replace.
-        write: Called with the temporary path.
+    The file is private to its owner until then, and has the permissions of any new file afterwards; if `write`
+    fails, an old file at `path` stays.
     """
     path = Path(path)
     if path.is_dir():
@@ -57,13 +40,11 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[Path], object]) -
         raise NotADirectoryError(
             f"{str(path)!r} cannot be written: {str(path.parent)!r} {what}; make the folder first."
         )
-    # A name that nobody can guess, in a folder that others may write to, and a new file, no link of theirs.
+    # In a shared folder: a name that cannot be guessed, and a new file that is no link of another user.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
     opened = os.open(temporary, flags, 0o666)
-    mode = stat.S_IMODE(
-        os.fstat(opened).st_mode
-    )  # what the umask leaves, which cannot be asked for
+    mode = stat.S_IMODE(os.fstat(opened).st_mode)  # the only way to read the umask is to set it
     os.close(opened)
     try:
         os.chmod(temporary, 0o600)
@@ -77,14 +58,8 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[Path], object]) -
 def write_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> None:
-    """Writes a safetensors file.
-
-    Args:
-        path: File to make or to replace.
-        tensors: What it holds, by name.
-        metadata: Text to go with them; `read_tensors` expects ``format`` and ``version``.
-    """
-    # Cloned: the format knows no strides and no tensor that shares memory with another.
+    """Writes a safetensors file; `read_tensors` expects ``format`` and ``version`` in its metadata."""
+    # Cloned: the format has neither strides nor tensors that share memory.
     whole = {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
     about = {**metadata, _SUM: _checksum(whole, metadata)}
     write_whole(path, lambda temporary: save_file(whole, temporary, about))
@@ -95,14 +70,9 @@ def read_tensors(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Returns tensors and metadata of a safetensors file.
 
-    Args:
-        path: File to read.
-        kind: What its metadata must name as ``format``.
-        version: What they must name as ``version``.
-
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, of another kind or of another version.
+        ValueError: If it is damaged, or its metadata has another ``format`` than `kind` or another ``version``.
     """
     name = os.fspath(path)
     if not Path(path).is_file():
@@ -128,7 +98,7 @@ def read_tensors(
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """Returns the CRC-32 of everything in a file: a bit of an index may flip, and it is an index still."""
+    """Returns the CRC-32 of the whole content: an index with a flipped bit may still be a valid index."""
     found = zlib.crc32(json.dumps(sorted(metadata.items())).encode())
     for name, tensor in sorted(tensors.items()):
         found = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), found)
@@ -136,8 +106,20 @@ def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str
     return f"{found:08x}"
 
 
+def run_file(path: Path, names: Sequence[str]) -> Path | None:
+    """Returns the first of these files in a folder, or in the folder of this library inside it."""
+    places = (folder / name for folder in (path, path / RUN_FOLDER) for name in names)
+    return next((place for place in places if place.is_file()), None)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file for readers of text, too."""
+    text = json.dumps(content, indent=1) + "\n"
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 def read_json(path: Path, kind: str, version: str) -> dict[str, Any]:
-    """Returns the content of a JSON file that says what it is.
+    """Returns the content of a JSON file that names its format and version.
 
     Raises:
         ValueError: If it is damaged, of another kind or of another version.
@@ -150,36 +132,33 @@ def read_json(path: Path, kind: str, version: str) -> dict[str, Any]:
 
 @contextmanager
 def understanding(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Says of which file it is, and that it is damaged, if its content makes no sense inside."""
+    """Turns errors from parsing the content of a file into a ValueError that says which file is damaged."""
     wrong = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
     try:
         yield
-    except StopIteration as error:
-        raise _damaged(path, "it has fewer entries than it says") from error
-    except wrong as error:
-        # A KeyError is no more than the key; a UnicodeError shows all of the file.
-        raise _damaged(
-            path, str(error) if isinstance(error, ValueError) else repr(error)
+    except (StopIteration, *wrong) as error:
+        # The text of a KeyError is only the key, that of a UnicodeError contains the whole file.
+        why = str(error) if isinstance(error, ValueError) else repr(error)
+        if isinstance(error, StopIteration):
+            why = "it has fewer entries than it says"
+        why = why.rstrip(".")[:400]
+        raise ValueError(
+            f"{os.fspath(path)!r} cannot be loaded: it is damaged ({why}); {_AGAIN}."
         ) from error
 
 
-def _damaged(path: str | os.PathLike[str], why: str) -> ValueError:
-    why = why.rstrip(".")[:400]
-    return ValueError(f"{os.fspath(path)!r} cannot be loaded: it is damaged ({why}); {_AGAIN}.")
-
-
 def read_checkpoint(path: Path) -> Any:
-    """Returns what `torch.save` wrote, on the CPU; nothing but tensors and primitives is built.
+    """Returns what `torch.save` wrote, on the CPU, if it is only tensors and primitives.
 
     Raises:
-        ValueError: If there is anything else in it, or it is damaged; a part of a sentence.
+        ValueError: If it is anything else, or damaged; its message has no full stop.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about what comes before a damaged place
+        warnings.simplefilter("ignore")  # on the part before the damage
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # what a damaged pickle raises may be anything
-            # Not all of the sentence: torch goes on to say how to run whatever is in the file.
+        except Exception as error:  # a damaged pickle may raise anything
+            # Only the first sentence: the next ones explain how to run the code in the file.
             why = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
             raise ValueError(
                 f"{str(path)!r} must load with weights_only=True, as tensors and primitives do, but "
@@ -188,7 +167,7 @@ def read_checkpoint(path: Path) -> Any:
 
 
 def check_format(name: str, metadata: Mapping[str, object], kind: str, version: str) -> None:
-    """Raises a ValueError unless a file says that it is of this kind and version."""
+    """Raises a ValueError unless the metadata of a file name this format and version."""
     if metadata.get("format") != kind:
         raise ValueError(
             f"{name!r} cannot be loaded: it must be written by `{kind.rpartition('.')[2]}.save`, its "
@@ -202,16 +181,7 @@ def check_format(name: str, metadata: Mapping[str, object], kind: str, version: 
 
 
 def pack_bits(values: Tensor) -> Tensor:
-    """Return booleans eight to a byte: value `8 j + i` of the last axis is bit `i` of byte `j`.
-
-    Args:
-        values: Booleans, [..., N].
-
-    Returns:
-        Bytes on the CPU, uint8, [..., ceil(N / 8)]; the unused bits of the last one are 0.
-
-    Raises:
-        TypeError: If `values` is not bool.
+    """Return booleans [..., N] as uint8 [..., ceil(N / 8)] on the CPU, bit i of byte j being value 8 j + i.
 
     Example:
         >>> pack_bits(torch.tensor([True, False, True]))  # 1 + 4
@@ -224,18 +194,7 @@ def pack_bits(values: Tensor) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, n: int) -> Tensor:
-    """Return the `n` booleans per row that `pack_bits` packed.
-
-    Args:
-        packed: Bytes, uint8, [..., ceil(n / 8)].
-        n: Number of booleans on the last axis.
-
-    Returns:
-        Booleans on the CPU, [..., n].
-
-    Raises:
-        TypeError: If `packed` is not uint8.
-        ValueError: If the last axis of `packed` is not `ceil(n / 8)` long.
+    """Return the booleans [..., n], on the CPU, that `pack_bits` packed.
 
     Example:
         >>> unpack_bits(torch.tensor([5], dtype=torch.uint8), 3)

@@ -1,21 +1,19 @@
-"""Difficulty scores: what was observed of every sample during training, boiled down to one number.
+"""Difficulty scores: one number per sample, computed from its signals over the training epochs.
 
-Every score maps a `Dynamics` to float32 [N]; higher = harder. Epochs in which a sample was not observed
-are left out for that sample, and a sample that was never observed gets NaN. Sums are float64, where those of
-float32 values hardly round: samples with equal observations tie, whatever their place in the tensor.
+Every score maps a `Dynamics` to float32 [N]; higher = harder. Each sample's score uses the epochs in which it
+was observed and is NaN if there are none. A score raises a ValueError if its signal was not recorded. Sums are
+float64, so that samples with equal observations tie, wherever they are in the tensor.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
-
     from lightning_fairprune.records.dynamics import Dynamics
 
 __all__ = [
@@ -38,13 +36,13 @@ def el2n(dynamics: Dynamics, *, window: int | None = None) -> Tensor:
     """Return each sample's mean error length over the last epochs in which it was observed.
 
     The mean over epochs of `||softmax(z) - onehot(y)||_2`: Paul et al., "Deep Learning on a Data Diet"
-    (NeurIPS 2021, arXiv 2107.07075). The paper takes one early epoch of several networks and averages over
-    the networks; here one network is averaged over epochs. `window=1` is one network at its last epoch.
+    (NeurIPS 2021, arXiv 2107.07075). The paper averages one early epoch over several networks; this averages
+    one network over epochs. `window=1` is one network at its last epoch.
 
     Args:
         dynamics: Record with the signal `el2n`.
-        window: Number of epochs averaged, the last ones in which that sample was observed, in [1, E];
-            None averages all. A sample observed in fewer epochs is averaged over those.
+        window: Number of epochs to average, in [1, E], the last ones in which the sample was observed, or
+            all of them if they are fewer; None averages all.
 
     Returns:
         Scores in [0, sqrt(2)], NaN where never observed, float32, [N].
@@ -70,13 +68,12 @@ def el2n(dynamics: Dynamics, *, window: int | None = None) -> Tensor:
 
 
 def forgetting(dynamics: Dynamics) -> Tensor:
-    """Return how often each sample went from right to wrong; one that was never right gets E.
+    """Return how often each sample was forgotten; E for a sample never predicted right.
 
-    A forgetting event is a right prediction followed by a wrong one at the next observation of that sample;
-    what was not observed in between is skipped. Toneva et al., "An Empirical Study of Example Forgetting"
-    (ICLR 2019, arXiv 1812.05159) count a sample that was never right as forgotten infinitely often. Here it
-    gets the number of epochs E, which keeps the score finite and above every count (at most E / 2). The code
-    published with DRoP gives it 0, which makes the hardest samples the easiest.
+    A forgetting event is a right prediction followed by a wrong one at the sample's next observation. Toneva
+    et al., "An Empirical Study of Example Forgetting" (ICLR 2019, arXiv 1812.05159) count a sample that was
+    never right as forgotten infinitely often. Here it gets the number of epochs E, which is finite and above
+    every count (at most E / 2). DRoP's published code gives it 0, which makes the hardest samples the easiest.
 
     Args:
         dynamics: Record with the signal `correct`.
@@ -84,11 +81,8 @@ def forgetting(dynamics: Dynamics) -> Tensor:
     Returns:
         Whole numbers in [0, E], NaN where never observed, float32, [N].
 
-    Raises:
-        ValueError: If `correct` was not recorded.
-
     Example:
-        Right, wrong, right, wrong is forgotten twice; the second is learned for good, the third never.
+        The first sample is forgotten twice, the second never, and the third is never right.
 
         >>> from lightning_fairprune import Dynamics
         >>> values = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 1, 0]]).bool()
@@ -112,9 +106,8 @@ def dynamic_uncertainty(dynamics: Dynamics, window: int = 10) -> Tensor:
 
     `U = mean_k U_k` with `U_k = std(p_k, ..., p_{k+J-1})`, the unbiased deviation in a window of J epochs:
     He et al., "Large-scale Dataset Pruning with Dynamic Uncertainty" (CVPR 2024 workshops, arXiv 2306.05175).
-    All E - J + 1 complete windows count; the published codes leave out the last one. In a window, the
-    epochs in which the sample was observed count, and a window with fewer than two of them is left out.
-    Equal values give exactly 0.
+    All E - J + 1 complete windows count; the published codes leave out the last one. A window with fewer than
+    two observations of the sample is left out. Equal values give exactly 0.
 
     Args:
         dynamics: Record with the signal `p_true`.
@@ -143,7 +136,7 @@ def dynamic_uncertainty(dynamics: Dynamics, window: int = 10) -> Tensor:
 
 
 def tdds(dynamics: Dynamics, window: int = 10, decay: float = 0.9) -> Tensor:
-    r"""Return how unevenly each sample's prediction moves from epoch to epoch, late windows first.
+    r"""Return how unevenly each sample's prediction moves from epoch to epoch, late windows weighted most.
 
     `D_t = \sum_c |p_{t+1,c} \ln(p_{t+1,c} / p_{t,c})|` is the move of the softmax between two epochs, `R_k` the
     unbiased deviation of the J - 1 moves in a window of J epochs, and the score their moving average
@@ -152,11 +145,11 @@ def tdds(dynamics: Dynamics, window: int = 10, decay: float = 0.9) -> Tensor:
     samples share: Zhang et al., "Spanning Training Progress: Temporal Dual-Depth Scoring (TDDS) for Enhanced
     Dataset Pruning" (CVPR 2024, arXiv 2311.13613).
 
-    There the sum runs over all C classes, and needs C values per sample and epoch. Here it runs over two: the
-    true class, and all others as one. For C = 2 this is exact; for C > 2 it misses what moves among the others.
+    Their sum runs over all C classes, which needs C values per sample and epoch. Ours runs over two: the true
+    class, and all others as one. For C = 2 this is exact; for C > 2 it misses moves among the others.
 
-    A move counts between two epochs in a row in which the sample was observed, and a window with fewer than two
-    moves is left out. With `decay=0.9` the last window has nine tenths of the weight.
+    A move needs two consecutive epochs in which the sample was observed; a window with fewer than two moves is
+    left out. With `decay=0.9` the last window has nine tenths of the weight.
 
     Args:
         dynamics: Record with the signal `loss`.
@@ -194,19 +187,15 @@ def tdds(dynamics: Dynamics, window: int = 10, decay: float = 0.9) -> Tensor:
 def aum(dynamics: Dynamics) -> Tensor:
     """Return minus each sample's mean margin over the epochs.
 
-    The area under the margin: Pleiss et al., "Identifying Mislabeled Data using the Area Under the Margin
-    Ranking" (NeurIPS 2020, arXiv 2001.10528). There a low area means hard or mislabelled; the sign is turned
-    here, so that higher = harder. The paper stops averaging at the first drop of the learning rate; here
-    every recorded epoch counts.
+    The area under the margin, negated so that higher = harder: Pleiss et al., "Identifying Mislabeled Data
+    using the Area Under the Margin Ranking" (NeurIPS 2020, arXiv 2001.10528). The paper stops averaging at the
+    first drop of the learning rate; here every recorded epoch counts.
 
     Args:
         dynamics: Record with the signal `margin`.
 
     Returns:
         Scores in logit units, NaN where never observed, float32, [N].
-
-    Raises:
-        ValueError: If `margin` was not recorded.
 
     Example:
         >>> from lightning_fairprune import Dynamics
@@ -220,17 +209,14 @@ def aum(dynamics: Dynamics) -> Tensor:
 def confidence(dynamics: Dynamics) -> Tensor:
     """Return minus the mean probability of each sample's true class over the epochs.
 
-    Swayamdipta et al., "Dataset Cartography" (EMNLP 2020, arXiv 2009.10795), where high confidence means
-    easy; the sign is turned here, so that higher = harder.
+    The confidence of Swayamdipta et al., "Dataset Cartography" (EMNLP 2020, arXiv 2009.10795), negated so
+    that higher = harder.
 
     Args:
         dynamics: Record with the signal `p_true`.
 
     Returns:
         Scores in [-1, 0], NaN where never observed, float32, [N].
-
-    Raises:
-        ValueError: If `p_true` was not recorded.
 
     Example:
         >>> from lightning_fairprune import Dynamics
@@ -245,17 +231,14 @@ def variability(dynamics: Dynamics) -> Tensor:
     r"""Return the standard deviation of the probability of each sample's true class over the epochs.
 
     `sqrt(\sum_e (p_e - mean)^2 / E)`, over the epochs in which the sample was observed: Swayamdipta et al.,
-    "Dataset Cartography" (EMNLP 2020, arXiv 2009.10795). High means ambiguous; a sample that is wrong
-    throughout has a low one. Equal values give exactly 0.
+    "Dataset Cartography" (EMNLP 2020, arXiv 2009.10795). High means ambiguous; a sample that is always
+    wrong scores low. Equal values give exactly 0.
 
     Args:
         dynamics: Record with the signal `p_true`.
 
     Returns:
         Scores in [0, 0.5], NaN where never observed, float32, [N].
-
-    Raises:
-        ValueError: If `p_true` was not recorded.
 
     Example:
         >>> from lightning_fairprune import Dynamics
@@ -275,9 +258,6 @@ def loss(dynamics: Dynamics) -> Tensor:
     Returns:
         Scores in [0, inf), in nats, NaN where never observed, float32, [N].
 
-    Raises:
-        ValueError: If `loss` was not recorded.
-
     Example:
         >>> from lightning_fairprune import Dynamics
         >>> values = torch.tensor([[2.0, 0.5], [1.0, 0.5]])
@@ -288,18 +268,13 @@ def loss(dynamics: Dynamics) -> Tensor:
 
 
 def margin(dynamics: Dynamics) -> Tensor:
-    """Return minus each sample's margin in the last epoch in which it was observed.
-
-    What `aum` averages over the epochs, at the end only.
+    """Return minus each sample's margin in the last epoch in which it was observed; see `aum`.
 
     Args:
         dynamics: Record with the signal `margin`.
 
     Returns:
         Scores in logit units, NaN where never observed, float32, [N].
-
-    Raises:
-        ValueError: If `margin` was not recorded.
 
     Example:
         >>> from lightning_fairprune import Dynamics
@@ -313,16 +288,13 @@ def margin(dynamics: Dynamics) -> Tensor:
 def entropy(dynamics: Dynamics) -> Tensor:
     """Return the mean entropy of each sample's softmax over the epochs.
 
-    High means undecided: a sample that is wrong throughout and sure of it has a low one.
+    High means undecided; a sample with a confident wrong prediction scores low.
 
     Args:
         dynamics: Record with the signal `entropy`.
 
     Returns:
         Scores in [0, ln C], in nats, NaN where never observed, float32, [N].
-
-    Raises:
-        ValueError: If `entropy` was not recorded.
 
     Example:
         >>> from lightning_fairprune import Dynamics
@@ -334,12 +306,11 @@ def entropy(dynamics: Dynamics) -> Tensor:
 
 
 def _mean(values: Tensor) -> Tensor:
-    """Return the mean over the observed epochs, float32, [N]."""
     return _per_chunk(lambda part: part.nanmean(0), values)
 
 
 def _per_chunk(formula: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-    """Return `formula` ([E, n] -> [n]) of the float64 values, a few thousand samples at a time."""
+    """Apply `formula` ([E, n] -> [n]) in float64, a few thousand samples at a time."""
     parts = torch.split(values, _CHUNK, dim=1)
     return torch.cat([formula(part.double()).float() for part in parts])
 
@@ -357,22 +328,22 @@ def _each_window(p: Tensor, window: int) -> Tensor:
 
 
 def _deviation(p: Tensor, *, correction: int) -> Tensor:
-    """Return the deviation over the epochs that are not NaN; NaN if no more than `correction` are."""
+    """Return the deviation over the observed epochs; NaN unless there are more than `correction`."""
     count = p.isfinite().sum(0)
     squares = (p - p.nansum(0) / count).square().nansum(0)
     return (squares / (count - correction).clamp_min(0)).sqrt()
 
 
 def _moves(loss: Tensor) -> Tensor:
-    """Return how far the probabilities of the true class and of all others moved, [E - 1, N]."""
+    """Return the moves of the probabilities of the true class and of all others, [E - 1, N]."""
     total = torch.zeros_like(loss[1:])
-    for p in (torch.exp(-loss), -torch.expm1(-loss)):  # both to full precision, close to 0 too
+    for p in (torch.exp(-loss), -torch.expm1(-loss)):  # exact close to 0, too
         total += (p[1:] * (p + 1e-8).log().diff(dim=0)).abs()
     return total
 
 
 def _moving_average(rows: Tensor, decay: float) -> Tensor:
-    """Return the exponential mean of each column over the rows in which it is not NaN, later rows first."""
+    """Return the exponential mean of each column over the rows in which it is not NaN."""
     total = torch.zeros_like(rows[0])
     weight = torch.zeros_like(total)
     for row in rows:

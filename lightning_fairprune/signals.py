@@ -1,19 +1,16 @@
-"""Per-sample values of one batch: what a network thought of each sample at one moment of training.
+"""Signals: per-sample values of one batch, from the logits at one moment of training.
 
-Every signal maps `logits` [B, C] and `target` [B] to one value per sample [B]. It is computed in float32 at
-least (float64 stays), carries no gradient, and never makes the host wait for the device.
+Every signal maps `logits` [B, C] and `target` [B] to one value per sample [B], in float32 (float64 for
+float64 logits), without gradient and without a synchronisation of the host with the device.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from functools import cached_property
 
 import torch
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from torch import Tensor
+from torch import Tensor
 
 __all__ = ["correct", "el2n", "entropy", "loss", "margin", "p_true"]
 
@@ -43,19 +40,11 @@ def el2n(logits: Tensor, target: Tensor) -> Tensor:
     r"""Return the length of the error vector `||softmax(z) - onehot(y)||_2` of each sample.
 
     `sqrt((1 - p_y)^2 + \sum_{j != y} p_j^2)`: Paul et al., "Deep Learning on a Data Diet" (NeurIPS 2021,
-    arXiv 2107.07075), the EL2N score of one network at one moment. `1 - p_y` is the sum of the other
-    probabilities, so that values close to 0 keep their digits.
-
-    Args:
-        logits: Class scores before the softmax, floating, [B, C].
-        target: True classes in [0, C), int64, [B].
+    arXiv 2107.07075), the EL2N score of one network at one moment. We compute `1 - p_y` as the sum of the
+    other probabilities, which is exact close to 0. Arguments and errors are those of `loss`.
 
     Returns:
         Values in [0, sqrt(2)], float32 (float64 for float64 logits), [B].
-
-    Raises:
-        ValueError: If the shapes do not agree.
-        TypeError: If `logits` is not floating or `target` is not integer.
 
     Example:
         >>> el2n(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))  # (.5, .5) is (.5, -.5) off (0, 1)
@@ -67,16 +56,10 @@ def el2n(logits: Tensor, target: Tensor) -> Tensor:
 def p_true(logits: Tensor, target: Tensor) -> Tensor:
     """Return the probability `p_y` that the softmax gives to the true class of each sample.
 
-    Args:
-        logits: Class scores before the softmax, floating, [B, C].
-        target: True classes in [0, C), int64, [B].
+    Arguments and errors are those of `loss`.
 
     Returns:
         Values in [0, 1], float32 (float64 for float64 logits), [B].
-
-    Raises:
-        ValueError: If the shapes do not agree.
-        TypeError: If `logits` is not floating or `target` is not integer.
 
     Example:
         >>> p_true(torch.tensor([[1.0, 3.0]]).log(), torch.tensor([1]))  # 3 / (1 + 3)
@@ -86,21 +69,14 @@ def p_true(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, target: Tensor) -> Tensor:
-    r"""Return how far the true class's logit stands above the best other one, for each sample.
+    r"""Return the margin of each sample: the logit of the true class minus the highest other one.
 
     `z_y - \max_{j != y} z_j`: Pleiss et al., "Identifying Mislabeled Data using the Area Under the Margin
-    Ranking" (NeurIPS 2020, arXiv 2001.10528). With a single class there is no other: the margin is inf.
-
-    Args:
-        logits: Class scores before the softmax, floating, [B, C].
-        target: True classes in [0, C), int64, [B].
+    Ranking" (NeurIPS 2020, arXiv 2001.10528). With a single class the margin is inf. Arguments and errors
+    are those of `loss`.
 
     Returns:
         Values in logit units, negative where another class wins, float32 (float64 for float64 logits), [B].
-
-    Raises:
-        ValueError: If the shapes do not agree.
-        TypeError: If `logits` is not floating or `target` is not integer.
 
     Example:
         >>> margin(torch.tensor([[1.0, 4.0, 2.0], [1.0, 4.0, 2.0]]), torch.tensor([1, 0]))
@@ -112,16 +88,10 @@ def margin(logits: Tensor, target: Tensor) -> Tensor:
 def entropy(logits: Tensor, target: Tensor) -> Tensor:
     r"""Return the entropy `-\sum_j p_j \ln p_j` of each sample's softmax, in nats, with `0 \ln 0 = 0`.
 
-    Args:
-        logits: Class scores before the softmax, floating, [B, C].
-        target: True classes, int64, [B]; the values do not matter.
+    Arguments and errors are those of `loss`; the values of `target` do not matter.
 
     Returns:
         Values in [0, ln C], float32 (float64 for float64 logits), [B].
-
-    Raises:
-        ValueError: If the shapes do not agree.
-        TypeError: If `logits` is not floating or `target` is not integer.
 
     Example:
         >>> entropy(torch.tensor([[0.0, 0.0]]), torch.tensor([0]))  # ln 2
@@ -133,16 +103,10 @@ def entropy(logits: Tensor, target: Tensor) -> Tensor:
 def correct(logits: Tensor, target: Tensor) -> Tensor:
     """Return whether the class with the highest logit is the true one; of equal logits the first counts.
 
-    Args:
-        logits: Class scores before the softmax, floating, [B, C].
-        target: True classes in [0, C), int64, [B].
+    Arguments and errors are those of `loss`.
 
     Returns:
         True where the prediction is right, bool, [B].
-
-    Raises:
-        ValueError: If the shapes do not agree.
-        TypeError: If `logits` is not floating or `target` is not integer.
 
     Example:
         >>> correct(torch.tensor([[1.0, 4.0], [1.0, 4.0]]), torch.tensor([1, 0]))
@@ -156,11 +120,11 @@ def compute(names: Iterable[str], logits: Tensor, target: Tensor) -> dict[str, T
 
     Args:
         names: Signals to compute, out of `signals.__all__`.
-        logits: Class scores before the softmax, floating, [B, C].
-        target: True classes in [0, C), int64, [B].
+        logits: As in `loss`.
+        target: As in `loss`.
 
     Returns:
-        One tensor [B] per name, in the order of `names`; equal to what the function of that name returns.
+        One tensor [B] per name, in the order of `names`, equal to the result of the function of that name.
 
     Raises:
         ValueError: If a name is unknown or the shapes do not agree.
@@ -171,13 +135,15 @@ def compute(names: Iterable[str], logits: Tensor, target: Tensor) -> dict[str, T
         {'p_true': tensor([0.5000]), 'correct': tensor([True])}
     """
     batch = _Batch(logits, target)
-    return {name: _formula(name)(batch) for name in names}
+    try:
+        return {name: _FORMULAS[name](batch) for name in names}
+    except KeyError as error:
+        known = ", ".join(map(repr, _FORMULAS))
+        raise ValueError(f"`names` must be out of {known}, got {error.args[0]!r}.") from None
 
 
 class _Batch:
-    """The logits and targets of one batch, and their softmax once somebody asks for it."""
-
-    __slots__ = ("_log_p", "_p", "y", "z")
+    """The logits and targets of one batch, and their softmax, which is computed once if needed."""
 
     def __init__(self, logits: Tensor, target: Tensor) -> None:
         if logits.ndim != 2 or target.shape != logits.shape[:1]:
@@ -192,20 +158,14 @@ class _Batch:
         z = logits.detach()
         self.z = z if z.dtype == torch.float64 else z.float()
         self.y = target.long().unsqueeze(1)
-        self._log_p: Tensor | None = None
-        self._p: Tensor | None = None
 
-    @property
+    @cached_property
     def log_p(self) -> Tensor:
-        if self._log_p is None:
-            self._log_p = self.z.log_softmax(1)
-        return self._log_p
+        return self.z.log_softmax(1)
 
-    @property
+    @cached_property
     def p(self) -> Tensor:
-        if self._p is None:
-            self._p = self.log_p.exp()
-        return self._p
+        return self.log_p.exp()
 
 
 def _loss(batch: _Batch) -> Tensor:
@@ -245,12 +205,3 @@ _FORMULAS: dict[str, Callable[[_Batch], Tensor]] = {
     "margin": _margin,
     "p_true": _p_true,
 }
-
-
-def _formula(name: str) -> Callable[[_Batch], Tensor]:
-    try:
-        return _FORMULAS[name]
-    except KeyError:
-        raise ValueError(
-            f"`names` must be out of {', '.join(map(repr, _FORMULAS))}, got {name!r}."
-        ) from None

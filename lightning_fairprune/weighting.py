@@ -1,4 +1,4 @@
-"""Weights of the loss: of classes, from their recalls; of samples, from a dense model's outputs."""
+"""Weights in the loss: of classes, from their recalls; of samples, from the outputs of a dense model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 def cdb_w(
     recall: Tensor | Sequence[float], *, tau: float | Literal["dynamic"] = "dynamic"
 ) -> Tensor:
-    r"""Return class weights by difficulty (CDB-W), which sum to the number of classes.
+    r"""Return class weights by difficulty (CDB-W) that sum to the number of classes.
 
     .. math:: w_k = K \frac{(1 - a_k)^\tau}{\sum_j (1 - a_j)^\tau}, \qquad
         \tau_\text{dynamic} = 2 \sigma\Big(\frac{\max_k a_k}{\min_k a_k + 0.01} - 1\Big),
@@ -30,18 +30,18 @@ def cdb_w(
     where :math:`a_k` is the recall of class k in validation: Sinha, Ohashi and Nakamura,
     "Class-Difficulty Based Methods for Long-Tailed Visual Recognition", IJCV 2022 (arXiv 2207.14499).
     The dynamic exponent is about 1 for equal recalls and tends to 2 as they move apart. It is that of
-    ``compute_weights`` in the authors' code (github hitachi-rd-cv/CDB-loss); the loss class that their
-    training script calls has :math:`\sigma(\max a / (\min a + 0.01))` in its place.
+    ``compute_weights`` in the authors' code (github hitachi-rd-cv/CDB-loss); the loss class of their
+    training script uses :math:`\sigma(\max a / (\min a + 0.01))` instead.
 
     Args:
-        recall: float [K], in [0, 1]; NaN marks a class that had no validation sample. It gets weight 1,
-            the mean, and the others sum to their own number.
+        recall: float [K], in [0, 1]; NaN marks a class without validation samples. It gets weight 1,
+            and the weights of the others sum to their number.
         tau: exponent, 0 or more, or ``"dynamic"``.
 
     Returns:
         Float [K] on the device of `recall`, each in [0, K]. Ones if all known recalls are 1 (0 / 0 in
-        the formula) or none is known. A class of recall 1 among others has weight 0: a batch of such
-        samples alone makes the mean of a weighted ``cross_entropy`` 0 / 0.
+        the formula) or none is known. Otherwise a class of recall 1 has weight 0: on a batch of such
+        samples alone, the mean of a weighted ``cross_entropy`` is 0 / 0.
 
     Raises:
         ValueError: If a recall is outside [0, 1], there is none, or `tau` is negative or not finite.
@@ -58,7 +58,7 @@ def cdb_w(
     """
     error, known = _errors(recall)
     if tau == "dynamic":
-        # Of no class: 0 / 0.01, and the exponent does not matter.
+        # Without a known class: 0 / 0.01, and the exponent does not matter.
         most = torch.where(known, 1 - error, 0).max()
         least = torch.where(known, 1 - error, most).min()
         power: float | Tensor = 2 * torch.sigmoid(most / (least + 0.01) - 1)
@@ -78,16 +78,16 @@ def cdb_w_drop(recall: Tensor | Sequence[float]) -> Tensor:
     That is :func:`cdb_w` with :math:`\tau = 1`, not normalised: the baseline "CDB-W" of Vysogorets,
     Ahuja and Kempe, "DRoP: Distributionally Robust Data Pruning", ICLR 2025 (arXiv 2404.05579; github
     avysogorets/fair-data-pruning). The factor matters only to losses that do not divide by the summed
-    weights of the batch; ``cross_entropy`` with ``reduction="mean"`` does. There, weights are 1 in the
-    first epoch, which has no recalls before it.
+    weights of the batch; ``cross_entropy`` with ``reduction="mean"`` does. Their code has weights of 1
+    in the first epoch.
 
     Args:
-        recall: float [K], in [0, 1]; NaN marks a class that had no validation sample. It gets the mean
+        recall: float [K], in [0, 1]; NaN marks a class without validation samples, which gets the mean
             weight of the others.
 
     Returns:
-        Float [K] on the device of `recall`, each in [0, 1]. Ones if all known recalls are 1 (the loss
-        would be 0 / 0) or none is known.
+        Float [K] on the device of `recall`, each in [0, 1]. Ones if all known recalls are 1 or none is
+        known.
 
     Raises:
         ValueError: If a recall is outside [0, 1] or there is none.
@@ -105,20 +105,20 @@ def cdb_w_drop(recall: Tensor | Sequence[float]) -> Tensor:
 def performance_weights(
     dense_logits: Tensor, target: Tensor, *, m: float = 0.75, gamma: float = 5.0
 ) -> Tensor:
-    r"""Return sample weights that are higher where the dense model was less sure of the truth.
+    r"""Return sample weights that are higher where the dense model was less sure of the true class.
 
     .. math:: w = m + (1 - m) (1 - p_\text{dense}(y))^\gamma
 
     Meyer and Wong, "A Fair Loss Function for Network Pruning", TSRML workshop at NeurIPS 2022 (arXiv
-    2211.10285). The defaults are those of the command line of their code (github
-    robbiemeyer/pw_loss_pruning); its pruner on its own has m = 0.4 and gamma = 0.5.
+    2211.10285). The defaults are those of the command line in their code (github
+    robbiemeyer/pw_loss_pruning); its pruner class has m = 0.4 and gamma = 0.5.
 
     Args:
         dense_logits: of the model before pruning, float [B, C], C >= 2. Log-probabilities are logits
             too: for probabilities pass ``p.log()``.
         target: class of each sample, integer [B], in [0, C).
         m: lowest weight, in [0, 1].
-        gamma: how steeply the weight falls with the probability, 0 or more; 0 gives all weight 1.
+        gamma: exponent, 0 or more; 0 gives all samples weight 1.
 
     Returns:
         Weights in [m, 1], float32 (float64 for such logits), [B], without gradient.
@@ -139,18 +139,15 @@ def performance_weights(
     if not 0 <= gamma < math.inf:
         raise ValueError(f"`gamma` must be 0 or more, got {gamma}.")
     log_p = F.log_softmax(dense_logits, dim=1).gather(1, target[:, None].long()).squeeze(1)
-    # Rounding may take a log-probability above 0, and no power of a negative number is wanted.
+    # Rounding may take a log-probability above 0, and powers of negative numbers are NaN.
     return m + (1 - m) * (-torch.expm1(log_p)).clamp(min=0) ** gamma
 
 
 def corrected_targets(dense_logits: Tensor, target: Tensor) -> Tensor:
-    """Return the dense model's probabilities as soft targets, one-hot truth where it was wrong.
+    """Return the dense model's probabilities as soft targets, the one-hot true class where it was wrong.
 
     Meyer and Wong (arXiv 2211.10285): a pruned model should match the dense one, not its mistakes.
-
-    Args:
-        dense_logits: of the model before pruning, float [B, C], C >= 2.
-        target: class of each sample, integer [B], in [0, C).
+    Arguments are those of `performance_weights`.
 
     Returns:
         Probabilities, float32 (float64 for such logits), [B, C], without gradient.
@@ -173,7 +170,7 @@ def corrected_targets(dense_logits: Tensor, target: Tensor) -> Tensor:
 def performance_weighted_loss(
     logits: Tensor, dense_logits: Tensor, target: Tensor, *, m: float = 0.75, gamma: float = 5.0
 ) -> Tensor:
-    r"""Return the performance-weighted loss of a pruned model against the dense one it came from.
+    r"""Return the performance-weighted loss of a pruned model relative to its dense model.
 
     .. math:: \frac{1}{B} \sum_i w_i \Big(- \sum_c \tilde y_{ic} \log p_{ic}\Big)
 
@@ -182,11 +179,11 @@ def performance_weighted_loss(
     over weights, as in the authors' code.
 
     Args:
-        logits: of the model that is trained, float [B, C].
+        logits: of the model in training, float [B, C].
         dense_logits: of the model before pruning in eval mode, float [B, C], C >= 2.
-        target: class of each sample, integer [B], in [0, C).
-        m: lowest weight, in [0, 1].
-        gamma: how steeply the weight falls with the probability, 0 or more.
+        target: as in `performance_weights`, like `m` and `gamma`.
+        m: lowest weight.
+        gamma: exponent.
 
     Returns:
         Scalar, float32 (float64 for such logits), with gradient to `logits` alone.
@@ -196,7 +193,7 @@ def performance_weighted_loss(
 
     Example:
         The dense model is wrong, so the target is one-hot; the weight is .5 + .5 * .6 = .8, and the
-        pruned model gives the true class .5: .8 * ln 2.
+        loss .8 * ln 2.
 
         >>> p = torch.tensor([[0.6, 0.4]])
         >>> loss = performance_weighted_loss(

@@ -91,7 +91,7 @@ def grad_norm(
             if plan is None:
                 losses, norms2 = one_by_one(model, chosen, batch, Loss(loss_fn))
             else:
-                losses, norms2 = plan.norms2(model, chosen, batch, memory)
+                losses, norms2 = plan.norms2(model, chosen, batch)
             _check_finite(losses, norms2, done)
             done += batch.size
             norms.append(norms2.to(torch.promote_types(norms2.dtype, torch.float32)))

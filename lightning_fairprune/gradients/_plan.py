@@ -27,39 +27,36 @@ class Plan:
 
     Args:
         loss: how to get the loss of each sample.
-        layers: as in `Layers`.
-        axes: as in `Layers`.
+        layers: those whose parameters go by a rule.
         rest: names of the other parameters: by torch.func.
         batched: False if torch.func cannot do `rest`: all parameters go one sample at a time.
     """
 
     loss: Loss
-    layers: Mapping[nn.Module, Mapping[str, str]]
-    axes: Mapping[nn.Module, int | None]
+    layers: Layers
     rest: tuple[str, ...]
     batched: bool = True
 
     def norms2(
-        self, model: nn.Module, chosen: Mapping[str, nn.Parameter], batch: Batch, memory: int
+        self, model: nn.Module, chosen: Mapping[str, nn.Parameter], batch: Batch
     ) -> tuple[Tensor, Tensor]:
         """Returns losses and squared gradient norms of a batch, [B] each."""
         if batch.size > 1 and self.batched:
             try:
-                return self.at_once(model, chosen, batch, memory)
+                return self.at_once(model, chosen, batch)
             except Surprise:  # the obvious way is right for every batch
                 pass
         return one_by_one(model, chosen, batch, self.loss)
 
     def at_once(
-        self, model: nn.Module, chosen: Mapping[str, nn.Parameter], batch: Batch, memory: int
+        self, model: nn.Module, chosen: Mapping[str, nn.Parameter], batch: Batch
     ) -> tuple[Tensor, Tensor]:
         """Returns the same if no layer is called otherwise than in the trial."""
         only(model, ())
-        layers = Layers(self.layers, self.axes, memory)
         if not self.rest:
-            return layerwise(model, layers, batch, self.loss)
+            return layerwise(model, self.layers, batch, self.loss)
         rest = {name: chosen[name] for name in self.rest}
-        return vectorised(model, rest, layers, batch, self.loss)
+        return vectorised(model, rest, self.layers, batch, self.loss)
 
 
 def make_plan(
@@ -76,7 +73,8 @@ def make_plan(
     """
     alone, norms2 = one_by_one(model, chosen, pair, Loss(loss_fn))
     if not (alone.isfinite() & norms2.isfinite()).all():
-        return Plan(Loss(loss_fn), {}, {}, (), batched=False)  # the caller says which sample
+        # The caller says which sample.
+        return Plan(Loss(loss_fn), Layers({}, {}, memory), (), batched=False)
     only(model, chosen.values())
     one, _ = watched(model, model.modules(), pair.rows(slice(1)))
     two, outputs = watched(model, model.modules(), pair)
@@ -84,11 +82,11 @@ def make_plan(
     tolerance = max(_tolerance(value.dtype) for value in (alone, *chosen.values()))
     _check_own(tolerance, alone, losses.detach(), loss.raw(outputs, pair.target, 2).detach())
 
-    every = Plan(loss, {}, {}, tuple(chosen))
+    every = Plan(loss, Layers({}, {}, memory), tuple(chosen))
     plans = [_ruled(model, every, chosen, one, two, _edges(losses, chosen)), every]
     for plan in plans:
         try:
-            _, found = plan.at_once(model, chosen, pair, memory)
+            _, found = plan.at_once(model, chosen, pair)
         except Exception:  # torch.func fails in many ways; the last resort does not
             continue
         if _close(found.sqrt(), norms2.sqrt(), tolerance, 1e-3 * norms2.max().sqrt()):
@@ -155,7 +153,8 @@ def _ruled(
     if rest:  # torch.func comes along anyhow, and does attention well
         for layer in [layer for layer in layers if isinstance(layer, nn.MultiheadAttention)]:
             rest += layers.pop(layer).values()
-    return replace(every, layers=dict(layers), axes=axes, rest=tuple(rest))
+    ruled_layers = replace(every.layers, names=dict(layers), axes=axes)
+    return replace(every, layers=ruled_layers, rest=tuple(rest))
 
 
 def _by_layer(calls: list[Call]) -> defaultdict[nn.Module, list[Call]]:

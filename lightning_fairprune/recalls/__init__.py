@@ -1,8 +1,8 @@
-"""What per-class recalls say about a model, alone or next to a reference: pure functions on recalls [..., K].
+"""Summaries of per-class recalls of a model, alone or relative to a reference: functions of recalls [..., K].
 
-A class without support has recall NaN and is left out; dimensions before the last are a batch, one result
-each. Nothing here waits for the device. Half precision is computed, and returned, as float32. With a
-reference (the unpruned model, say), a class that is NaN in either recall is left out of both.
+A class without support has recall NaN and is left out; leading dimensions are a batch. No function synchronises
+the host with the device. Half precision is computed, and returned, as float32. With a reference (such as the
+unpruned model), a class that is NaN in either recall is left out of both.
 """
 
 from __future__ import annotations

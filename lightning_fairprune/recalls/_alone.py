@@ -40,8 +40,7 @@ def worst_k(recall: Tensor, k: int) -> Tensor:
         Means, [...]; NaN if no class has support.
 
     Raises:
-        TypeError: If `recall` is not floating point.
-        ValueError: If it has no class or `k` is out of range.
+        ValueError: If `k` is out of range; for `recall` as `worst`.
 
     Example:
         >>> worst_k(torch.tensor([0.9, 0.6, 0.7]), 2)
@@ -56,8 +55,8 @@ def worst_k(recall: Tensor, k: int) -> Tensor:
 def cvar(recall: Tensor, level: float) -> Tensor:
     r"""Return the mean recall of the fraction `level` of the classes with the lowest recalls.
 
-    The expected shortfall of equally likely classes. With `m = level n` of n classes with support and recalls
-    `r_1 <= ... <= r_n`, the class on the boundary counts by the fraction that is left of it:
+    The expected shortfall over equally likely classes. With `m = level n` for n classes with support and recalls
+    `r_1 <= ... <= r_n`, the class on the boundary has a fractional weight:
 
     .. math:: \frac{1}{m} \sum_i \min(1, \max(0, m - i + 1)) \, r_i
 
@@ -72,11 +71,10 @@ def cvar(recall: Tensor, level: float) -> Tensor:
         Means, [...]; NaN if no class has support.
 
     Raises:
-        TypeError: If `recall` is not floating point.
-        ValueError: If it has no class or `level` is out of range.
+        ValueError: If `level` is out of range; for `recall` as `worst`.
 
     Example:
-        Half of three classes are the lowest and half of the next: (0.6 + 0.5 * 0.9) / 1.5.
+        Half of three classes: (0.6 + 0.5 * 0.9) / 1.5.
 
         >>> cvar(torch.tensor([0.9, 0.6, 1.0]), 0.5)
         tensor(0.7000)
@@ -91,17 +89,12 @@ def cvar(recall: Tensor, level: float) -> Tensor:
 
 
 def gap(recall: Tensor) -> Tensor:
-    """Return the highest minus the lowest recall.
+    """Return the highest minus the lowest recall of a class with support.
 
-    Args:
-        recall: Recalls in [0, 1], NaN without support, [..., K].
+    Argument and errors are those of `worst`.
 
     Returns:
         Gaps in [0, 1], [...]; NaN if no class has support.
-
-    Raises:
-        TypeError: If `recall` is not floating point.
-        ValueError: If it has no class.
 
     Example:
         >>> gap(torch.tensor([0.9, 0.6, torch.nan]))
@@ -116,15 +109,13 @@ def std(recall: Tensor, *, correction: int = 0) -> Tensor:
 
     Args:
         recall: Recalls in [0, 1], NaN without support, [..., K].
-        correction: 0 for the deviation of these classes (population), 1 for the estimate from a sample
-            of classes.
+        correction: 0 for these classes (population), 1 for the estimate from a sample of classes.
 
     Returns:
         Deviations, [...]; NaN if no class, or with `correction=1` only one, has support.
 
     Raises:
-        TypeError: If `recall` is not floating point.
-        ValueError: If it has no class or `correction` is another number.
+        ValueError: If `correction` is another number; for `recall` as `worst`.
 
     Example:
         >>> values = torch.tensor([0.8, 0.6, torch.nan])
@@ -135,22 +126,17 @@ def std(recall: Tensor, *, correction: int = 0) -> Tensor:
     if correction not in (0, 1):
         raise ValueError(f"`correction` must be 0 (population) or 1 (sample), got {correction}.")
     squares = (recall - recall.nanmean(-1, keepdim=True)).square().nansum(-1)
-    # No class at all would be 0 / -1 in a sample.
+    # Without a class, a sample would have 0 / -1.
     return (squares / (_count(recall) - correction).clamp(min=0)).sqrt()
 
 
 def zero_recall(recall: Tensor) -> Tensor:
-    """Return how many classes with support are never predicted right.
+    """Return the number of classes with support and recall 0.
 
-    Args:
-        recall: Recalls in [0, 1], NaN without support, [..., K].
+    Argument and errors are those of `worst`.
 
     Returns:
         Numbers of classes, int64 [...]; 0 if no class has support.
-
-    Raises:
-        TypeError: If `recall` is not floating point.
-        ValueError: If it has no class.
 
     Example:
         >>> zero_recall(torch.tensor([0.9, 0.0, torch.nan]))
@@ -160,7 +146,7 @@ def zero_recall(recall: Tensor) -> Tensor:
 
 
 def balance(recall: Tensor, accuracy: float | Tensor | None = None) -> Tensor:
-    """Return each recall minus the accuracy: above 0, the class does better than the model.
+    """Return each recall minus the accuracy: above 0, the class is better than the model as a whole.
 
     The recall balance `B^c = R^c - A` of Good et al., "Recall Distortion in Neural Network Pruning and the
     Undecayed Pruning Algorithm" (NeurIPS 2022, arXiv 2206.02976).
@@ -168,14 +154,10 @@ def balance(recall: Tensor, accuracy: float | Tensor | None = None) -> Tensor:
     Args:
         recall: Recalls in [0, 1], NaN without support, [..., K].
         accuracy: Accuracy of the model in [0, 1], [...]; None for the mean recall over the classes with
-            support, which it is on a balanced set.
+            support, which equals it on a balanced set.
 
     Returns:
         Balances in [-1, 1], NaN without support, [..., K].
-
-    Raises:
-        TypeError: If `recall` is not floating point.
-        ValueError: If it has no class.
 
     Example:
         >>> balance(torch.tensor([0.9, 0.7]))
@@ -188,19 +170,11 @@ def balance(recall: Tensor, accuracy: float | Tensor | None = None) -> Tensor:
 def normalised_balance(recall: Tensor, accuracy: float | Tensor | None = None) -> Tensor:
     """Return each recall minus the accuracy, in units of the accuracy: `(R^c - A) / A`.
 
-    The normalised recall balance of Good et al. (arXiv 2206.02976). It compares models of different accuracy.
-
-    Args:
-        recall: Recalls in [0, 1], NaN without support, [..., K].
-        accuracy: Accuracy of the model in [0, 1], [...]; None for the mean recall over the classes with
-            support.
+    The normalised recall balance of Good et al. (arXiv 2206.02976), comparable between models of different
+    accuracy. Arguments and errors are those of `balance`.
 
     Returns:
         Balances, at least -1, [..., K]; NaN without support and where the accuracy is 0.
-
-    Raises:
-        TypeError: If `recall` is not floating point.
-        ValueError: If it has no class.
 
     Example:
         >>> normalised_balance(torch.tensor([0.9, 0.7]))

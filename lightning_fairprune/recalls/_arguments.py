@@ -1,4 +1,4 @@
-"""Checks and conversions that the functions on recalls share."""
+"""Checks and conversions of recalls and accuracies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def checked(recall: Tensor, name: str = "recall") -> Tensor:
 
 
 def pair(recall: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns both with NaN where either is."""
+    """Returns both, NaN where either is NaN."""
     recall, reference = checked(recall), checked(reference, "reference")
     if recall.shape[-1] != reference.shape[-1]:
         raise ValueError(
@@ -32,7 +32,7 @@ def pair(recall: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def broadcast(accuracy: float | Tensor | None, recall: Tensor) -> float | Tensor:
-    """Returns the accuracy as something to broadcast over [..., K]."""
+    """Returns the accuracy, by default the mean recall, in a shape that broadcasts over [..., K]."""
     if accuracy is None:
         return recall.nanmean(-1, keepdim=True)
     return accuracy.to(recall.dtype).unsqueeze(-1) if isinstance(accuracy, Tensor) else accuracy

@@ -34,16 +34,10 @@ def change(recall: Tensor, reference: Tensor) -> Tensor:
 def retention(recall: Tensor, reference: Tensor) -> Tensor:
     """Return the recall of each class as a fraction of that of the reference model.
 
-    Args:
-        recall: Recalls in [0, 1], NaN without support, [..., K].
-        reference: Recalls of the reference model, [..., K].
+    Arguments and errors are those of `change`.
 
     Returns:
         Fractions, at least 0, [..., K]; NaN where either is and where the reference is 0.
-
-    Raises:
-        TypeError: If `recall` or `reference` is not floating point.
-        ValueError: If their numbers of classes differ or are 0.
 
     Example:
         >>> retention(torch.tensor([0.6, 0.5]), torch.tensor([0.8, 0.0]))
@@ -60,8 +54,8 @@ def adjusted_change(
 ) -> Tensor:
     """Return how much more each recall changed than the accuracy did.
 
-    `(R^c - R_ref^c) - (A - A_ref)`: below 0, the class pays more than its share. The change that Hooker et
-    al., "What Do Compressed Deep Neural Networks Forget?" (arXiv 1911.05248) test per class.
+    `(R^c - R_ref^c) - (A - A_ref)`: below 0, the class lost more than the model as a whole. Hooker et
+    al., "What Do Compressed Deep Neural Networks Forget?" (arXiv 1911.05248), test this change per class.
 
     Args:
         recall: Recalls in [0, 1], NaN without support, [..., K].
@@ -93,14 +87,13 @@ def disparity(
     accuracy: float | Tensor | None = None,
     reference_accuracy: float | Tensor | None = None,
 ) -> Tensor:
-    r"""Return how much more recall the class that lost most lost than the model lost accuracy.
+    r"""Return the largest loss of recall of a class, minus the loss of accuracy of the model.
 
     .. math:: \max_c \; (R_{ref}^c - R^c) - (A_{ref} - A)
 
     The maximum disparity of Hashemizadeh et al., "Balancing Act: Constraining Disparate Impact in Sparse
-    Models" (ICLR 2024, arXiv 2310.20673), with classes as groups.
-
-    Arguments and errors are those of `adjusted_change`.
+    Models" (ICLR 2024, arXiv 2310.20673), with classes as groups. Arguments and errors are those of
+    `adjusted_change`.
 
     Returns:
         Disparities, [...]; NaN if no class has support in both.
@@ -123,9 +116,8 @@ def class_intensification(
     """Return how the distance of each recall from the accuracy grew: `I^c = Bn^c / Bn_ref^c`.
 
     The ratio of normalised recall balances of Good et al. (arXiv 2206.02976): above 1 the distance grew in
-    the same direction, in (0, 1) it shrank, below 0 the class changed sides.
-
-    Arguments and errors are those of `adjusted_change`.
+    the same direction, in (0, 1) it shrank, below 0 the class changed sides. Arguments and errors are those of
+    `adjusted_change`.
 
     Returns:
         Ratios, [..., K]; NaN where either recall is, where the reference recall is the reference accuracy
@@ -151,9 +143,8 @@ def intensification(
     .. math:: \alpha = \sum_c Bn_{ref}^c \, Bn^c \Big/ \sum_c (Bn_{ref}^c)^2
 
     The slope through the origin of the normalised recall balances over those of the reference: Good et al.
-    (arXiv 2206.02976). A class whose reference recall is the accuracy has weight 0.
-
-    Arguments and errors are those of `adjusted_change`.
+    (arXiv 2206.02976). A class whose reference recall is the accuracy has weight 0. Arguments and errors are those of
+    `adjusted_change`.
 
     Returns:
         Ratios, [...]; NaN where an accuracy is 0, where all reference recalls are the reference accuracy
@@ -174,10 +165,10 @@ def _balances(
     accuracy: float | Tensor | None,
     reference_accuracy: float | Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the normalised balances of both; what is 0 but for rounding is 0 in the reference's."""
+    """Returns the normalised balances of both, those of the reference within the rounding error as 0."""
     recall, reference = pair(recall, reference)
     before = normalised_balance(reference, reference_accuracy)
-    # Equal recalls and their mean differ in the last digits; a slope over those would mean nothing.
+    # Equal recalls and their mean differ by rounding; ratios of such differences mean nothing.
     rounding = 16 * torch.finfo(before.dtype).eps
     before = before.masked_fill(before.abs() <= rounding, 0)
     return normalised_balance(recall, accuracy), before

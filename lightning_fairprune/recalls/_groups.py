@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def groups(label: Tensor, attribute: Tensor, num_attributes: int) -> Tensor:
-    """Return the group of each sample, `label * num_attributes + attribute`, to count in place of classes.
+    """Return the group of each sample, `label * num_attributes + attribute`.
 
     Args:
         label: Class of each sample, whole numbers, any shape.

@@ -1,1 +1,1 @@
-"""Records of a run: written while it runs, read later."""
+"""Records of a run, written during it and read later."""

@@ -1,4 +1,4 @@
-"""What a training run saw of every sample: one record, no arithmetic."""
+"""The signals of every sample in a training run: one record, no arithmetic."""
 
 from __future__ import annotations
 
@@ -20,32 +20,30 @@ from lightning_fairprune._files import (
     write_whole,
 )
 
-__all__ = ["Dynamics"]
 _FORMAT = "lightning_fairprune.Dynamics"
 _VERSION = "1"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _RESERVED = ("index", "target", "group", "observed")
-_ROWS_PER_GROUP = 65_536  # of a parquet file: bounds the memory that writing takes
+_ROWS_PER_GROUP = 65_536  # of a Parquet file: bounds the memory for writing
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dynamics:
-    """What was observed of N samples in E epochs of training: the input of every score.
+    """The signals of N samples in E epochs of training: the input of every score.
 
-    Tensors are held, not copied, except where a value of an unobserved sample has to be blanked.
+    Tensors are not copied, unless a value of an unobserved sample must become NaN.
 
     Attributes:
-        target: True class of each sample, int64, [N]; -1 where it was never seen.
+        target: True class of each sample, int64, [N]; -1 if it was never observed.
         signals: Per-sample values by name, [E, N] each. `correct` is bool, every other signal float16, bfloat16,
             float32 or float64, NaN where the sample was not observed. Names are those of `signals.__all__` or
             any other identifier.
         group: Group of each sample (e.g. label x background), int64, [N], or None.
-        observed: Whether a sample was seen in an epoch, bool, [E, N]. If it is left out, a sample counts as
-            unobserved where any float signal is NaN. If it is given, a NaN of an observed sample is an error, and
-            whatever stands at an unobserved one is replaced by NaN.
+        observed: Whether a sample was observed in an epoch, bool, [E, N]; by default where no float signal is
+            NaN. If given, a NaN of an observed sample is an error, and values of unobserved ones become NaN.
 
     Raises:
-        ValueError: If shapes or devices disagree, a name cannot be used, or an observed value is not finite.
+        ValueError: If shapes or devices differ, a name cannot be used, or an observed value is not finite.
         TypeError: If a dtype is not one of those above.
 
     Example:
@@ -115,7 +113,7 @@ class Dynamics:
         return self.observed.shape[0]
 
     def signal(self, name: str) -> Tensor:
-        """Return one signal ready for arithmetic, whatever the type it is stored in.
+        """Return a recorded signal in a type for arithmetic.
 
         Args:
             name: A recorded signal.
@@ -140,10 +138,7 @@ class Dynamics:
         return values if values.dtype == torch.bool else values.float()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to a safetensors file, dtypes as they are and booleans as bits.
-
-        Args:
-            path: File to write; one that exists is replaced at once or not at all.
+        """Write everything to a safetensors file, whole or not at all; dtypes stay, booleans become bits.
 
         Example:
             >>> import tempfile
@@ -163,17 +158,11 @@ class Dynamics:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Dynamics:
-        """Return what `save` wrote, on the CPU.
-
-        Args:
-            path: File to read.
-
-        Returns:
-            The record, equal to the saved one bit for bit.
+        """Return what `save` wrote, on the CPU and bit for bit.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If the file is damaged, was not written by `save`, or by a release too new for this one.
+            ValueError: If the file is damaged or not written by `save` of this format version.
         """
         tensors, _ = read_tensors(path, _FORMAT, _VERSION)
         with understanding(path):
@@ -202,13 +191,10 @@ class Dynamics:
         )
 
     def to_parquet(self, path: str | os.PathLike[str]) -> None:
-        """Write a table with one row per sample, for pandas, polars or DuckDB.
+        """Write a Parquet table with one row per sample, whole or not at all.
 
         Columns: `index`, `target`, `group` if there is one, and for each signal a list of E values, null where the
         sample was not observed.
-
-        Args:
-            path: File to write; one that exists is replaced at once or not at all.
 
         Raises:
             ImportError: If pyarrow is not installed.

@@ -1,4 +1,4 @@
-"""What data pruning did in one run: settings, quotas over time, the samples kept last and their scores."""
+"""Data pruning in one run: settings, quotas over time, the samples kept last and their scores."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from torch import Tensor
 from lightning_fairprune._files import (
     RUN_FOLDER,
     read_tensors,
+    run_file,
     understanding,
+    write_json,
     write_tensors,
-    write_whole,
 )
 from lightning_fairprune.selection import Selection
 from lightning_fairprune.selection.decision import Estimate
 
-__all__ = ["PruningRecord"]
-
 _KIND, _VERSION = "PruningRecord", "1"
-_STEM = "pruning"
+_FILE = "pruning.safetensors"
+_ESTIMATED = ("recall", "quota")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,9 +33,9 @@ class PruningRecord:
     """What data pruning did in one run.
 
     Args:
-        selection: the samples that were kept last.
-        target: class (or group) of every sample, int64 [N]; -1 for one that could not be kept.
-        score: how hard every sample was, float [N], higher = harder; None without a score.
+        selection: the samples kept last.
+        target: class (or group) of every sample, int64 [N]; -1 for a sample that cannot be kept.
+        score: score of every sample, float [N], higher = harder; None without a score.
         history: every estimate of the quotas.
         settings: the arguments of the callback as text, numbers and lists of them.
 
@@ -67,15 +67,11 @@ class PruningRecord:
 
     @property
     def dropped(self) -> Tensor:
-        """Samples that were not kept last, int64, sorted."""
+        """Samples not in `selection`, int64, sorted."""
         return (~self.selection.mask()).nonzero().squeeze(1)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes `pruning.safetensors`, which has everything, and `pruning.json`, to read.
-
-        Args:
-            folder: made if it is not there.
-        """
+        """Writes `pruning.safetensors`, the whole record, and `pruning.json`, a readable part; makes the folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         chosen = self.selection
@@ -84,7 +80,7 @@ class PruningRecord:
         if self.score is not None:
             tensors["score"] = self.score.to(torch.float32)
         for i, estimate in enumerate(self.history):
-            for name in ("recall", "quota"):
+            for name in _ESTIMATED:
                 value = getattr(estimate, name)
                 if value is not None:
                     tensors[f"history/{i}/{name}"] = value
@@ -97,43 +93,32 @@ class PruningRecord:
             "epochs": [estimate.epoch for estimate in self.history],
         }
         head = {"format": _KIND, "version": _VERSION}
-        write_tensors(
-            folder / f"{_STEM}.safetensors", tensors, {**head, "record": json.dumps(about)}
-        )
+        write_tensors(folder / _FILE, tensors, {**head, "record": json.dumps(about)})
         classes = {"quota": chosen.quota.tolist(), "sizes": chosen.sizes.tolist()}
-        text = json.dumps({**head, **about, **classes}, indent=1) + "\n"
-        write_whole(folder / f"{_STEM}.json", lambda path: path.write_text(text))
+        write_json(folder / "pruning.json", {**head, **about, **classes})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PruningRecord:
         """Reads what `save` wrote.
 
         Args:
-            path: the folder of a run, the folder that was given to `save`, or the safetensors file.
+            path: the folder of a run, the `folder` of `save`, or the safetensors file.
 
         Raises:
-            FileNotFoundError: If there is nothing.
+            FileNotFoundError: If there is no such file.
             ValueError: If the file is damaged, of another kind or version, or contradicts itself.
         """
         path = Path(path)
-        name = f"{_STEM}.safetensors"
         if path.is_dir():
-            path = path / name if (path / name).is_file() else path / RUN_FOLDER / name
+            path = run_file(path, [_FILE]) or path / RUN_FOLDER / _FILE
         tensors, metadata = read_tensors(path, _KIND, _VERSION)
         with understanding(path):
             about = json.loads(metadata["record"])
-            chosen = Selection(
-                indices=tensors["indices"],
-                num_samples=about["num_samples"],
-                quota=tensors["quota"],
-                sizes=tensors["sizes"],
-                keep=about["keep"],
-                seed=about["seed"],
-            )
+            values: dict[str, Any] = {name: tensors[name] for name in ("indices", "quota", "sizes")}
+            values |= {name: about[name] for name in ("num_samples", "keep", "seed")}
+            chosen = Selection(**values)
             history = tuple(
-                Estimate(
-                    epoch, tensors.get(f"history/{i}/recall"), tensors.get(f"history/{i}/quota")
-                )
+                Estimate(epoch, *(tensors.get(f"history/{i}/{name}") for name in _ESTIMATED))
                 for i, epoch in enumerate(about["epochs"])
             )
             target = tensors["target"].long()

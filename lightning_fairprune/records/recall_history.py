@@ -1,4 +1,4 @@
-"""The recalls of one run: class counts of every evaluation, and the reference they are compared with."""
+"""The recalls of one run: class counts of every evaluation, and those of the reference."""
 
 from __future__ import annotations
 
@@ -14,53 +14,50 @@ import torch
 from torch import Tensor
 
 from lightning_fairprune._files import (
-    RUN_FOLDER,
     read_json,
     read_tensors,
+    run_file,
     understanding,
+    write_json,
     write_tensors,
-    write_whole,
 )
 from lightning_fairprune.counts import ClassCounts
 
-__all__ = ["Evaluation", "RecallHistory"]
 _KIND, _VERSION = "RecallHistory", "1"
-_STEM = "recalls"
+FILES = ("recalls.safetensors", "recalls.json")
 GROUPS = "/groups"
 
 
 def is_of_groups(name: str) -> bool:
-    """Whether an evaluation of this name counted groups in place of classes."""
+    """Whether an evaluation of this name is of groups."""
     return name.endswith(GROUPS)
 
 
 def printable(name: str) -> str:
-    r"""Returns a name in which characters that steer terminals, or the direction of text, are shown.
+    r"""Returns a name with control characters escaped, which could change a terminal or the direction of text.
 
     Example:
         >>> print(printable("cat\u202egod\x1b[2J"))
         cat\u202egod\x1b[2J
     """
-    return "".join(map(_shown, name))
-
-
-def _shown(character: str) -> str:
-    steers = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
-    # Scripts and emoji need the two joiners.
-    if not steers or character in "\u200c\u200d":
-        return character
-    return character.encode("unicode_escape").decode()
+    joiners = "\u200c\u200d"  # of scripts and emoji
+    return "".join(
+        c.encode("unicode_escape").decode()
+        if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c not in joiners
+        else c
+        for c in name
+    )
 
 
 class Evaluation(NamedTuple):
     """One validation or test.
 
     Attributes:
-        name: of the data: ``"val"``, ``"test"``, ``"val/1"``, the prefix of the logged names; with
-            ``/groups`` behind it where groups were counted in place of classes.
-        epoch: of training in which or after which it took place, counted from 1; 0 outside of a fit.
-        step: optimiser steps that were done.
-        pruned: whether data or weights had been pruned by then.
+        name: of the data: ``"val"``, ``"test"``, ``"val/1"``, the prefix of the logged names; followed by
+            ``/groups`` if groups were counted instead of classes.
+        epoch: training epoch, counted from 1; 0 outside of a fit.
+        step: optimiser steps done before it.
+        pruned: whether data or weights were pruned before it.
         counts: the class counts.
     """
 
@@ -76,15 +73,15 @@ class RecallHistory:
     """Class counts of every evaluation of a run.
 
     Args:
-        evaluations: in the order in which they took place.
-        class_names: how to call the classes, in order; None for their numbers.
+        evaluations: in order.
+        class_names: names of the classes, in order; None for their numbers.
         reference: the counts that distortion is relative to, by the name of the data.
-        seed: of the run, as far as it is known.
-        group_names: how to call the groups.
+        seed: of the run; None if unknown.
+        group_names: names of the groups.
 
     Raises:
-        ValueError: If there are other classes than `class_names` says, or evaluations of the same data
-            or its reference differ in their number.
+        ValueError: If evaluations of the same data, their reference and the names differ in the number of
+            classes.
 
     Example:
         >>> counts = ClassCounts(torch.tensor([9, 3]), torch.tensor([10, 5]))
@@ -120,23 +117,19 @@ class RecallHistory:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What was evaluated, in order of appearance."""
+        """Names of the evaluated data, in order of appearance."""
         return tuple(dict.fromkeys(evaluation.name for evaluation in self.evaluations))
 
     def names_of(self, name: str) -> tuple[str, ...] | None:
-        """Returns how to call what was counted in one data set: its classes, or its groups."""
+        """Returns the names of the classes of an evaluation, or of its groups."""
         return self.group_names if is_of_groups(name) else self.class_names
 
     def of(self, name: str) -> tuple[Evaluation, ...]:
-        """Returns all evaluations of one data set."""
+        """Returns the evaluations of this name."""
         return tuple(evaluation for evaluation in self.evaluations if evaluation.name == name)
 
     def last(self, name: str) -> Evaluation:
-        """Returns the last evaluation of one data set.
-
-        Raises:
-            ValueError: If there is none.
-        """
+        """Returns the last evaluation of this name, or raises a ValueError."""
         found = self.of(name)
         if not found:
             raise ValueError(
@@ -145,13 +138,9 @@ class RecallHistory:
         return found[-1]
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes `recalls.safetensors`, which has everything, and `recalls.json`, to read.
+        """Writes `recalls.safetensors`, the whole history, and a readable `recalls.json`; makes the folder.
 
-        The JSON file has the last evaluation of each data set and the reference, and can be loaded,
-        too. An interrupted write leaves the old files.
-
-        Args:
-            folder: made if it is not there.
+        The JSON file holds the last evaluation of each name and the reference, and can be loaded, too.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -166,25 +155,21 @@ class RecallHistory:
         called = {"class_names": self.class_names, "group_names": self.group_names}
         about = {**called, "seed": self.seed, "names": self.names}
         head = {"format": _KIND, "version": _VERSION}
-        write_tensors(
-            folder / f"{_STEM}.safetensors", tensors, {**head, "history": json.dumps(about)}
-        )
-        readable: dict[str, Any] = {**head, **about, "last": {}, "reference": {}}
-        readable["last"] = {name: _readable(self.last(name)) for name in self.names}
-        readable["reference"] = {name: _numbers(c) for name, c in self.reference.items()}
-        text = json.dumps(readable, indent=1) + "\n"
-        write_whole(folder / f"{_STEM}.json", lambda path: path.write_text(text))
+        write_tensors(folder / FILES[0], tensors, {**head, "history": json.dumps(about)})
+        last = {name: _readable(self.last(name)) for name in self.names}
+        reference = {name: _numbers(c) for name, c in self.reference.items()}
+        write_json(folder / FILES[1], {**head, **about, "last": last, "reference": reference})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RecallHistory:
         """Reads what `save` wrote.
 
         Args:
-            path: the folder of a run, the folder that was given to `save`, or one of its two files;
-                from the JSON file come the last evaluations only.
+            path: the folder of a run, the `folder` of `save`, or one of its two files; the JSON file holds
+                the last evaluations only.
 
         Raises:
-            FileNotFoundError: If there is nothing.
+            FileNotFoundError: If there is no such file.
             ValueError: If the file is damaged, of another kind or version, or contradicts itself.
         """
         path = _find(Path(path))
@@ -197,7 +182,7 @@ class RecallHistory:
             return cls._from_tensors(tensors, json.loads(metadata["history"]))
 
     def padded(self, name: str, num_groups: int) -> RecallHistory:
-        """Returns the history with groups that evaluations of `name` had not met added to them."""
+        """Returns the history with empty groups added to the evaluations of `name`."""
         evaluations = tuple(
             e._replace(counts=e.counts.padded(num_groups)) if e.name == name else e
             for e in self.evaluations
@@ -208,7 +193,7 @@ class RecallHistory:
         return replace(self, evaluations=evaluations, reference=reference)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns everything but the seed as CPU tensors and primitives, for checkpoints."""
+        """Returns all but the seed as CPU tensors and primitives, for checkpoints."""
         return {
             "evaluations": [(*e[:4], _stacked([e.counts])[0]) for e in self.evaluations],
             "class_names": None if self.class_names is None else list(self.class_names),
@@ -218,7 +203,7 @@ class RecallHistory:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> RecallHistory:
-        """Returns what `state_dict` was taken of."""
+        """Returns the history that `state_dict` came from."""
         evaluations = [
             Evaluation(name, epoch, step, pruned, _unstacked(stacked[None])[0])
             for name, epoch, step, pruned, stacked in state["evaluations"]
@@ -232,12 +217,9 @@ class RecallHistory:
         queues = {}
         for name in about["names"]:
             counts, when = _unstacked(tensors[f"counts/{name}"]), tensors[f"when/{name}"].tolist()
-            queues[name] = iter(
-                [
-                    Evaluation(name, epoch, step, bool(pruned), c)
-                    for (epoch, step, pruned), c in zip(when, counts, strict=True)
-                ]
-            )
+            pairs = zip(when, counts, strict=True)
+            found = [Evaluation(name, epoch, step, bool(p), c) for (epoch, step, p), c in pairs]
+            queues[name] = iter(found)
         order = [about["names"][i] for i in tensors["order"].tolist()]
         reference = {
             key.removeprefix("reference/"): _unstacked(tensor)[0]
@@ -261,10 +243,8 @@ class RecallHistory:
 
 def _find(path: Path) -> Path:
     if path.is_dir():
-        for folder in (path, path / RUN_FOLDER):
-            for suffix in (".safetensors", ".json"):
-                if (folder / (_STEM + suffix)).is_file():
-                    return folder / (_STEM + suffix)
+        if file := run_file(path, FILES):
+            return file
         raise FileNotFoundError(
             f"There are no recalls in {str(path)!r}: train or test with RecallMonitor and a logger."
         )
@@ -277,7 +257,7 @@ def _find(path: Path) -> Path:
 
 
 def _stacked(counts: list[ClassCounts]) -> Tensor:
-    """Returns int32 [E, 2, K] where that is wide enough."""
+    """Returns int32 [E, 2, K], or int64 if the counts need it."""
     stacked = torch.stack([torch.stack([c.tp, c.support]) for c in counts])
     fits = not stacked.numel() or int(stacked.max()) <= torch.iinfo(torch.int32).max
     return stacked.to(torch.int32) if fits else stacked
@@ -294,17 +274,14 @@ def _numbers(counts: ClassCounts) -> dict[str, Any]:
 def _readable(evaluation: Evaluation) -> dict[str, Any]:
     counts = evaluation.counts
     summary = {name: getattr(counts, name) for name in ("accuracy", "mean", "worst", "gap", "std")}
-    # JSON knows no NaN.
+    # JSON has no NaN.
     summary = {name: None if value != value else value for name, value in summary.items()}
     when = {name: getattr(evaluation, name) for name in ("epoch", "step", "pruned")}
     return {**when, **summary, **_numbers(counts)}
 
 
 def _counts(numbers: dict[str, Any]) -> ClassCounts:
-    return ClassCounts(
-        torch.tensor(numbers["tp"], dtype=torch.int64),
-        torch.tensor(numbers["support"], dtype=torch.int64),
-    )
+    return ClassCounts(*(torch.tensor(numbers[k], dtype=torch.int64) for k in ("tp", "support")))
 
 
 def _called(names: Mapping[str, Any]) -> list[tuple[str, ...] | None]:

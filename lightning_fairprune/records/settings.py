@@ -1,4 +1,4 @@
-"""Functions and objects as a person writes them, for settings in records."""
+"""Functions and objects as text, for settings in records."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def name_of(value: Any) -> str | int | None:
-    """Returns how a person would write a function: ``drop``, ``drop(cap=[3, 4])``, ``Minimax()``."""
+    """Returns a function as text: ``drop``, ``drop(cap=[3, 4])``, ``Minimax()``."""
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, partial):
@@ -16,11 +16,11 @@ def name_of(value: Any) -> str | int | None:
     name = getattr(value, "__name__", None)
     if name is not None:
         return str(name)
-    # The default repr of an object has its address, which differs from run to run.
+    # The default repr contains the address, which differs between runs.
     text = repr(value)
     return f"{type(value).__name__}()" if f" at {hex(id(value))}" in text else text
 
 
 def called(function: object) -> str:
-    """Returns how a message names a function."""
+    """Returns the name of a function for messages."""
     return getattr(function, "__name__", repr(function))

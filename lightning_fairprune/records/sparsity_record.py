@@ -1,8 +1,7 @@
-"""What weight pruning did in one run: its settings, and the sparsity after every pruning."""
+"""Weight pruning in one run: its settings, and the sparsity after every step."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from bisect import bisect_right
@@ -11,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_fairprune._files import RUN_FOLDER, read_json, understanding, write_whole
+from lightning_fairprune._files import read_json, run_file, understanding, write_json
 
-__all__ = ["PruneStep", "SparsityRecord"]
 _KIND, _VERSION = "SparsityRecord", "1"
 _FILE = "sparsity.json"
 
@@ -22,17 +20,11 @@ class PruneStep(NamedTuple):
     """One pruning of weights.
 
     Attributes:
-        epoch: of training in which it took place, counted from 1; 0 before training.
-        step: optimiser steps that were done.
-        target: sparsity that was asked for, in [0, 1].
-        total: fraction of the weights that are removed since then, in [0, 1].
-        layers: the same of each parameter that is pruned, by its name; NaN for one without weights.
-
-    Example:
-        >>> PruneStep(2, 100, 0.5, 0.5, {"conv.weight": 0.25, "fc.weight": 0.75}).layers[
-        ...     "fc.weight"
-        ... ]
-        0.75
+        epoch: training epoch, counted from 1; 0 before training.
+        step: optimiser steps done before it.
+        target: requested sparsity, in [0, 1].
+        total: sparsity afterwards, the fraction of the weights that are removed, in [0, 1].
+        layers: sparsity of each pruned parameter, by its name; NaN for one without weights.
     """
 
     epoch: int
@@ -48,10 +40,10 @@ class SparsityRecord:
 
     Args:
         settings: the arguments of the callback as text, numbers and lists of them.
-        steps: every pruning, in the order in which they took place.
+        steps: every pruning, in order.
 
     Raises:
-        ValueError: If a sparsity is not in [0, 1], or a pruning comes before the one that it follows.
+        ValueError: If a sparsity is not in [0, 1] or the steps are not in order.
 
     Example:
         >>> first = PruneStep(2, 100, 0.5, 0.5, {"fc.weight": 0.5})
@@ -86,39 +78,27 @@ class SparsityRecord:
         return f"SparsityRecord(prunings={len(self.steps)}, sparsity={last:.6g})"
 
     def at(self, step: int) -> float:
-        """Returns the sparsity in force when so many optimiser steps were done; 0 before any pruning.
-
-        A pruning after this very step counts: it goes before the validation that follows.
-        """
+        """Returns the sparsity after so many optimiser steps, with a pruning directly after the last one."""
         done = bisect_right([pruning.step for pruning in self.steps], step)
         return self.steps[done - 1].total if done else 0.0
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes `sparsity.json`. An interrupted write leaves the old file.
-
-        Args:
-            folder: made if it is not there.
-        """
+        """Writes `sparsity.json`, whole or not at all; makes the folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        content = {
-            "format": _KIND,
-            "version": _VERSION,
-            "settings": self.settings,
-            "steps": [_readable(step) for step in self.steps],
-        }
-        text = json.dumps(content, indent=1) + "\n"
-        write_whole(folder / _FILE, lambda path: path.write_text(text, encoding="utf-8"))
+        steps = [_readable(step) for step in self.steps]
+        head = {"format": _KIND, "version": _VERSION}
+        write_json(folder / _FILE, {**head, "settings": self.settings, "steps": steps})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SparsityRecord:
         """Reads what `save` wrote.
 
         Args:
-            path: the folder of a run, the folder that was given to `save`, or the file.
+            path: the folder of a run, the `folder` of `save`, or the file.
 
         Raises:
-            FileNotFoundError: If there is nothing.
+            FileNotFoundError: If there is no such file.
             ValueError: If the file is damaged, of another kind or version, or contradicts itself.
         """
         file = _find(Path(path))
@@ -130,9 +110,8 @@ class SparsityRecord:
 
 def _find(path: Path) -> Path:
     if path.is_dir():
-        for folder in (path, path / RUN_FOLDER):
-            if (folder / _FILE).is_file():
-                return folder / _FILE
+        if file := run_file(path, [_FILE]):
+            return file
         raise FileNotFoundError(
             f"There is no {_FILE} in {str(path)!r}: train with WeightPruning and a logger."
         )
@@ -142,7 +121,7 @@ def _find(path: Path) -> Path:
 
 
 def _readable(step: PruneStep) -> dict[str, Any]:
-    # JSON knows no NaN.
+    # JSON has no NaN.
     layers = {name: None if math.isnan(value) else value for name, value in step.layers.items()}
     return {**step._asdict(), "layers": layers}
 

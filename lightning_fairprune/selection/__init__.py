@@ -1,7 +1,7 @@
 """Which samples to keep: (target, quota, score) -> Selection.
 
-One integer key per sample, lower = kept first, and the lowest `quota[k]` keys of every class. The
-order of the samples does not depend on the quota, so a smaller quota selects a subset.
+Every sample has an integer key, and the `quota[k]` lowest keys of every class are kept. The order of the
+samples does not depend on the quota, so a smaller quota selects a subset.
 """
 
 from __future__ import annotations

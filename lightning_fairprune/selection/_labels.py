@@ -1,15 +1,13 @@
-"""Labels as a selection reads them: integers, -1 where a sample must not be selected."""
+"""Checks of labels: integers, -1 where a sample must not be selected."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-__all__ = ["class_sizes", "labels"]
-
 
 def labels(target: Tensor) -> tuple[Tensor, bool]:
-    """Return the labels as int64 on the CPU, and whether any sample is left out (-1)."""
+    """Return the labels as int64 on the CPU, and whether any is -1."""
     if not isinstance(target, Tensor) or target.dim() != 1:
         raise ValueError(
             f"`target` must be a tensor of shape [N], got {getattr(target, 'shape', target)!r}."

@@ -9,19 +9,17 @@ from torch import Tensor
 
 from lightning_fairprune.selection.strata import STRATA, shared
 
-__all__ = ["lowest", "score_key", "strata"]
-
-# Samples at a time. The temporaries stay in the cache, and below 2**15 elements torch does not start
-# threads, which would wait for each other at every step on a machine that is busy.
+# Samples at a time. The temporaries stay in the cache, and below 2**15 elements torch starts no threads,
+# which would wait for each other on a busy machine.
 CHUNK = 32_000
 
 
 def lowest(group: Tensor, key: Callable[[slice], Tensor], bits: int, quota: Tensor) -> Tensor:
     """Return bool [n]: the quota[g] members of lowest key of every group g, ties by position.
 
-    Radix selection: count the members by (group, leading digit of the key), which settles all but
-    those in the digit at which a group's quota runs out, and repeat with the next digit of these.
-    Two sweeps over the samples and no sort. Groups >= len(quota) are left out.
+    Radix selection: count the members by (group, leading digit of the key), which decides all but
+    those with the digit at which a group's quota runs out; repeat with the next digit of these.
+    Takes two sweeps over the samples and no sort. Groups >= len(quota) are left out.
     """
     n, groups = len(group), len(quota) + 1
     mask = torch.zeros(n, dtype=torch.bool)
@@ -58,16 +56,12 @@ def lowest(group: Tensor, key: Callable[[slice], Tensor], bits: int, quota: Tens
         open_ = open_.masked_select(rest.index_select(0, group[part].index_select(0, open_)) > 0)
         tied.append(open_ + part.start)
     member = torch.cat(tied)
-    if len(member) == n:  # nothing settled: go on without a copy
+    if len(member) == n:  # nothing decided: no copy needed
         return lowest(group, key, shift, rest[:-1])
     if len(member):
         low = (1 << shift) - 1
-        left = torch.cat(
-            [
-                key(part).index_select(0, some - part.start).long() & low
-                for part, some in zip(parts, tied, strict=True)
-            ]
-        )
+        pairs = zip(parts, tied, strict=True)
+        left = torch.cat([key(p).index_select(0, at - p.start).long() & low for p, at in pairs])
         mask[member] = lowest(group.index_select(0, member), left.__getitem__, shift, rest[:-1])
     return mask
 
@@ -75,7 +69,7 @@ def lowest(group: Tensor, key: Callable[[slice], Tensor], bits: int, quota: Tens
 def score_key(
     score: Tensor, group: Tensor | None, num_groups: int, descending: bool
 ) -> tuple[Callable[[slice], Tensor], int]:
-    """Return integer keys >= 0 (as unsigned numbers) in the order of the scores, and their bits."""
+    """Return integer keys (unsigned) in the order of the scores, and their number of bits."""
 
     def ordered(value: Tensor) -> Tensor:
         if value.is_floating_point():
@@ -109,7 +103,7 @@ def strata(group: Tensor, score: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]
     stratum = torch.empty(len(group), dtype=torch.int64)
     for part in parts:
         own = group[part]
-        share = score[part].double() / 2  # a copy: the scores are the caller's
+        share = score[part].double() / 2  # a copy: never change the caller's scores
         share.sub_(half.index_select(0, own)).div_(width.index_select(0, own))
         place = share.mul_(STRATA).nan_to_num_(0.0).clamp_(0, STRATA - 1).long()
         stratum[part] = place.add_(own * STRATA).clamp_(max=len(quota) * STRATA)

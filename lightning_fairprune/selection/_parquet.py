@@ -1,4 +1,4 @@
-"""Kept indices as a Parquet file of one column, for tools that know no safetensors."""
+"""Kept indices as a Parquet file of one column, for tools that cannot read safetensors."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from torch import Tensor
 
 from lightning_fairprune._files import understanding, write_whole
 
-__all__ = ["read_indices", "write_indices"]
-
-KEY = b"lightning_fairprune.Selection"  # of the JSON among the metadata of the file
+KEY = b"lightning_fairprune.Selection"  # of the settings as JSON in the metadata of the file
 
 
 def write_indices(
     path: str | os.PathLike[str], indices: Tensor, settings: Mapping[str, object]
 ) -> None:
-    """Write the column ``index``, and the settings beside it as metadata of the file."""
+    """Write the column ``index``, and the settings as metadata of the file."""
     pa, pq = _pyarrow("to_parquet")
     table = pa.table({"index": indices.numpy()}).replace_schema_metadata(
         {KEY: json.dumps(settings)}
@@ -55,15 +53,14 @@ def read_indices(path: str | os.PathLike[str]) -> tuple[Tensor, dict[str, Any]]:
         values = column.cast(pa.int64()).to_numpy()
     except pa.ArrowInvalid as error:
         raise ValueError(f"{name!r} holds an index that is no int64 ({error}).") from error
+    indices = torch.tensor(values, dtype=torch.int64).sort().values
     settings = (table.schema.metadata or {}).get(KEY)
-    indices = torch.tensor(values, dtype=torch.int64)
+    if settings is None:
+        return indices, {}
     with understanding(path):
-        return indices.sort().values, {} if settings is None else _settings(json.loads(settings))
-
-
-def _settings(found: dict[str, Any]) -> dict[str, Any]:
-    whole = ("num_samples", "num_classes", "seed")
-    return {name: int(found[name]) for name in whole} | {"keep": str(found["keep"])}
+        found = json.loads(settings)
+        whole = {name: int(found[name]) for name in ("num_samples", "num_classes", "seed")}
+        return indices, whole | {"keep": str(found["keep"])}
 
 
 def _pyarrow(method: str) -> tuple[Any, Any]:

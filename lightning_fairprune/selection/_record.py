@@ -1,4 +1,4 @@
-"""The result: which samples are kept, on disk as a safetensors file."""
+"""The result of a selection, and its files."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from lightning_fairprune._files import read_tensors, understanding, write_tensor
 from lightning_fairprune.selection._labels import class_sizes, labels
 from lightning_fairprune.selection._parquet import read_indices, write_indices
 
-__all__ = ["Selection"]
-
 FORMAT = "lightning_fairprune.Selection"
 VERSION = "1"
 
@@ -26,10 +24,10 @@ class Selection:
 
     Args:
         indices: int64 [n] on the CPU, strictly increasing, in [0, num_samples).
-        num_samples: N, the size of the set that was selected from.
+        num_samples: N, the size of the training set.
         quota: int64 [K], samples kept per class.
         sizes: int64 [K], samples available per class.
-        keep: the order inside a class, see `select`; "given" if it is not known.
+        keep: the order inside a class, see `select`; "given" if unknown.
         seed: the seed of the random order.
 
     Raises:
@@ -108,7 +106,7 @@ class Selection:
         return mask
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the selection to a safetensors file; an interrupted write leaves no file behind."""
+        """Write the selection to a safetensors file, whole or not at all."""
         record = {"num_samples": self.num_samples, "keep": self.keep, "seed": self.seed}
         metadata = {"format": FORMAT, "version": VERSION, "selection": json.dumps(record)}
         tensors = {"indices": self.indices, "quota": self.quota, "sizes": self.sizes}
@@ -116,7 +114,7 @@ class Selection:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Selection:
-        """Read a selection written by `save` and check it.
+        """Read and check what `save` wrote.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -136,29 +134,23 @@ class Selection:
 
     def to_parquet(self, path: str | os.PathLike[str]) -> None:
         """Write the kept indices as the column ``index`` of a Parquet file (needs pyarrow)."""
-        settings = {
-            "num_samples": self.num_samples,
-            "num_classes": len(self.sizes),
-            "keep": self.keep,
-            "seed": self.seed,
-        }
-        write_indices(path, self.indices, settings)
+        settings = {"num_samples": self.num_samples, "num_classes": len(self.sizes)}
+        write_indices(path, self.indices, {**settings, "keep": self.keep, "seed": self.seed})
 
     @classmethod
     def from_parquet(cls, path: str | os.PathLike[str], target: Tensor) -> Selection:
         """Read kept indices from a Parquet file of one integer column (needs pyarrow).
 
-        It may be one of `to_parquet`, of ``fairprune select`` on a table whose ids are the places
-        of the samples in the training set, from 0, or of another tool; the order does not matter.
+        `to_parquet`, ``fairprune select`` on a table whose ids are the indices of the samples in the
+        training set, or another tool may have written it, in any order.
 
         Args:
             path: the file.
-            target: int64 [N], the class (or group) of each sample of the training set, -1 where it
-                has none.
+            target: int64 [N], the class (or group) of each sample of the training set, or -1.
 
         Returns:
-            The `Selection`. After `to_parquet` and with the same labels, it equals what was written;
-            of other files ``keep`` is "given".
+            The `Selection`: what `to_parquet` wrote, given the same labels; otherwise ``keep`` is
+            "given".
 
         Raises:
             ImportError: pyarrow is not installed.
@@ -198,7 +190,7 @@ class Selection:
 
         Example:
             >>> from lightning_fairprune import select
-        >>> kept = select(torch.tensor([0, 0, 0, 1]), torch.tensor([1, 1]))
+            >>> kept = select(torch.tensor([0, 0, 0, 1]), torch.tensor([1, 1]))
             >>> print(kept.summary(["cat", "dog"]))
             class  size  kept  density
             cat       3     1    0.333
@@ -211,17 +203,10 @@ class Selection:
             raise ValueError(f"`class_names` must have {count} entries, got {len(names)}.")
         total = int(self.sizes.sum())
         density = [*self.class_density.tolist(), len(self) / total if total else float("nan")]
+        sizes, kept = [*self.sizes.tolist(), total], [*self.quota.tolist(), len(self)]
+        rows = zip([*names, "all"], sizes, kept, density, strict=True)
         cells = [("class", "size", "kept", "density")]
-        cells += [
-            (name, str(size), str(kept), f"{share:.3f}")
-            for name, size, kept, share in zip(
-                [*names, "all"],
-                [*self.sizes.tolist(), total],
-                [*self.quota.tolist(), len(self)],
-                density,
-                strict=True,
-            )
-        ]
+        cells += [(name, str(size), str(n), f"{share:.3f}") for name, size, n, share in rows]
         width = [max(map(len, column)) for column in zip(*cells, strict=True)]
         return "\n".join(
             "  ".join([row[0].ljust(width[0]), *map(str.rjust, row[1:], width[1:])])

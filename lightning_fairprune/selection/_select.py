@@ -1,4 +1,4 @@
-"""From labels, quota and scores to a `Selection`: the checks, and the choice of an order."""
+"""From labels, quota and scores to a `Selection`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from torch import Tensor
 from lightning_fairprune.selection._labels import class_sizes, labels
 from lightning_fairprune.selection._order import lowest, score_key, strata
 from lightning_fairprune.selection._record import Selection
-
-__all__ = ["select"]
 
 Keep = Literal["random", "hard", "easy", "stratified"]
 
@@ -30,24 +28,23 @@ def select(
 
     Args:
         target: int64 [N], the class of each sample; -1 marks a sample that must not be selected.
-        quota: int64 [K], samples to keep per class, or an int: that many of all samples, whatever
-            their class.
+        quota: int64 [K], samples to keep per class; an int keeps that many of all samples, regardless
+            of class.
         score: float or integer [N], higher = harder. Needed by every ``keep`` but "random".
         keep: which samples of a class to keep. "random": uniformly chosen; "hard": highest score;
             "easy": lowest score (both: lower index first among equal scores, infinite scores
-            allowed); "stratified": coverage-centric, the score range of the class is cut into 50
-            strata of equal width, which share the quota as equally as their sizes allow, and
-            samples are chosen at random inside a stratum.
-        seed: seed of the random order. One 31-bit key per sample is drawn in index order,
-            so that the order depends on N and seed alone: it is the same on every rank, for every
-            quota and with or without classes.
+            allowed); "stratified": 50 strata of equal width over the score range of the class share
+            the quota as equally as their sizes allow, with random samples inside a stratum.
+        seed: seed of the random order. It draws one 31-bit key per sample in index order, so that the
+            order depends on N and seed alone: it is the same on every rank, for every quota and with
+            or without classes.
 
     Returns:
         The `Selection`. With the same target, score, keep and seed, a quota that is nowhere larger
         selects a subset.
 
     Raises:
-        ValueError: a shape, label, quota or score that does not fit; the sentence says which.
+        ValueError: a shape, label, quota or score that does not fit; the message says which.
         TypeError: labels, quota or seed that are not integer.
 
     Example:
@@ -58,9 +55,8 @@ def select(
         >>> select(target, 2, score=score, keep="easy").indices
         tensor([0, 3])
 
-    Reference for "stratified": Zheng, Liu, Lai, Prakash, "Coverage-centric Coreset Selection for
-    High Pruning Rates", ICLR 2023 (arXiv 2210.15809), Algorithm 1, applied to each class, with
-    hard cut-off 0.
+    "stratified" is Algorithm 1 of Zheng, Liu, Lai and Prakash, "Coverage-centric Coreset Selection for
+    High Pruning Rates", ICLR 2023 (arXiv 2210.15809), applied to each class, with hard cut-off 0.
     """
     target, excluded = labels(target)
     n = len(target)
@@ -138,7 +134,7 @@ def _check_keep(keep: str, score: Tensor | None) -> None:
 
 
 def _checked_score(score: Tensor, target: Tensor, excluded: bool, *, finite: bool) -> Tensor:
-    """Return the scores on the CPU as float32, float64 or int64, without NaN where it matters."""
+    """Return the scores on the CPU as float32, float64 or int64; no sample to select from has NaN."""
     if not isinstance(score, Tensor) or score.shape != target.shape:
         raise ValueError(
             f"`score` must be a tensor of shape [{len(target)}], one number per sample, got "

@@ -1,4 +1,4 @@
-"""From labels, scores and recalls to the samples that are kept, time after time in one fit."""
+"""From labels, scores and recalls to the samples that are kept, over the course of a fit."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from torch import Tensor
 from lightning_fairprune.selection._record import Selection
 from lightning_fairprune.selection._select import Keep, select
 
-__all__ = ["Decision", "Estimate", "needs_recall"]
-
 
 class Estimate(NamedTuple):
-    """One estimate of the quotas: after which epoch, from which recalls."""
+    """Quotas, the recalls that they follow from, and the epoch after which they were estimated."""
 
     epoch: int
     recall: Tensor | None
@@ -24,14 +22,14 @@ class Estimate(NamedTuple):
 
 
 class Decision:
-    """Sets quotas and draws subsets under them; every draw has a seed of its own.
+    """Estimates quotas and draws subsets with them; the k-th draw uses the seed plus k.
 
     Args:
         density: fraction of samples to keep.
         quota_fn: ``(sizes, recall, budget)`` or ``(sizes, budget) -> int64 [K]``; None for no quotas.
         keep: which samples of a class, see :func:`~lightning_fairprune.select`.
-        seed: of the first draw; later draws count up from it.
-        floor: samples that each class keeps at least, handed to `quota_fn` unless 0.
+        seed: of the first draw.
+        floor: samples that each class keeps at least, passed to `quota_fn` unless 0.
 
     Example:
         >>> from lightning_fairprune import quotas
@@ -61,19 +59,19 @@ class Decision:
         self.scores: Tensor | None = None
         self._num_classes = 0
         reset = getattr(quota_fn, "reset", None)
-        if reset is not None:  # a rule with memory may have served another fit
+        if reset is not None:  # a rule with state may come from another fit
             reset()
 
     def budget(self, num_samples: int) -> int:
-        """Returns how many of `num_samples` are kept: at least one."""
+        """Returns how many of `num_samples` to keep, at least one."""
         return max(1, round(self.density * num_samples))
 
     def learn(self, target: Tensor, scores: Tensor | None = None, num_classes: int = 0) -> None:
-        """Takes labels (or groups), -1 where a sample cannot be kept, and scores, both [N]."""
+        """Sets labels (or groups), -1 where a sample cannot be kept, and scores, both [N]."""
         self.target, self.scores, self._num_classes = target, scores, num_classes
 
     def estimate(self, epoch: int, recall: Tensor | None = None) -> Tensor | None:
-        """Sets the quotas, int64 [K], from float [K] recalls; NaN for classes without any."""
+        """Sets and returns the quotas, int64 [K], from recalls, float [K]; NaN for unknown ones."""
         if self.quota_fn is None:
             return None
         target, budget = self._learned(), self.budget(len(self._learned()))
@@ -89,7 +87,7 @@ class Decision:
         return self.quota
 
     def quotas(self, sizes: Tensor, recall: Tensor | None, budget: int) -> Tensor:
-        """Returns the quotas that the rule gives, checked."""
+        """Returns the quotas of the rule and checks them."""
         assert self.quota_fn is not None
         options = {"floor": self.floor} if self.floor else {}
         given = (sizes, recall) if self.needs_recall else (sizes,)
@@ -98,7 +96,7 @@ class Decision:
         return quota
 
     def draw(self) -> Selection:
-        """Returns the next subset under the quotas in force."""
+        """Returns the next subset with the current quotas."""
         target = self._learned()
         quota = self.budget(len(target)) if self.quota is None else self.quota
         seed = self.seed + self.draws
@@ -124,7 +122,7 @@ class Decision:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where `state_dict` was taken."""
+        """Restores what `state_dict` returned."""
         self.quota, self.draws = state["quota"], state["draws"]
         self.history = [Estimate(*estimate) for estimate in state["history"]]
         if state["target"] is not None:
@@ -134,7 +132,7 @@ class Decision:
 
 
 def needs_recall(quota_fn: Callable[..., Any] | None) -> bool:
-    """Whether quotas follow from recalls."""
+    """Whether a quota function takes recalls."""
     return quota_fn is not None and "recall" in inspect.signature(quota_fn).parameters
 
 
@@ -144,7 +142,7 @@ def _narrow(target: Tensor) -> Tensor:
 
 
 def _check(quota: object, sizes: Tensor, budget: int) -> None:
-    """Raises a ValueError unless a quota function of the user's returned a quota."""
+    """Raises a ValueError unless the user's quota function returned quotas."""
     if not isinstance(quota, Tensor) or quota.shape != sizes.shape or quota.dtype != torch.int64:
         raise ValueError(
             f"`quota` must return int64 [{len(sizes)}], got "

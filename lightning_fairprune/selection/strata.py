@@ -1,11 +1,9 @@
-"""Score ranges of a class, and how its quota is shared among them."""
+"""Strata: score ranges of a class, and their shares of its quota."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-__all__ = ["STRATA", "shared"]
 
 STRATA = 50  # equal-width score ranges per class, the number used by Zheng et al. (2023)
 
@@ -13,8 +11,8 @@ STRATA = 50  # equal-width score ranges per class, the number used by Zheng et a
 def shared(sizes: Tensor, quota: Tensor) -> Tensor:
     """Split quota [G] over strata of the given sizes [G, S] equally: n_s = min(size_s, level).
 
-    What is left below one sample per open stratum goes to the largest strata. Seat j of every
-    stratum comes before seat j + 1 of any, so the shares never shrink when the quota grows.
+    A remainder below one sample per open stratum goes to the largest strata. Seat j of every stratum
+    comes before seat j + 1 of any, so the shares never shrink when the quota grows.
     """
     low = torch.zeros_like(quota)
     high = quota.clone()

@@ -1,8 +1,8 @@
-"""Over models: does pruning intensify the differences between classes, and is that more than chance?
+"""Does pruning intensify the differences between classes, and is that more than chance?
 
-The unit of inference is a model (a random seed). Numbers may be tensors, arrays or sequences; all is computed
-in float64 on the CPU. NaN stands for what is not known (a class without support, an undefined ratio) and is
-left out.
+The unit of inference is a model (a random seed). Numbers may be tensors, arrays or sequences; everything is
+computed in float64 on the CPU. NaN marks an unknown value (a class without support, an undefined ratio) and is
+left out. Functions that need scipy raise an ImportError if it is missing.
 """
 
 from lightning_fairprune.statistics._classes import ClassChange, class_change_test

@@ -13,15 +13,13 @@ from lightning_fairprune.statistics._multiplicity import benjamini_hochberg
 from lightning_fairprune.statistics._numbers import accuracies, fractions
 from lightning_fairprune.statistics._ttests import independent_test
 
-__all__ = ["ClassChange", "class_change_test"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClassChange:
-    """Which classes gained or lost more than the model as a whole, float64 [K].
+    """Per class, how its recall changed relative to the accuracy, float64 [K].
 
     Args:
-        difference: mean of recall - accuracy after minus before; below 0 = lost relatively.
+        difference: mean of recall - accuracy after minus before; below 0 = relative loss.
         p: two-sided p-value of Welch's test; NaN where it is undefined.
         adjusted: p-values adjusted over the classes (`benjamini_hochberg`).
     """
@@ -49,21 +47,21 @@ def class_change_test(
     """Return which classes pruning treats better or worse than the model as a whole.
 
     Welch's test per class of `recall - accuracy` over two populations of models: Hooker et al., "What Do
-    Compressed Deep Neural Networks Forget?" (arXiv 1911.05248). By default each model's own accuracy is taken
-    off; the published code takes off the mean over the population, and does not correct for the number of classes.
+    Compressed Deep Neural Networks Forget?" (arXiv 1911.05248). By default each model's own accuracy is
+    subtracted; the published code subtracts the mean over the population and does not correct for the number of
+    classes.
 
     Args:
-        recall_before: recalls of the unpruned models, [M, K]. NaN is left out.
-        recall_after: recalls of the pruned models, which may be others, [M2, K].
-        accuracy_before: accuracies of the unpruned models, [M], or one for all; None: each mean recall.
-        accuracy_after: accuracies of the pruned models, [M2], or one for all; None: each mean recall.
+        recall_before: recalls of the unpruned models, [M, K].
+        recall_after: recalls of the pruned models, [M2, K].
+        accuracy_before: accuracies of the unpruned models, [M], or one for all; None: the mean recall of each.
+        accuracy_after: likewise of the pruned models, [M2].
 
     Returns:
         Differences and p-values, [K]; undefined for a class with fewer than two models on either side.
 
     Raises:
         ValueError: If the shapes do not fit.
-        ImportError: If scipy is missing.
 
     Example:
         Class 0 leads by .1 before, by about .3 after.

@@ -19,8 +19,6 @@ from lightning_fairprune.statistics._numbers import (
     scipy_stats,
 )
 
-__all__ = ["Summary", "half_widths", "intensification_line", "intensification_ratio", "summarise"]
-
 
 @dataclass(frozen=True, slots=True)
 class Summary:
@@ -32,7 +30,7 @@ class Summary:
         low: lower end of the confidence interval of the mean.
         high: upper end.
         label: ">" if the interval lies above the value compared with, "<" if below, "?" otherwise.
-        num_models: models that count, those whose value is not NaN.
+        num_models: models whose value is not NaN.
     """
 
     mean: float
@@ -56,8 +54,8 @@ def intensification_ratio(
 
     The slope without intercept of the normalised recall balances after pruning on those before: Good et al.,
     "Recall Distortion in Neural Network Pruning and the Undecayed Pruning Algorithm" (NeurIPS 2022). Above 1
-    the differences between classes intensify. In this form a class with no balance before has weight 0; the
-    paper does not say what holds when no class has any, or an accuracy is 0: NaN here.
+    the differences between classes intensify. A class with balance 0 before has weight 0. The ratio is NaN where all
+    balances before are 0 or an accuracy is 0, which the paper does not discuss.
 
     Args:
         recall_before: recalls of the unpruned models in [0, 1], [..., K]. A class that is NaN here or in
@@ -73,7 +71,7 @@ def intensification_ratio(
         ValueError: If the shapes do not fit or a value is infinite.
 
     Example:
-        The paper's: balances of 1/8 either way become 1/6.
+        The paper's: balances of +-1/8 become +-1/6.
 
         >>> intensification_ratio([0.9, 0.7], [0.7, 0.5])
         tensor(1.3333, dtype=torch.float64)
@@ -93,15 +91,15 @@ def intensification_line(
 ) -> tuple[float, float]:
     """Return slope and r^2 of all (model, class) points together.
 
-    The line through the origin and the squared Pearson correlation of the normalised balances: the legend of
-    Good et al., Figure 5. The mean of the models' own ratios is another number: here a model with large
-    balances weighs more.
+    The slope of the line through the origin and the squared Pearson correlation of the normalised balances: the
+    legend of Good et al., Figure 5. Unlike in the mean of the models' ratios, a model with large balances has more
+    weight.
 
     Arguments and errors are those of `intensification_ratio`, with recalls [M, K] and accuracies [M]; slope and
     r^2 are NaN where undefined.
 
     Example:
-        Balances of 1/8 and 1/4 either way become twice as large in both models.
+        Balances of +-1/8 and +-1/4 double.
 
         >>> slope, r2 = intensification_line([[0.9, 0.7], [0.5, 0.3]], [[0.5, 0.3], [0.6, 0.2]])
         >>> round(slope, 3), round(r2, 3)
@@ -124,25 +122,24 @@ def intensification_line(
 def summarise(
     alpha: Tensor | Sequence[float], level: float = 0.99, *, against: float = 1.0
 ) -> Summary:
-    r"""Return mean, deviation and t interval over models, and on which side of `against` it lies.
+    r"""Return mean, standard deviation and t interval over models, and its side of `against`.
 
     The interval is `mean +- t_{(1 + level) / 2, M - 1} sd / sqrt(M)`. With the defaults the labels are those
     of Good et al., Figures 1 to 4, where 99 % is 95 % for five pruning ratios (Bonferroni).
 
     Args:
-        alpha: one value per model, [M]. NaN, an undefined ratio, is left out: compare `num_models` with M.
+        alpha: one value per model, [M]; NaN is left out.
         level: confidence level in (0, 1).
-        against: the value compared with; 1 = neither wider nor narrower.
+        against: the value to compare with; 1 = neither wider nor narrower.
 
     Returns:
         The summary; below two models its label is "?".
 
     Raises:
         ValueError: If `alpha` is not [M] or `level` is not in (0, 1).
-        ImportError: If scipy is missing.
 
     Example:
-        Mean 1.5, deviation .1; t is 4.303, so the interval is 1.5 -+ .248.
+        Mean 1.5, deviation .1; t is 4.303, so the interval is 1.5 +- .248.
 
         >>> found = summarise([1.4, 1.5, 1.6], level=0.95)
         >>> round(found.low, 3), round(found.high, 3), found.label
@@ -157,16 +154,13 @@ def summarise(
     reach = half_widths(values, level)
     low, high = float(mean - reach), float(mean + reach)
     slack = ROUNDING * max(abs(against), 1.0)
-    label: Literal["<", ">", "?"] = "?"
-    if low > against + slack:
-        label = ">"
-    elif high < against - slack:
-        label = "<"
+    below: Literal["<", "?"] = "<" if high < against - slack else "?"
+    label: Literal["<", ">", "?"] = ">" if low > against + slack else below
     return Summary(float(mean), float(sd), low, high, label, int(n))
 
 
 def half_widths(values: Tensor | Sequence[Any], level: float = 0.95) -> Tensor:
-    """Return half the width of the t interval of a mean over models, of several values at once.
+    """Return half the width of the t interval of the mean over models.
 
     Args:
         values: [M, ...]; NaN is left out.
@@ -177,10 +171,9 @@ def half_widths(values: Tensor | Sequence[Any], level: float = 0.95) -> Tensor:
 
     Raises:
         ValueError: If there is no axis of models or `level` is out of range.
-        ImportError: If scipy is missing.
 
     Example:
-        Standard error 1 around 4, and t is 12.706 with one degree of freedom.
+        Standard error 1, and t is 12.706 with one degree of freedom.
 
         >>> half_widths([[3.0, 1.0], [5.0, float("nan")]])
         tensor([12.7062,     nan], dtype=torch.float64)

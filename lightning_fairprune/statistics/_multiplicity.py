@@ -10,14 +10,12 @@ from torch import Tensor
 
 from lightning_fairprune.statistics._numbers import fractions, scipy_stats
 
-__all__ = ["benjamini_hochberg", "bonferroni", "holm"]
-
 
 def bonferroni(p: Tensor | Sequence[Any]) -> Tensor:
     """Return p times the number of tests, at most 1.
 
     Args:
-        p: p-values in [0, 1] of any shape, together one family; NaN is no test and stays NaN.
+        p: p-values in [0, 1] of one family, any shape; NaN does not count as a test and stays NaN.
 
     Returns:
         Adjusted p-values, float64, of the shape of `p`.
@@ -51,11 +49,11 @@ def holm(p: Tensor | Sequence[Any]) -> Tensor:
 
 
 def benjamini_hochberg(p: Tensor | Sequence[Any]) -> Tensor:
-    """Return adjusted p-values that bound the share of false findings among all findings.
+    """Return adjusted p-values that control the false discovery rate.
 
     The i-th smallest of m is multiplied by `m / i`, and is at most the one after it: Benjamini and Hochberg,
     "Controlling the False Discovery Rate" (Journal of the Royal Statistical Society B, 1995). Argument,
-    shape and errors are those of `bonferroni`, besides the need for scipy.
+    shape and errors are those of `bonferroni`. Needs scipy.
 
     Example:
         >>> benjamini_hochberg([0.01, 0.4, float("nan"), 0.02])

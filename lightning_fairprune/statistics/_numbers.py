@@ -1,4 +1,4 @@
-"""What the functions of this package compute with: float64 on the CPU, NaN left out."""
+"""Conversions and checks of arguments, and moments without NaN."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["ROUNDING", "accuracies", "fractions", "moments", "numbers", "scipy_stats"]
-
-ROUNDING = 1e-12  # of the values: what is closer than this differs by rounding alone
+ROUNDING = 1e-12  # relative: closer values differ by rounding alone
 
 
 def numbers(name: str, values: Tensor | Sequence[Any] | float) -> Tensor:
@@ -27,7 +25,7 @@ def numbers(name: str, values: Tensor | Sequence[Any] | float) -> Tensor:
 
 
 def fractions(name: str, values: Tensor | Sequence[Any] | float) -> Tensor:
-    """Return values in [0, 1] or NaN."""
+    """Return values as `numbers` does, all in [0, 1] or NaN."""
     found = numbers(name, values)
     wrong = (found < 0) | (found > 1)
     if bool(wrong.any()):
@@ -41,7 +39,7 @@ def fractions(name: str, values: Tensor | Sequence[Any] | float) -> Tensor:
 def accuracies(
     name: str, accuracy: Tensor | Sequence[Any] | float | None, recall: Tensor
 ) -> Tensor | None:
-    """Return the accuracies that go with the recalls [..., K]: [...] or one number; None stays None."""
+    """Return accuracies for recalls [..., K], as [...] or one number; None stays None."""
     if accuracy is None:
         return None
     found = fractions(name, accuracy)
@@ -54,7 +52,7 @@ def accuracies(
 
 
 def moments(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return number, mean and unbiased deviation over the last axis of what is not NaN."""
+    """Return number, mean and unbiased standard deviation over the last axis, without NaN."""
     n = (~values.isnan()).sum(-1).double()
     mean = values.nansum(-1) / n
     sd = ((values - mean[..., None]).square().nansum(-1) / (n - 1)).sqrt()
@@ -62,7 +60,7 @@ def moments(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def scipy_stats() -> Any:
-    """Return `scipy.stats`, which few need and which is slow to import."""
+    """Import `scipy.stats`, which is slow and optional."""
     try:
         from scipy import stats
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""t tests over models, and the families of them that the papers make."""
+"""t tests over models, and the families of tests in the papers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from torch import Tensor
 from lightning_fairprune.statistics._multiplicity import bonferroni
 from lightning_fairprune.statistics._numbers import ROUNDING, moments, numbers, scipy_stats
 
-__all__ = ["TTest", "all_pairs_tests", "consecutive_tests", "independent_test", "paired_test"]
-
 Alternative = Literal["two-sided", "less", "greater"]
 
 
@@ -23,9 +21,9 @@ class TTest:
     """One or several t tests, as float64 tensors of one shape.
 
     Args:
-        statistic: t; infinite if the means differ and the models do not.
-        p: p-value; NaN where there are too few models, or no difference and no spread.
-        adjusted: p times the number of tests made together, at most 1 (`bonferroni`).
+        statistic: t; infinite if the means differ and the variance is 0.
+        p: p-value; NaN where there are too few models, or neither difference nor variance.
+        adjusted: p times the number of tests, at most 1 (`bonferroni`).
     """
 
     statistic: Tensor
@@ -41,15 +39,13 @@ def paired_test(
     Args:
         x: one value per model, [..., M].
         y: values of the same models, [..., M]; a model that is NaN in either is left out.
-        alternative: "less" for the alternative that the mean of `x` is below that of `y`, "greater" for
-            above, "two-sided" for either.
+        alternative: "less" (the mean of `x` is below that of `y`), "greater" or "two-sided".
 
     Returns:
         The tests, [...]; undefined below two models.
 
     Raises:
         ValueError: If the shapes differ or `alternative` is none of the three.
-        ImportError: If scipy is missing.
 
     Example:
         Differences -1, -2, -3: mean -2 and standard error .577.
@@ -64,7 +60,7 @@ def paired_test(
             "`x` and `y` must have one shape [..., M], a value per model, got "
             f"{list(first.shape)} and {list(second.shape)}."
         )
-    # The differences against a constant 0, which adds nothing to error and degrees of freedom.
+    # The differences against a constant 0, which changes neither error nor degrees of freedom.
     zero = torch.zeros(2, dtype=torch.float64)
     return _t_test(first - second, zero, torch.cat([first, second], -1), alternative, False)
 
@@ -82,18 +78,17 @@ def independent_test(
         x: one value per model, [..., M].
         y: one value per model, [..., M2], with the same leading axes. NaN is left out.
         alternative: as for `paired_test`.
-        equal_var: False for Welch's test, True for Student's with one pooled variance. Good et al. do not
-            say which is theirs.
+        equal_var: False for Welch's test, True for Student's with a pooled variance. Good et al. do not
+            say which they use.
 
     Returns:
         The tests, [...]. Welch's is undefined below two models on either side, Student's below three in all.
 
     Raises:
         ValueError: If the shapes do not fit or `alternative` is none of the three.
-        ImportError: If scipy is missing.
 
     Example:
-        Means 1 and 4, each with variance 2 over two models: standard error sqrt(2), 2 degrees of freedom.
+        Means 1 and 4, variances 2: standard error sqrt(2), 2 degrees of freedom.
 
         >>> found = independent_test([0.0, 2.0], [3.0, 5.0])
         >>> round(found.statistic.item(), 3), round(found.p.item(), 3)
@@ -111,12 +106,11 @@ def independent_test(
 def consecutive_tests(alphas: Tensor | Sequence[Any], alternative: Alternative = "less") -> TTest:
     """Return the paired test of each pruning ratio against the next.
 
-    Good et al., section 7.1: one-sided, the same models at ratio t and at the next one, p multiplied by the
-    number of tests.
+    Good et al., section 7.1: one-sided, over the same models, p multiplied by the number of tests.
 
     Args:
-        alphas: intensification ratios in the order of the pruning ratios, [T, M] with T of at least 2.
-        alternative: "less" for the alternative that the first of two is the smaller.
+        alphas: intensification ratios in the order of the pruning ratios, [T, M], T >= 2.
+        alternative: as for `paired_test`, of each ratio relative to the next.
 
     Returns:
         The tests, [T - 1]; `adjusted` is the paper's p.
@@ -127,10 +121,7 @@ def consecutive_tests(alphas: Tensor | Sequence[Any], alternative: Alternative =
     Example:
         Mean differences -.3 and -.4, both with deviation .1: t is -5.196 and -6.928.
 
-        >>> found = consecutive_tests([[0.9, 1.0, 1.1], [1.1, 1.3, 1.5], [1.5, 1.6, 2.0]])
-        >>> found.p
-        tensor([0.0175, 0.0101], dtype=torch.float64)
-        >>> found.adjusted
+        >>> consecutive_tests([[0.9, 1.0, 1.1], [1.1, 1.3, 1.5], [1.5, 1.6, 2.0]]).adjusted
         tensor([0.0351, 0.0202], dtype=torch.float64)
     """
     values = _conditions(alphas)
@@ -138,15 +129,15 @@ def consecutive_tests(alphas: Tensor | Sequence[Any], alternative: Alternative =
 
 
 def all_pairs_tests(alphas: Tensor | Sequence[Any]) -> tuple[Tensor, TTest]:
-    """Return the two-sided paired test of every pair of rows, and which pairs these are.
+    """Return the pairs of rows, and the two-sided paired test of each.
 
     Good et al., section 7.4, where the rows are pruning methods applied to the same models.
 
     Args:
-        alphas: one row per method, [T, M] with T of at least 2.
+        alphas: one row per method, [T, M], T >= 2.
 
     Returns:
-        The rows compared, int64 [P, 2] with P = T (T - 1) / 2, and their tests, [P].
+        The pairs, int64 [P, 2] with P = T (T - 1) / 2, and their tests, [P].
 
     Raises:
         ValueError: If `alphas` has another shape.
@@ -174,7 +165,7 @@ def _conditions(alphas: Tensor | Sequence[Any]) -> Tensor:
 def _t_test(
     x: Tensor, y: Tensor, values: Tensor, alternative: Alternative, equal_var: bool
 ) -> TTest:
-    """Return the test of x against y, which were made of `values`: what differs by their rounding is equal."""
+    """Return the test of x against y; differences within the rounding error of `values` count as 0."""
     ways = get_args(Alternative)
     if alternative not in ways:
         raise ValueError(f"`alternative` must be one of {ways}, got {alternative!r}.")
