@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -248,6 +249,18 @@ def test_the_reference_names_all_that_is_public() -> None:
     assert page.read_text() == "\n".join(reference.page()) + "\n", (
         "write it again: python tests/reference.py > docs/reference.md"
     )
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_pages_name_files_that_are_there(page: str) -> None:
+    path = ROOT.parent / page
+    if not path.is_file():
+        pytest.skip("an installed package has no docs beside it")
+    named = set(re.findall(r"`([\w/]+(?:\.py|/))`", path.read_text()))
+    assert named
+    places = (ROOT, ROOT.parent, ROOT / "callbacks")
+    gone = {name for name in named if not any((place / name).exists() for place in places)}
+    assert not gone
 
 
 # 6. The import path that a saved YAML holds stays as it is.
