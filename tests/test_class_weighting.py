@@ -391,12 +391,6 @@ def test_weights_have_the_precision_of_the_loss(precision: str, logits: torch.dt
     assert callback.weight.dtype == logits
 
 
-def test_a_loss_in_double_with_weights_of_its_own() -> None:
-    loss = nn.CrossEntropyLoss(weight=torch.ones(NUM_CLASSES, dtype=torch.float64))
-    model = fit(Cast(torch.float64, loss), ClassWeighting(), max_epochs=2)
-    assert model.criterion.weight.dtype == torch.float64
-
-
 def test_gradient_accumulation_and_other_callbacks_stay_together() -> None:
     prune = lfp.DataPruning(0.4, 2, score=lfp.scores.el2n, keep="hard")
     monitor = lfp.RecallMonitor()
@@ -688,33 +682,6 @@ def test_what_the_users_function_returns_is_left_alone() -> None:
 
     fit(LossModel(), ClassWeighting(weights), precision="64-true")
     assert [float(tensor[0]) for tensor in returned] == [1, 2, 3, 4]
-
-
-@pytest.mark.parametrize("loss", ["criterion", None])
-def test_every_argument_can_be_written_in_yaml(
-    loss: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from jsonargparse import ArgumentParser
-
-    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # newer ones rename a method
-    parser = ArgumentParser()
-    parser.add_class_arguments(ClassWeighting, "weigh")
-    given = {
-        "weights": "lightning_fairprune.weighting.cdb_w_drop",
-        "loss": loss,
-        "recall_window": 3,
-        "update_every": 2,
-        "shrinkage": 0.0,
-        "recall_dataloader": 1,
-    }
-    config = parser.parse_object({"weigh": given})
-    text = parser.dump(config, skip_none=False)  # as SaveConfigCallback does
-    callback = parser.instantiate_classes(parser.parse_string(text)).weigh
-    assert isinstance(callback, ClassWeighting)
-    assert callback.settings.weights is weighting.cdb_w_drop
-    assert {name: getattr(callback.settings, name) for name in given if name != "weights"} == {
-        name: value for name, value in given.items() if name != "weights"
-    }
 
 
 if __name__ == "__main__":

@@ -123,13 +123,6 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"fairprune {lfp.__version__}\n"
 
 
-def test_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ending:
-        cli.main(["prune"])
-    assert ending.value.code == 2
-    assert "invalid choice: 'prune'" in capsys.readouterr().err
-
-
 def test_arguments_of_the_process_are_the_default(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

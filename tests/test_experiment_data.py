@@ -347,17 +347,6 @@ def test_a_class_without_images_is_an_error(tmp_path: Path) -> None:
         data.CIFAR10(str(tmp_path)).setup("fit")
 
 
-def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
-    class Evil:
-        def __reduce__(self) -> Any:
-            return os.system, ("true",)
-
-    cifar10(tmp_path)
-    (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(pickle.UnpicklingError, match=r"arrays only, found posix\.system"):
-        data.CIFAR10(str(tmp_path)).setup("fit")
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

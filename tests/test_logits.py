@@ -52,33 +52,6 @@ class Functional(Remembering):
         return F.cross_entropy(*self.look(batch))
 
 
-class Criterion(Remembering):
-    def __init__(self) -> None:
-        super().__init__()
-        self.criterion = nn.CrossEntropyLoss(torch.ones(NUM_CLASSES), label_smoothing=0.1)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        return self.criterion(*self.look(batch))
-
-
-class Keywords(Remembering):
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        logits, y = self.look(batch)
-        return F.cross_entropy(target=y, input=logits, reduction="sum", label_smoothing=0.2)
-
-
-class LogProbabilities(Remembering):
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        logits, y = self.look(batch)
-        return F.nll_loss(F.log_softmax(logits, 1), y)
-
-
-class LogProbabilitiesModule(Remembering):
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        logits, y = self.look(batch)
-        return nn.NLLLoss()(logits.log_softmax(1), y)
-
-
 class Manual(Remembering):
     def __init__(self) -> None:
         super().__init__()
@@ -89,12 +62,6 @@ class Manual(Remembering):
         optimizer.zero_grad()
         self.manual_backward(F.cross_entropy(*self.look(batch)))
         optimizer.step()
-
-
-class Mixup(Remembering):
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        logits, y = self.look(batch)
-        return 0.7 * F.cross_entropy(logits, y) + 0.3 * F.cross_entropy(logits, y.flip(0))
 
 
 class AuxiliaryHeads(Remembering):
@@ -150,15 +117,10 @@ class CompiledNet(Functional):
 
 CASES: dict[str, tuple[type[Remembering], dict[str, Any], dict[str, Any]]] = {
     "functional": (Functional, {}, {}),
-    "module_with_label_smoothing": (Criterion, {}, {}),
-    "keywords": (Keywords, {}, {}),
-    "nll_loss": (LogProbabilities, {}, {}),
-    "nll_loss_module": (LogProbabilitiesModule, {}, {}),
     "manual_optimisation": (Manual, {}, {}),
     "accumulation": (Functional, {}, {"accumulate_grad_batches": 3}),
     "bf16": (Functional, {}, {"precision": "bf16-mixed"}),
     "closures": (Closures, {}, {}),
-    "mixup": (Mixup, {}, {}),
     "auxiliary_heads": (AuxiliaryHeads, {}, {}),
     "returned": (Returned, {}, {}),
     "logits_fn": (OwnLoss, {"logits_fn": ask_the_net}, {}),

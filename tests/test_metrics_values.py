@@ -207,39 +207,6 @@ def test_groups_take_the_place_of_classes(case: Case) -> None:
 # ------------------------------------------------------------------------------------- odd sizes
 
 
-class Inexact(slow.Counts):
-    """Floats: the common denominator of so many fractions has thousands of digits."""
-
-    @property
-    def recall(self) -> list[float]:
-        return [t / n if n else math.nan for t, n in zip(self.tp, self.support, strict=True)]
-
-
-@EVERY
-def test_one_class(case: Case) -> None:
-    logits, target = torch.zeros(4, 1), torch.zeros(4).long()
-    if case.metric == "WorstKRecall":
-        case = Case("WorstKRecall", case.slow, {"k": 1})
-    value = evaluate(case, [(logits, target)], 1)
-    same(value, case.expected(slow.Counts([4], [4])))
-    assert value.shape in ((), (1,))
-
-
-@EVERY
-def test_as_many_classes_as_imagenet_21k(case: Case) -> None:
-    size = 21_841
-    target = torch.randint(0, size, (50_000,))
-    preds = torch.where(torch.rand(50_000) < 0.7, target, torch.randint(0, size, (50_000,)))
-    metric = case.make(size).set_dtype(torch.float64)
-    metric.update(preds, target)
-    value = metric.compute()
-    assert value.shape in ((), (size,))
-    assert torch.equal(metric.support, target.bincount(minlength=size))
-    if case.metric != "RecallStd":  # exact squares take seconds
-        counts = Inexact(metric.tp.tolist(), metric.support.tolist())
-        same(value, case.expected(counts), rtol=1e-7)
-
-
 @EVERY
 def test_an_empty_batch_adds_nothing(case: Case) -> None:
     empty = torch.zeros(0, 5), torch.zeros(0).long()
@@ -267,13 +234,3 @@ def test_the_reference_is_read_once() -> None:
     recall.zero_()
     metric.update(torch.tensor([0, 1]), torch.tensor([0, 1]))
     assert metric.compute().tolist() == [0.5, 0.0]
-
-
-def test_the_paper_s_example() -> None:
-    # Accuracy .8 with recalls .9 and .7, then .6 with .7 and .5.
-    reference = ClassCounts(torch.tensor([9, 7]), torch.tensor([10, 10]))
-    right = torch.tensor([1] * 7 + [0] * 3 + [1] * 5 + [0] * 5)
-    target = torch.tensor([0] * 10 + [1] * 10)
-    preds = torch.where(right == 1, target, 1 - target)
-    alpha = functional.intensification_ratio(preds, target, 2, reference)
-    assert alpha.item() == pytest.approx(4 / 3)

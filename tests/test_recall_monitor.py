@@ -85,24 +85,6 @@ def test_values_are_those_of_a_slow_loop() -> None:
     assert monitor.counts["val"].support.tolist() == [5, 4, 1]
 
 
-def test_a_real_model_is_counted_right_in_every_epoch() -> None:
-    class Check(pl.Callback):
-        checked = 0
-
-        def on_validation_end(self, trainer: Any, module: Any) -> None:
-            val = Blobs(60, seed=1)
-            with torch.no_grad():
-                predictions = module(val.x).argmax(1).tolist()
-            for label, recall in slow_recalls(predictions, val.y).items():
-                logged = trainer.callback_metrics[f"val/recall/class/{label}"]
-                assert float(logged) == pytest.approx(recall)
-            self.checked += 1
-
-    check = Check()
-    users.trainer(callbacks=[lfp.RecallMonitor(), check], max_epochs=3).fit(Model(), Data(**DATA))
-    assert check.checked == 3
-
-
 def test_checkpoint_keeps_the_epoch_with_the_best_worst_class(tmp_path: Any) -> None:
     # Accuracy is best in epoch 0, the worst class in epoch 1.
     scripts = [
@@ -414,12 +396,6 @@ def test_a_test_after_the_fit_joins_its_history() -> None:
     trainer = users.trainer(callbacks=[monitor], max_epochs=1)
     trainer.fit(model, Data(**DATA))
     assert [(e.name, e.epoch) for e in monitor.history.evaluations] == [("val", 1)]
-
-
-def test_every_n_epochs() -> None:
-    monitor = lfp.RecallMonitor(every_n_epochs=2)
-    users.trainer(callbacks=[monitor], max_epochs=5).fit(Model(), Data(**DATA))
-    assert [e.epoch for e in monitor.history.evaluations] == [2, 4]
 
 
 class TwoLoaders(Data):
@@ -746,32 +722,6 @@ def test_loader_names_are_as_many_as_loaders() -> None:
         ValueError, match="`dataloader_names` must name each of the 2 loaders, got 3"
     ):
         users.trainer(callbacks=[monitor], max_epochs=1).fit(TwoLoaderModel(), TwoLoaders(False))
-
-
-@pytest.mark.parametrize("reference", [None, "fit_start", "some/folder"])
-def test_every_argument_can_be_written_in_yaml(
-    reference: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from jsonargparse import ArgumentParser
-
-    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # newer ones rename a method
-    parser = ArgumentParser()
-    parser.add_class_arguments(lfp.RecallMonitor, "track")
-    given = {
-        "num_classes": 2,
-        "reference": reference,
-        "class_names": ["cat", "dog"],
-        "dataloader_names": ["plain", "spurious"],
-        "every_n_epochs": 2,
-        "figures": False,
-        "dirpath": "here",
-    }
-    config = parser.parse_object({"track": given})
-    text = parser.dump(config)
-    monitor = parser.instantiate_classes(parser.parse_string(text)).track
-    assert isinstance(monitor, lfp.RecallMonitor)
-    assert (monitor.settings.reference, monitor.settings.class_names) == (reference, ("cat", "dog"))
-    assert (str(monitor.settings.dirpath), monitor.settings.every_n_epochs) == ("here", 2)
 
 
 def test_sharded_weights_are_not_evaluated(tmp_path: Path) -> None:

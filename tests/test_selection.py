@@ -45,7 +45,9 @@ KINDS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
     "counts": lambda n, g: torch.randint(-3, 4, (n,), generator=g),
     "huge counts": lambda n, g: torch.randint(-(2**62), 2**62, (n,), generator=g) * 2,
     "bytes": lambda n, g: torch.randint(0, 4, (n,), generator=g).byte(),
-    "signed zeros": lambda n, g: torch.randint(-1, 2, (n,), generator=g).float() * -0.0,
+    "signed zeros": lambda n, g: torch.tensor([-1, -0.0, 0.0, 1])[
+        torch.randint(4, (n,), generator=g)
+    ],
     "constant": lambda n, g: torch.full((n,), 0.1),
 }
 

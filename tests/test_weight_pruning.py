@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -610,17 +609,6 @@ def test_reading_batches_disturbs_nothing(
     assert plain[1] == looked[1]
 
 
-def test_looking_at_an_example_disturbs_nothing() -> None:
-    def look(model: nn.Module, example_input: Any) -> dict[str, Tensor]:
-        return criteria.magnitude(model)
-
-    found = []
-    for criterion in (criteria.magnitude, look):
-        prune = WeightPruning(criterion, 0.7, start=15, end=25, every=5, interval="step")
-        found.append(digest(fit(prune, max_epochs=4)))
-    assert found[0] == found[1]
-
-
 def test_samplers_stay_at_their_epoch() -> None:
     class Sharded(Data):
         def train_dataloader(self) -> Any:
@@ -710,23 +698,6 @@ def test_several_loaders_at_once() -> None:
         data=Two(),
         max_epochs=2,
     )
-
-
-def test_what_is_patched_is_put_back_after_an_error(tmp_path: Path) -> None:
-    def fails(model: nn.Module, batches: Any, loss_fn: Any) -> Any:
-        for inputs, target in batches:
-            loss_fn(model(*inputs), target)
-        raise RuntimeError("no saliency today")
-
-    model, logger = Net(), CSVLogger(tmp_path)
-    trainer = users.trainer(
-        callbacks=[WeightPruning(fails, 0.5, start=1, end=1)], logger=logger, max_epochs=2
-    )
-    with pytest.raises(RuntimeError, match="no saliency today"):
-        trainer.fit(model, datamodule=Data())
-    assert trainer.loggers == [logger]
-    assert not {"forward", "log", "log_dict", "_compiled_call_impl"} & vars(model).keys()
-    assert model.training
 
 
 def test_example_input() -> None:
@@ -913,16 +884,6 @@ def test_recalls_against_the_dense_model(start: int) -> None:
     assert history.reference["val"].tp.tolist() == dense.counts.tp.tolist()
 
 
-def test_alpha_of_each_pruning_is_logged(tmp_path: Path) -> None:
-    prune = WeightPruning(sparsity=0.95, start=2, end=4)
-    logger = CSVLogger(tmp_path, name="", version="")
-    fit(prune, RecallMonitor(reference="before_pruning"), logger=logger, max_epochs=6)
-    table = (tmp_path / "metrics.csv").read_text().splitlines()
-    column = table[0].split(",").index("val/recall/alpha")
-    # Of each validation; those before the first pruning compare the dense model with itself.
-    assert len([row for row in table[1:] if row.split(",")[column]]) == 6
-
-
 def test_a_reference_that_never_comes_is_told() -> None:
     prune = WeightPruning(sparsity=0.9, start=1, end=2)
     with pytest.warns(UserWarning, match="pruned before the first validation: raise `start`"):
@@ -998,79 +959,6 @@ def test_a_restart_that_would_undo_pruning_is_refused() -> None:
     for start in (0, 2):
         with pytest.raises(ValueError, match="puts all weights back after its 2 epochs of warm-up"):
             fit(WeightPruning(sparsity=0.8, start=start, end=4), data)
-
-
-# --------------------------------------------------------------------------------------------- YAML
-
-
-MINE = """
-import test_weight_pruning
-from users import Data
-
-class Net(test_weight_pruning.Net):
-    def __init__(self):
-        super().__init__()
-
-def loss(module, batch):
-    return module.training_step(batch, 0)
-"""
-
-
-def test_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_fairprune import cli
-
-    (tmp_path / "mine_too.py").write_text(MINE)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    options = {
-        "criterion": "lightning_fairprune.criteria.undecayed",
-        "sparsity": 0.8,
-        "schedule": "lightning_fairprune.masks.schedules.geometric",
-        "scope": "lightning_fairprune.masks.lamp",
-        "start": 1,
-        "end": 0.5,
-        "every": 1,
-        "interval": "epoch",
-        "include": ["*.weight"],
-        "exclude": ["net.1.*"],
-        "keep_classifier": True,
-        "floor": 2,
-        "num_batches": 2,
-        "loss_fn": "mine_too.loss",
-        "criterion_options": {"form": "paper"},
-        "group_by": 1,
-        "rewind": "start",
-        "seed": 3,
-    }
-    callback = {
-        "class_path": "lightning_fairprune.callbacks.weight_pruning.WeightPruning",
-        "init_args": options,
-    }
-    content = {
-        "seed_everything": 0,
-        "trainer": {
-            "accelerator": "cpu",
-            "devices": 1,
-            "max_epochs": 4,
-            "default_root_dir": str(tmp_path / "out"),
-            "logger": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "num_sanity_val_steps": 0,
-            "callbacks": [callback],
-        },
-        "model": {"class_path": "mine_too.Net"},
-        "data": {"class_path": "mine_too.Data"},
-    }
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(content))
-    assert cli.main(["fit", "--config", str(path)]) == 0
-    (saved,) = (tmp_path / "out").rglob("*.ckpt")
-    state = torch.load(saved, weights_only=True)
-    removed = sum(int((state["state_dict"][f"net.{k}.weight"] == 0).sum()) for k in (0, 4))
-    assert removed == round(0.8 * PRUNABLE)
-    assert state["callbacks"]["WeightPruning"]["plan"]["timing"]["schedule"] == "geometric"
 
 
 # ---------------------------------------------------------------------------------------------- refused

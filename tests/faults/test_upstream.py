@@ -15,19 +15,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 import lightning_fairprune as lfp
 
 # Two warm-up epochs of 11 batches over 103 samples, two of 5 batches over 41; 3 batches of validation.
-N, KEPT = 103, 41
 pytestmark = [
     # The resumed fits save nothing, so they have no ModelCheckpoint.
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used"),
 ]
-
-
-class Estimating(users.Model):
-    """Asks for the number of steps, which builds the training loader before a checkpoint is loaded."""
-
-    def configure_optimizers(self) -> Any:
-        assert self.trainer.estimated_stepping_batches in (44, 20)  # the first epoch, four times
-        return super().configure_optimizers()
 
 
 class Scheduled(users.Model):
@@ -95,28 +86,6 @@ def every_step(tmp_path_factory: pytest.TempPathFactory) -> tuple[users.Probe, P
     return fit(keep)[0], folder
 
 
-@pytest.mark.parametrize("epoch", [1, 3])
-def test_21938_workers_do_not_begin_with_the_order_of_epoch_0(epoch: int, tmp_path: Path) -> None:
-    """Lightning tells a sampler its epoch when the workers have drawn from it already."""
-    whole, _ = fit(saving(tmp_path, save_on_train_epoch_end=True), workers=2)
-    last_step = {1: 11, 3: 27}[epoch]
-    resumed, _ = fit(workers=2, resume=tmp_path / f"step={last_step}.ckpt")
-    assert resumed.samples[epoch] == whole.samples[epoch]
-    assert resumed.samples[epoch] != whole.samples[epoch - 1]
-
-
-@pytest.mark.parametrize("step", [5, 24])
-def test_20550_estimated_stepping_batches_does_not_lose_the_position(
-    step: int, every_step: tuple[users.Probe, Path]
-) -> None:
-    """Lightning gives the loader's state to the loader that it throws away."""
-    whole, folder = every_step
-    resumed, _ = fit(model=Estimating, resume=folder / f"step={step}.ckpt")
-    epoch, done = (0, 5) if step == 5 else (2, 2)
-    assert resumed.samples[epoch] == whole.samples[epoch][10 * done :]
-    assert resumed.samples[epoch + 1] == whole.samples[epoch + 1]
-
-
 def test_21773_epochs_of_different_size_end_where_they_should() -> None:
     """Lightning keeps the number of batches of the first epoch."""
     validations = Validations()
@@ -127,19 +96,6 @@ def test_21773_epochs_of_different_size_end_where_they_should() -> None:
     assert trainer.global_step == 32
     # Stepped at the end of each epoch.
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 / 2**4)
-
-
-@pytest.mark.parametrize("step", [4, 25])
-def test_19764_a_resumed_epoch_sees_each_sample_once(
-    step: int, every_step: tuple[users.Probe, Path]
-) -> None:
-    """Lightning begins the epoch's samples anew, and warns of it; here warnings are errors."""
-    whole, folder = every_step
-    resumed, _ = fit(resume=folder / f"step={step}.ckpt")
-    epoch, done = (0, 4) if step == 4 else (2, 3)
-    seen = whole.samples[epoch][: 10 * done] + resumed.samples[epoch]
-    assert sorted(seen) == sorted(set(seen)) == sorted(whole.samples[epoch])
-    assert len(seen) == (N if epoch == 0 else KEPT)
 
 
 def test_20288_validation_after_resuming_inside_an_epoch_is_whole(
