@@ -345,3 +345,31 @@ def test_numbers_of_numpy(tmp_path: Path) -> None:
     trainer.fit(users.Model(), datamodule=users.Data())
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     torch.load(tmp_path / "last.ckpt", weights_only=True)
+
+
+# --------------------------------------------------------------------------------- other stages
+
+
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("stage", ["validate", "predict"])
+def test_an_earlier_checkpoint_changes_nothing_outside_of_a_fit(
+    same: bool, stage: str, tmp_path: Path
+) -> None:
+    callback, model, path = lfp.DataPruning(0.4, 1), Model(), tmp_path / "early.ckpt"
+
+    class Early(users.pl.Callback):
+        def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+            if trainer.current_epoch == 1:
+                trainer.save_checkpoint(path)
+
+    model.predict_step = lambda batch: model(batch[0])  # type: ignore[attr-defined]
+    trainer = users.trainer(callbacks=[callback, Early()])
+    trainer.fit(model, datamodule=Data())
+    before = callback.selection, callback.quota, list(callback.history), callback.dynamics
+    if not same:
+        trainer = users.trainer(callbacks=[callback])
+    getattr(trainer, stage)(model, DataLoader(Blobs(60, seed=1), 20), ckpt_path=path)
+    assert callback.selection is before[0]
+    assert callback.quota is before[1]
+    assert callback.history == before[2]
+    assert callback.pruned

@@ -140,6 +140,9 @@ class DataPruning(CountsValidation):
             dry_run=dry_run,
         )
         self._run: PruningRun | None = None
+        self._resumes = (
+            False  # what a checkpoint holds is of a fit; the other stages restore it, too
+        )
         self._undo: list[Callable[[], Any]] = []
 
     # ------------------------------------------------------------------------------------ results
@@ -186,7 +189,8 @@ class DataPruning(CountsValidation):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Checks what can be checked before any work, and takes over the training loader."""
-        if stage != "fit":
+        self._resumes = stage == "fit"
+        if not self._resumes:
             return
         self._unpatch()
         self._run = None
@@ -309,5 +313,5 @@ class DataPruning(CountsValidation):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues where `state_dict` was taken."""
-        if state_dict:
+        if state_dict and self._resumes:
             self.run.load_state_dict(state_dict)
