@@ -16,8 +16,6 @@ from torch.nn.modules.module import (
 
 from lightning_fairprune._model.capture import LossCapture
 
-__all__ = ["LateCapture"]
-
 
 class LateCapture(LossCapture):
     """A capture that learns from one step after which module the next ones compute their loss.

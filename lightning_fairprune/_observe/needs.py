@@ -12,7 +12,6 @@ from torch import Tensor
 from lightning_fairprune import signals
 from lightning_fairprune.records.dynamics import Dynamics
 
-__all__ = ["required_signals"]
 _NUM_SAMPLES = 16
 _NUM_CLASSES = 4
 

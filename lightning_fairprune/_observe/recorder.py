@@ -12,7 +12,6 @@ from lightning_fairprune import signals
 from lightning_fairprune._files import pack_bits, unpack_bits
 from lightning_fairprune.records.dynamics import Dynamics
 
-__all__ = ["EpochRecorder"]
 _HOST_DTYPE = {"correct": torch.bool, "loss": torch.float32, "margin": torch.float32}
 _UNSEEN = -1
 

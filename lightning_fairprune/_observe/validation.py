@@ -16,8 +16,6 @@ from lightning_fairprune._observe.observer import StepObserver, capture_of
 from lightning_fairprune._observe.ranks import max_over_ranks, sum_over_ranks
 from lightning_fairprune.counts import ClassCounts, Tally, counts_of
 
-__all__ = ["CountsValidation", "RecallWindow", "Validation", "abandon"]
-
 
 class RecallWindow:
     """Pools the counts of the last few validations.

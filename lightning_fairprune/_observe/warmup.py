@@ -16,8 +16,6 @@ from lightning_fairprune._observe.ranks import sum_over_ranks
 from lightning_fairprune._observe.recorder import EpochRecorder
 from lightning_fairprune.records.dynamics import Dynamics
 
-__all__ = ["WarmUp"]
-
 
 class WarmUp:
     """Observes training steps and fills a recorder, for as long as it lacks anything.

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = ["check_same", "function", "number", "one_of"]
-
 
 def number(name: str, value: object, *, whole: bool = False) -> None:
     """Raises a TypeError unless a value is a number, of Python, numpy or torch."""

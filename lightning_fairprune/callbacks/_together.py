@@ -9,8 +9,6 @@ from lightning_fairprune.callbacks._data.run import PruningRun
 from lightning_fairprune.callbacks.data_pruning import DataPruning
 from lightning_fairprune.callbacks.recall_monitor import RecallMonitor
 
-__all__ = ["check_reference", "check_restart", "pruning_run"]
-
 
 def pruning_run(trainer: pl.Trainer) -> PruningRun | None:
     """Returns the fit of the callback that prunes the data, if there is one."""

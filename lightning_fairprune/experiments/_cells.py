@@ -10,8 +10,6 @@ from typing import Literal
 from lightning_fairprune.experiments._parts import Method, score_name
 from lightning_fairprune.experiments._records import Experiment
 
-__all__ = ["Cell", "blocked", "cells_of", "ready"]
-
 Kind = Literal["query", "score", "baseline", "final", "one_fit", "weights"]
 
 

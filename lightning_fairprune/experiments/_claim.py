@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Claim", "Number", "compared", "markdown"]
-
 
 @dataclass(frozen=True, slots=True)
 class Number:

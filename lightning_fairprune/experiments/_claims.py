@@ -13,8 +13,6 @@ from lightning_fairprune.experiments._parts import Method, WeightMethod
 from lightning_fairprune.experiments._records import Experiment
 from lightning_fairprune.experiments._results import Row, by_setting, by_sparsity, ratio
 
-__all__ = ["claims_of"]
-
 DROP = "DRoP: Vysogorets, Ahuja and Kempe, ICLR 2025"
 DISTORTION = "Recall distortion: Good et al., NeurIPS 2022"
 # The paper calls the loss of average accuracy tolerable and does not say what would be too much.

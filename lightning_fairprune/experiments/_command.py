@@ -23,8 +23,6 @@ from lightning_fairprune.experiments._store import Status, Store
 from lightning_fairprune.experiments._summary import summarise
 from lightning_fairprune.experiments._weights import check_dense
 
-__all__ = ["main", "read_config", "run"]
-
 # Names of cells and files are printed as they are.
 _PLAIN: Any = {"highlight": False, "markup": False, "soft_wrap": True}
 

@@ -19,8 +19,6 @@ from lightning_fairprune.experiments._cells import Cell
 from lightning_fairprune.experiments._parts import Baseline, Method, OneFit, WeightMethod
 from lightning_fairprune.experiments._records import Experiment
 
-__all__ = ["ASKED", "CONFIGS", "build", "differences", "find", "parser", "plain", "settings_of"]
-
 CONFIGS = Path(__file__).parent / "configs"
 # jsonargparse 4.49 gave some things new names. Null is dumped because it is a value of its own where the
 # default is another.

@@ -7,8 +7,6 @@ from typing import Any
 
 from lightning_fairprune.experiments._results import Row, by_setting, by_sparsity, ratio
 
-__all__ = ["curves", "sparsity_curves"]
-
 # Colours of Okabe and Ito, which colour-blind readers can tell apart; then markers tell on.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999999")
 MARKERS = "osD^vPX"

@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 from lightning_fairprune.experiments._parts import Final
 
-__all__ = ["Length", "Training", "epoch_correction", "final_length", "one_fit_length"]
-
 
 class Training(NamedTuple):
     """The training set: how many samples, in which batches."""

@@ -36,8 +36,6 @@ from lightning_fairprune.records.pruning_record import PruningRecord
 from lightning_fairprune.records.settings import name_of
 from lightning_fairprune.selection.decision import Decision
 
-__all__ = ["run_baseline", "run_final", "run_one_fit", "train_and_test"]
-
 
 def run_baseline(cell: Cell, experiment: Experiment, folder: Path, seed: int) -> dict[str, Any]:
     """Trains and tests a model on all the data; returns what `result.json` says."""

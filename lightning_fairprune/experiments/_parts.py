@@ -9,18 +9,6 @@ from typing import Any, Literal
 from lightning_fairprune import geometry, quotas
 from lightning_fairprune.callbacks import ClassWeighting, DataPruning, WeightPruning
 
-__all__ = [
-    "Baseline",
-    "Final",
-    "Finetune",
-    "Hardware",
-    "Method",
-    "OneFit",
-    "Query",
-    "WeightMethod",
-    "score_name",
-]
-
 Keep = Literal["random", "hard", "easy", "stratified"]
 
 

@@ -22,8 +22,6 @@ from lightning_fairprune.experiments._cells import Cell, cells_of
 from lightning_fairprune.experiments._config import build
 from lightning_fairprune.experiments._store import Status, Store
 
-__all__ = ["run_all", "seconds_left"]
-
 _SECONDS_BETWEEN_LOOKS = 0.5
 # A worker imports from where the command does, whatever started that.
 _BEGIN = """

@@ -33,8 +33,6 @@ from lightning_fairprune.experiments._train import (
 from lightning_fairprune.records.dynamics import Dynamics
 from lightning_fairprune.scoring import score_pass
 
-__all__ = ["Known", "known", "run_query", "run_score"]
-
 _KIND, _VERSION = "QueryScores", "1"
 
 

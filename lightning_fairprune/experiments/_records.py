@@ -22,8 +22,6 @@ from lightning_fairprune.experiments._parts import (
     score_name,
 )
 
-__all__ = ["Experiment"]
-
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 

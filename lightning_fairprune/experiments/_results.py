@@ -15,18 +15,6 @@ from lightning_fairprune._files import write_whole
 from lightning_fairprune.experiments._cells import Cell
 from lightning_fairprune.experiments._store import Store
 
-__all__ = [
-    "Row",
-    "by_setting",
-    "by_sparsity",
-    "markdown",
-    "ratio",
-    "rows_of",
-    "spread",
-    "write_parquet",
-    "write_tables",
-]
-
 MEASURES = ("average", "worst", "gap", "std")
 FACTS = ("samples_seen", "steps", "seconds", "select_seconds", "query_seconds", "sparsity", "alpha")
 COLUMNS = ("method", "kind", "density", "seed", *MEASURES, *FACTS)

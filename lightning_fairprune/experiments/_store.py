@@ -20,8 +20,6 @@ from lightning_fairprune._files import write_whole
 from lightning_fairprune.experiments._cells import Cell
 from lightning_fairprune.experiments._config import differences, settings_of
 
-__all__ = ["Status", "Store"]
-
 RESULT, ERROR = "result.json", "error.txt"
 
 

@@ -18,8 +18,6 @@ from lightning_fairprune.experiments._results import Row, rows_of, write_parquet
 from lightning_fairprune.experiments._store import Store
 from lightning_fairprune.experiments._train import RUN
 
-__all__ = ["summarise"]
-
 
 def summarise(
     experiment: Experiment,

@@ -21,8 +21,6 @@ from lightning_fairprune.experiments._length import Training
 from lightning_fairprune.experiments._records import Experiment
 from lightning_fairprune.records.recall_history import GROUPS
 
-__all__ = ["END", "RUN", "Meter", "keep_weights", "loaded", "monitor", "recalls", "trainer"]
-
 # The folder of the logger inside that of a cell, and the weights at the end of a training.
 RUN, END = "run", "end.pt"
 

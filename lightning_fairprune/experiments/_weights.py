@@ -19,8 +19,6 @@ from lightning_fairprune.experiments._records import Experiment
 from lightning_fairprune.experiments._store import RESULT, Store
 from lightning_fairprune.experiments._train import END, loaded
 
-__all__ = ["Slower", "check_dense", "run_weights"]
-
 
 def run_weights(
     cell: Cell, experiment: Experiment, folder: Path, seed: int, dense: Path

@@ -21,8 +21,6 @@ from lightning_fairprune.experiments._query import known, run_query, run_score
 from lightning_fairprune.experiments._store import Store
 from lightning_fairprune.experiments._weights import run_weights
 
-__all__ = ["main", "run_cell", "seed_of", "work"]
-
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 

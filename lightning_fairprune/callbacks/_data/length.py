@@ -5,8 +5,6 @@ from __future__ import annotations
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 
-__all__ = ["limited", "resolve_warmup"]
-
 
 def resolve_warmup(warmup_epochs: float, trainer: pl.Trainer) -> int:
     """Returns the warm-up in epochs, which must end before training does."""

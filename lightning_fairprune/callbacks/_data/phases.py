@@ -19,8 +19,6 @@ from lightning_fairprune.records.dynamics import Dynamics
 from lightning_fairprune.selection import Selection
 from lightning_fairprune.selection.decision import Decision
 
-__all__ = ["Due", "Pruned", "WarmingUp"]
-
 
 class Due(NamedTuple):
     """What the end of an epoch asks for."""

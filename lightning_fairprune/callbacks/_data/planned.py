@@ -10,8 +10,6 @@ from lightning_fairprune.callbacks._data.length import limited
 from lightning_fairprune.callbacks._data.run import PruningRun
 from lightning_fairprune.callbacks._together import pruning_run
 
-__all__ = ["planned_stepping_batches", "planned_steps"]
-
 
 def planned_stepping_batches(trainer: pl.Trainer) -> int:
     """Returns the optimiser steps of a fit whose training data is pruned on the way.

@@ -23,8 +23,6 @@ from lightning_fairprune.records.pruning_record import PruningRecord
 from lightning_fairprune.selection import Selection
 from lightning_fairprune.selection.decision import Decision
 
-__all__ = ["PruningRun"]
-
 
 class PruningRun:
     """One fit: its settings, its data, the decision and the phase that it is in.

@@ -18,8 +18,6 @@ from lightning_fairprune.scoring.run import Passed, run
 from lightning_fairprune.scoring.share import Share
 from lightning_fairprune.scoring.wanted import Wanted
 
-__all__ = ["FitPass"]
-
 
 class FitPass:
     """The pass of one fit. It is checked before training begins, and run when the warm-up is over."""

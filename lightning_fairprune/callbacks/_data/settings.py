@@ -15,8 +15,6 @@ from lightning_fairprune.records.settings import called, name_of
 from lightning_fairprune.scoring.wanted import kind_of
 from lightning_fairprune.selection import Keep
 
-__all__ = ["DataSettings", "ScorePass"]
-
 After = Literal["continue", "restart"]
 Rhythm = int | Literal["auto"] | None
 

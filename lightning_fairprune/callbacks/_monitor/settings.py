@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from lightning_fairprune._observe.groups import GroupBy, LogitsFn
 from lightning_fairprune.callbacks._monitor.reference import Reference
 
-__all__ = ["MonitorSettings"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MonitorSettings:

@@ -20,8 +20,6 @@ from lightning_fairprune._lightning.kinds import lightning_class
 from lightning_fairprune._lightning.outside_fit import to_device
 from lightning_fairprune._loading.index import IndexedBatch
 
-__all__ = ["example", "pairs"]
-
 
 def pairs(
     trainer: pl.Trainer, module: pl.LightningModule, loader: Any, count: int, draw: int

@@ -10,8 +10,6 @@ from lightning_fairprune.callbacks._weights.masks import averages
 from lightning_fairprune.callbacks._weights.plan import Plan, steps_per_epoch
 from lightning_fairprune.callbacks._weights.settings import WeightSettings
 
-__all__ = ["plan", "sizes", "strategy"]
-
 
 def strategy(trainer: pl.Trainer) -> None:
     """Checks that every process has whole weights."""

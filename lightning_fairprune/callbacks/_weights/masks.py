@@ -18,7 +18,6 @@ from lightning_fairprune import criteria, masks
 from lightning_fairprune._files import pack_bits, unpack_bits
 from lightning_fairprune._observe.ranks import max_over_ranks
 
-__all__ = ["MaskedWeights", "agreed", "averages", "selected", "unpack"]
 Masks = dict[str, Tensor]
 
 

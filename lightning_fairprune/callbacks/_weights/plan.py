@@ -16,8 +16,6 @@ from lightning_fairprune.callbacks._data.planned import planned_steps
 from lightning_fairprune.callbacks._together import pruning_run
 from lightning_fairprune.records.settings import name_of
 
-__all__ = ["Plan", "Timing", "end_of_training", "is_dry", "steps_per_epoch", "training_is_over"]
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:

@@ -12,8 +12,6 @@ from lightning_fairprune import masks
 from lightning_fairprune.callbacks._run_folder import run_folder
 from lightning_fairprune.records.sparsity_record import PruneStep, SparsityRecord
 
-__all__ = ["announce", "save", "step_of", "values"]
-
 
 def step_of(epoch: int, step: int, target: float, found: Mapping[str, Tensor]) -> PruneStep:
     """Returns the record of a pruning that led to these masks."""

@@ -20,8 +20,6 @@ from lightning_fairprune.callbacks._weights.batches import example, pairs
 from lightning_fairprune.callbacks._weights.settings import LossFn, WeightSettings
 from lightning_fairprune.records.settings import name_of
 
-__all__ = ["check_criterion", "reads_batches", "saliency"]
-
 # What a criterion may ask for, besides the model as its first argument.
 OFFERED = (
     "batches",

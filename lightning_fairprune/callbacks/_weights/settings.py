@@ -13,8 +13,6 @@ from lightning_fairprune.callbacks._arguments import function, number
 from lightning_fairprune.callbacks._weights.plan import Timing
 from lightning_fairprune.records.settings import name_of
 
-__all__ = ["LossFn", "WeightSettings"]
-
 # Not a Tensor, which jsonargparse would try to build.
 LossFn = Callable[[pl.LightningModule, Any], Any]
 

@@ -7,8 +7,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Border", "normalise", "shift_and_flip"]
-
 Border = Literal["reflect", "zero"]
 
 

@@ -15,8 +15,6 @@ from lightning_fairprune.experiments.data._module import ImageModule, Split, che
 from lightning_fairprune.experiments.data._read import class_folders, rgb_image, root_folder
 from lightning_fairprune.experiments.data._split import stratified
 
-__all__ = ["ImageFiles", "ImageNet", "Waterbirds"]
-
 _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, in 0..255
 
 

@@ -14,8 +14,6 @@ from lightning_fairprune.experiments.data._module import ImageModule, Split, che
 from lightning_fairprune.experiments.data._read import Part, cached, root_folder
 from lightning_fairprune.experiments.data._split import long_tailed, stratified
 
-__all__ = ["Images", "ImagesInMemory"]
-
 _EVALUATION_BATCH = 500
 
 

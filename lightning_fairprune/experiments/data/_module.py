@@ -8,8 +8,6 @@ import lightning.pytorch as pl
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-__all__ = ["ImageModule", "Split", "check_split"]
-
 Split = Literal["paper", "clean"]
 
 

@@ -21,18 +21,6 @@ from torch import Tensor
 
 from lightning_fairprune._files import write_whole
 
-__all__ = [
-    "Part",
-    "cached",
-    "class_folders",
-    "image_files",
-    "rgb_image",
-    "root_folder",
-    "stored_jpegs",
-    "stored_pickles",
-    "stored_ubyte",
-]
-
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 

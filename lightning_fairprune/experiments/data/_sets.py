@@ -15,8 +15,6 @@ from lightning_fairprune.experiments.data._module import Split
 from lightning_fairprune.experiments.data._read import Part
 from lightning_fairprune.experiments.data._split import stratified
 
-__all__ = ["CIFAR10", "CIFAR100", "MNIST", "Digits", "FashionMNIST", "TinyImageNet"]
-
 _CIFAR10_BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
 _CIFAR10_NAMES = "airplane automobile bird cat deer dog frog horse ship truck"
 _CIFAR100_NAMES = """

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["long_tailed", "long_tailed_sizes", "stratified"]
-
 
 def stratified(labels: Tensor, fraction: float, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Returns two disjoint sets of samples, the first with a fraction of every class.

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from lightning_fairprune.experiments.models._initial import he_normal
 
-__all__ = ["VGG", "CifarResNet"]
-
 _WIDTHS = (64, 128, 256, 512, 512)
 _CONVOLUTIONS = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # of each width
 

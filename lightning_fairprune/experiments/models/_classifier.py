@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from lightning_fairprune.callbacks import planned_stepping_batches
 from lightning_fairprune.experiments.models._initial import xavier
 
-__all__ = ["Classifier", "lr_factor"]
-
 Schedule = Literal["multistep", "triangle", "cosine"]
 
 

@@ -6,8 +6,6 @@ import math
 
 from torch import nn
 
-__all__ = ["he_normal", "xavier"]
-
 
 def he_normal(module: nn.Module) -> None:
     """Draws the weights of a convolution as He et al. (2015) do."""

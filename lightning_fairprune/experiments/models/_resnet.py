@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from lightning_fairprune.experiments.models._initial import he_normal
 
-__all__ = ["ResNet"]
-
 _BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}  # of each stage
 
 

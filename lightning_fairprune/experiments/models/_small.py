@@ -8,8 +8,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LeNet5", "LeNet300100", "SmallCNN"]
-
 
 class LeNet5(nn.Module):
     """LeNet-5 (LeCun et al. 1998) with ReLU, max pooling and a full second convolution.
