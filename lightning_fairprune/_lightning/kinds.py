@@ -11,7 +11,6 @@ from typing import TypeGuard
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import model_helpers
 
-__all__ = ["is_module", "is_overridden", "is_strategy", "lightning_class", "shards_weights"]
 _PACKAGES = ("lightning.pytorch.", "pytorch_lightning.")
 
 

@@ -16,8 +16,6 @@ from lightning_fairprune._lightning.kinds import is_module, is_overridden
 from lightning_fairprune._model.borrowed import State, borrowed, device_of
 from lightning_fairprune._model.capture import LossCapture
 
-__all__ = ["logits_of", "to_device", "undisturbed"]
-
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[State]:

@@ -11,8 +11,6 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-__all__ = ["Snapshot"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Snapshot:

@@ -11,8 +11,6 @@ from torch.utils.data import (
     Dataset,
 )
 
-__all__ = ["IndexView", "IndexedBatch"]
-
 
 class IndexedBatch(NamedTuple):
     """A batch together with the dataset index of each of its samples.

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
-__all__ = ["fingerprint", "labels_of"]
-
 
 def labels_of(dataset: Any) -> Tensor | None:
     """Returns the labels that a data set keeps in memory, int64 [N], or None.

@@ -22,8 +22,6 @@ from torch.utils.data.distributed import DistributedSampler
 from lightning_fairprune._loading.index import IndexCollate, IndexView
 from lightning_fairprune._loading.sampler import EpochSampler
 
-__all__ = ["rebuild", "sampled_dataset"]
-
 
 class ResumedLoader(DataLoader[Any]):
     """A DataLoader whose owner brings it back to its position.

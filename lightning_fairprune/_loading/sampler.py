@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.utils.data.distributed import DistributedSampler
 
-__all__ = ["EpochSampler"]
-
 
 class EpochSampler(DistributedSampler[Any]):
     """Draws the kept samples in an order that depends on the seed and the epoch alone.

@@ -17,8 +17,6 @@ from lightning_fairprune._loading.labels import fingerprint
 from lightning_fairprune._loading.rebuild import check_restrictable, rebuild, sampled_dataset
 from lightning_fairprune._loading.sampler import EpochSampler
 
-__all__ = ["TrainSource"]
-
 
 class TrainSource:
     """Serves the user's training loader restricted to the kept samples.

@@ -12,8 +12,6 @@ from lightning_fairprune._lightning.kinds import is_overridden, lightning_class
 from lightning_fairprune._loading.source import TrainSource
 from lightning_fairprune.selection import Selection
 
-__all__ = ["FairPruneDataModule"]
-
 # Hooks whose mere presence tells the Trainer something: they exist here only where the user has them.
 _FORWARDED = (
     "prepare_data",

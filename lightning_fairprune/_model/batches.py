@@ -11,8 +11,6 @@ from torch import Tensor
 
 from lightning_fairprune._model.trees import call, leaves, mapped
 
-__all__ = ["Batch"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
-__all__ = ["State", "borrowed", "device_of", "evaluating", "isolated_rng"]
-
 _DICTS = (dict, OrderedDict, defaultdict, Counter)
 _NESTS = (*_DICTS, list, set, deque)
 # Models whose weights an outer loan has copied and will put back.

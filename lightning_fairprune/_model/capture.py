@@ -14,8 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["LossCapture", "from_graph"]
-
 # The loss sits within a few nodes of the value that is sent backward: divided by the accumulation,
 # scaled for half precision, added to a penalty, weighted in a mixup.
 _MOST_NODES = 64

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
-__all__ = ["named"]
-
 
 def named(
     model: nn.Module, parameters: Iterable[str] | Iterable[nn.Parameter]

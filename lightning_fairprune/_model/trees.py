@@ -9,8 +9,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
-__all__ = ["call", "call_with", "first_tensor", "leaves", "mapped"]
-
 
 def leaves(tree: object) -> Iterator[Tensor]:
     """Yields the tensors in nested tuples, lists and mappings."""

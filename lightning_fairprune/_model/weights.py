@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from lightning_fairprune._files import read_checkpoint
 from lightning_fairprune._model.borrowed import State
 
-__all__ = ["own_weights", "put_in", "weights_of"]
-
 
 @contextmanager
 def weights_of(model: nn.Module, source: Path | None, own: State) -> Iterator[None]:

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from lightning_fairprune import recalls
 
-__all__ = ["ClassCounts"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClassCounts:

@@ -16,7 +16,6 @@ from torch import Tensor
 from lightning_fairprune.counts._class_counts import ClassCounts
 from lightning_fairprune.recalls import groups
 
-__all__ = ["Counting", "count"]
 FAULTS = _OUTSIDE, _NOT_FINITE, _UNKNOWN, _LEFT_OUT = range(-4, 0)  # slots from the end
 
 

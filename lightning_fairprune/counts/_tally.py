@@ -10,7 +10,6 @@ from torch import Tensor
 from lightning_fairprune.counts._class_counts import ClassCounts
 from lightning_fairprune.counts._counting import FAULTS, Counting, counted, regrouped, slots_of
 
-__all__ = ["Tally", "counts_of"]
 _MOST_BATCHES, _MOST_LOGITS = 16, 1 << 22  # that wait to be looked at
 
 Reduce = Callable[[Tensor], Tensor]

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from lightning_fairprune.criteria._parameters import chosen, full_precision
 
-__all__ = ["magnitude", "random"]
-
 
 # Masks made of inference tensors could not be trained through, hence the decorators.
 @torch.inference_mode(False)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["check_sparsity", "keep_highest", "num_kept"]
-
 
 def check_sparsity(sparsity: float) -> None:
     """Raises unless it is a fraction of weights that can go."""

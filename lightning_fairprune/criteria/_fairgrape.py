@@ -15,8 +15,6 @@ from lightning_fairprune.criteria._groups import Groups, check_present, parts
 from lightning_fairprune.criteria._mean import LossFn, check_finite, gradients, over_batches
 from lightning_fairprune.criteria._parameters import chosen, full_precision
 
-__all__ = ["fairgrape_masks", "group_importance"]
-
 
 @torch.inference_mode(False)
 def group_importance(

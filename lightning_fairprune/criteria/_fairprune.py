@@ -18,8 +18,6 @@ from lightning_fairprune.criteria._groups import Groups, check_present, parts
 from lightning_fairprune.criteria._mean import LossFn, check_finite, over_batches, scalar
 from lightning_fairprune.criteria._parameters import chosen, full_precision
 
-__all__ = ["fairprune"]
-
 _MEMORY = 2**28  # bytes of gradients of single samples at a time
 
 

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from lightning_fairprune.criteria._mean import LossFn, mean_gradient
 from lightning_fairprune.criteria._parameters import chosen, full_precision
 
-__all__ = ["gradient", "snip", "undecayed", "weight_decay_of"]
-
 
 @torch.inference_mode(False)
 def gradient(

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from lightning_fairprune._model.batches import Batch
 
-__all__ = ["Groups", "check_present", "parts"]
-
 Groups = Callable[[Any], Tensor]
 
 

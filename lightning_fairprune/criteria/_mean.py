@@ -14,8 +14,6 @@ from lightning_fairprune._model.trees import call
 from lightning_fairprune.criteria._parameters import full_precision
 from lightning_fairprune.criteria._ranks import agreed, total
 
-__all__ = ["LossFn", "check_finite", "gradients", "mean_gradient", "over_batches", "scalar"]
-
 LossFn = Callable[[Any, Any], Tensor]
 
 

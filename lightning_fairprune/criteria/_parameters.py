@@ -10,8 +10,6 @@ from torch.nn.parameter import is_lazy
 
 from lightning_fairprune._model.parameters import named
 
-__all__ = ["chosen", "full_precision", "prunable"]
-
 _LAYERS = (
     nn.Linear,
     nn.Conv1d,

@@ -13,8 +13,6 @@ from lightning_fairprune._model.trees import call_with, leaves, mapped
 from lightning_fairprune.criteria._exact import check_sparsity, keep_highest, num_kept
 from lightning_fairprune.criteria._parameters import chosen, full_precision
 
-__all__ = ["synflow", "synflow_masks"]
-
 
 @torch.inference_mode(False)
 def synflow(

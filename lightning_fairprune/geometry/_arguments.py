@@ -7,8 +7,6 @@ import operator
 import torch
 from torch import Tensor
 
-__all__ = ["checked_features", "checked_target", "class_members", "integer"]
-
 
 def checked_features(features: Tensor, name: str = "features") -> Tensor:
     """Return finite features [N, D] without gradient, as float32 or float64."""

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from lightning_fairprune.geometry._arguments import checked_features, checked_target, integer
 
-__all__ = ["k_means_distance", "prototype_distance"]
-
 _TABLE = 2**20  # most numbers in a table of samples x centroids at a time: 4 MB
 _ROUNDS = 300  # most rounds of Lloyd's algorithm
 

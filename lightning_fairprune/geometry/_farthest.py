@@ -13,8 +13,6 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["FarthestFirst"]
-
 _ROWS = 128  # samples that meet the centres new to them in one product of matrices
 _WIDTH = 4096  # centres in one product
 _PAIRS = 4096  # pairs computed as differences at a time: 16 MB for 512 features

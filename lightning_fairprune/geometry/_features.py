@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from lightning_fairprune._model.borrowed import borrowed, device_of
 from lightning_fairprune._model.trees import first_tensor
 
-__all__ = ["features_of"]
-
 At = Literal["output", "input"]
 Spatial = Literal["mean", "flatten"]
 

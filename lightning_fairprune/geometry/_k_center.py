@@ -15,8 +15,6 @@ from lightning_fairprune.geometry._arguments import (
 )
 from lightning_fairprune.geometry._farthest import FarthestFirst
 
-__all__ = ["class_k_center", "k_center", "k_center_distance"]
-
 
 def k_center(
     features: Tensor, budget: int, *, first: int | None = None, centres: Tensor | None = None

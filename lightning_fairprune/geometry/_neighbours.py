@@ -12,8 +12,6 @@ from lightning_fairprune.geometry._arguments import (
     integer,
 )
 
-__all__ = ["neighbour_distance"]
-
 _TABLE = 2**22  # most distances at a time: 32 MB
 
 

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from lightning_fairprune.gradients._layers import Rule, bias_rule, linear_rule
 
-__all__ = ["Projection", "projections", "supported"]
-
 
 class Projection(NamedTuple):
     """A linear layer inside: gradient of `name` = sum over tokens of g x^T (weight) or g (bias)."""

@@ -17,8 +17,6 @@ from lightning_fairprune.gradients._layers import wide
 from lightning_fairprune.gradients._loss import Loss
 from lightning_fairprune.gradients._uses import Call, Layers, Surprise, Uses, input_of, watched
 
-__all__ = ["one_by_one", "vectorised"]
-
 
 def vectorised(
     model: nn.Module,

@@ -11,8 +11,6 @@ from lightning_fairprune import signals
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["last_layer_grad_norm"]
-
 
 def last_layer_grad_norm(
     logits: Tensor, target: Tensor, features: Tensor, *, bias: bool = True

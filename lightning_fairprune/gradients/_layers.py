@@ -15,8 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["RULES", "Rule", "bias_rule", "linear_rule", "norm2", "rule_of", "slices", "wide"]
-
 _CACHE = 2**24  # on a CPU, pieces of 4 to 16 MB took two thirds of the time of pieces of 256 MB
 _Layer = Any  # modules of torch, whose attributes mypy would take for Tensor | Module
 

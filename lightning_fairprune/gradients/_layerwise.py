@@ -14,8 +14,6 @@ from lightning_fairprune.gradients import _attention
 from lightning_fairprune.gradients._loss import Loss
 from lightning_fairprune.gradients._uses import Layers, Surprise, Uses, input_of, output_of
 
-__all__ = ["layerwise"]
-
 
 def layerwise(model: nn.Module, layers: Layers, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor]:
     """Returns losses and squared gradient norms, [B] each.

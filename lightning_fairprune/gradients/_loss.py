@@ -11,8 +11,6 @@ from torch import Tensor
 
 from lightning_fairprune._model.trees import leaves, mapped
 
-__all__ = ["Loss"]
-
 
 @dataclass(frozen=True, slots=True)
 class Loss:

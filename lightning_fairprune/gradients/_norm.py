@@ -17,8 +17,6 @@ from lightning_fairprune.gradients._functional import one_by_one
 from lightning_fairprune.gradients._loss import Loss
 from lightning_fairprune.gradients._plan import Plan, make_plan
 
-__all__ = ["grad_norm"]
-
 
 def grad_norm(
     model: nn.Module,

@@ -18,8 +18,6 @@ from lightning_fairprune.gradients._layerwise import layerwise
 from lightning_fairprune.gradients._loss import Loss
 from lightning_fairprune.gradients._uses import Call, Layers, Surprise, watched
 
-__all__ = ["Plan", "make_plan"]
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:

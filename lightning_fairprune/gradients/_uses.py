@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from lightning_fairprune._model.batches import Batch
 from lightning_fairprune.gradients._layers import Rule, norm2, rule_of, slices, wide
 
-__all__ = ["Call", "Layers", "Surprise", "Uses", "input_of", "output_of", "watched"]
-
 
 class Surprise(Exception):
     """A layer was called otherwise than in the trial, or its input changed since: its rule does not hold."""

@@ -10,8 +10,6 @@ from torch import Tensor
 from lightning_fairprune.masks._arguments import Task, task
 from lightning_fairprune.quotas import apportion
 
-__all__ = ["erk", "globally", "lamp", "per_layer"]
-
 Masks = dict[str, Tensor]
 
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Sparsity", "apply", "sparsity_of"]
-
 
 @dataclass(frozen=True, slots=True)
 class Sparsity:

@@ -15,7 +15,6 @@ from torch.utils.data import IterableDataset
 
 from lightning_fairprune.records.pruning_record import PruningRecord
 
-__all__ = ["ClassExamples", "Example", "Examples", "examples"]
 MOST_CLASSES = 20
 NAMES = ("image", "img", "pixel_values", "x")
 CHANNELS = (1, 3, 4)

@@ -19,8 +19,6 @@ from lightning_fairprune.scoring.file import PassFile, digest, text_of
 from lightning_fairprune.scoring.share import Share
 from lightning_fairprune.scoring.wanted import Wanted, scores_in
 
-__all__ = ["LogitsFn", "Observer", "look"]
-
 LogitsFn = Callable[[Any, Any], tuple[Tensor, Tensor]]
 _SECONDS_BETWEEN_FILES = 30.0
 _TIMES_A_WRITE = 20.0  # features may be many gigabytes: most of the time is for looking

@@ -18,8 +18,6 @@ from lightning_fairprune.selection import Keep
 from lightning_fairprune.table._record import TableSelection
 from lightning_fairprune.table._select import RULES, select_table
 
-__all__ = ["main"]
-
 OUT = "kept.parquet"
 MOST_ROWS = 20
 

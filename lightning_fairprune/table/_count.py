@@ -15,7 +15,6 @@ from lightning_fairprune.table._source import Columns
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["Found", "classes_of", "refuse_doubles", "shares"]
 
 MOST_CLASSES = 1_000_000
 

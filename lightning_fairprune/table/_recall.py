@@ -15,8 +15,6 @@ from torch import Tensor
 from lightning_fairprune.records.recall_history import GROUPS, RecallHistory, is_of_groups
 from lightning_fairprune.table._record import Cell
 
-__all__ = ["listed", "named", "recall_of"]
-
 
 def recall_of(
     source: str | os.PathLike[str] | Mapping[object, float],

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from lightning_fairprune._files import write_whole
 
-__all__ = ["Cell", "TableSelection"]
-
 FORMAT = "lightning_fairprune.TableSelection"
 VERSION = "1"
 

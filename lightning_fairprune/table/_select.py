@@ -27,7 +27,6 @@ from lightning_fairprune.table._source import Columns, open_tables, plain_errors
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["RULES", "select_table"]
 
 RULES = ("drop", "drop_reference", "proportional", "balanced", "none")
 RECALLED = ("drop", "drop_reference")

@@ -18,8 +18,6 @@ from lightning_fairprune.table._random import PRIME, random_key_sql
 from lightning_fairprune.table._record import Cell
 from lightning_fairprune.table._source import Columns, identifier, text
 
-__all__ = ["Order", "definition", "edges", "histogram", "keyed", "selection"]
-
 RESERVED = {"all", "by", "group", "index", "key", "order", "partition", "rank", "row", "select"}
 RESERVED |= {"set", "table", "to", "union", "user", "value", "values", "where", "with"}
 # score * 1e0 is a 64-bit number in every dialect. Halves: the difference of two finite numbers may
