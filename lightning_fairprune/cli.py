@@ -1,4 +1,4 @@
-"""The command `fairprune`: any LightningModule and DataModule from YAML, selection, report, demonstration."""
+"""The command `fairprune`: LightningCLI, selection on tables, report, experiments and demonstration."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 __all__ = ["main"]
 
-# As they are listed by --help. All but the last four are LightningCLI's.
+# The order of --help. All but the last four are LightningCLI's.
 COMMANDS = {
     "fit": "train a LightningModule, with DataPruning among trainer.callbacks",
     "validate": "run one validation",
@@ -28,18 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     ``fit``, ``validate``, ``test`` and ``predict`` are those of
     :class:`lightning.pytorch.cli.LightningCLI` for any model and data module given by class path.
-    Modules in the working directory can be imported, and the classes of this package go by their
-    short names: ``DataPruning``, ``RecallMonitor``, ``ClassWeighting``,
-    ``FairPruneDataModule``.
+    Modules in the working directory can be imported, and the classes of this package have short names:
+    ``DataPruning``, ``RecallMonitor``, ``ClassWeighting``, ``FairPruneDataModule``.
 
     Args:
         argv: the arguments, without the name of the program; those of the process by default.
 
-    Returns:
-        0 if all went well.
-
     Raises:
-        SystemExit: With status 2, if the arguments cannot be understood.
+        SystemExit: With status 2, if an argument is wrong.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["demo"]:
@@ -69,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    """Returns the parser for what comes without a command: help, version and mistakes."""
+    """Returns the parser for arguments without a command: help, version and mistakes."""
     from lightning_fairprune import __version__
 
     parser = argparse.ArgumentParser(
@@ -88,21 +84,21 @@ def _parser() -> argparse.ArgumentParser:
 def _lightning(arguments: list[str]) -> None:
     from lightning.pytorch.cli import LightningCLI
 
-    # Imported classes are those that go by their short names.
+    # Imported classes have short names.
     import lightning_fairprune._loading.wrapper
     import lightning_fairprune.callbacks  # noqa: F401
 
-    # A console script, unlike `python -m`, cannot import from where it is called.
+    # A console script, unlike `python -m`, cannot import from the working directory.
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)
     before = sys.argv
-    # LightningCLI reads the arguments there and names the program after the first.
+    # LightningCLI reads arguments and program name there.
     sys.argv = ["fairprune", *arguments]
     try:
         with warnings.catch_warnings():
-            # jsonargparse would write that sentence into config.yaml in place of the value; told of
-            # the failure it goes on to the next type that fits.
+            # jsonargparse would write this warning into config.yaml in place of the value; after an
+            # error it tries the next type.
             warnings.filterwarnings("error", message=r"\s*Unable to serialize instance")
             LightningCLI(seed_everything_default=0)
     finally:

@@ -1,7 +1,6 @@
-"""Lightning under both of its names: `lightning.pytorch` and `pytorch_lightning` have a class tree each.
+"""Objects of `lightning.pytorch` and `pytorch_lightning`, recognised without importing the latter.
 
-Objects of either are told by the names of the classes that they derive from, so that nothing is imported
-that the user does not have.
+Both packages have the same class names, so the name and module of a base class identify it.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ _PACKAGES = ("lightning.pytorch.", "pytorch_lightning.")
 
 
 def lightning_class(value: object, name: str) -> type | None:
-    """Returns Lightning's own class of that name that `value` is an instance of, of either package."""
+    """Returns the class of this name in either package that `value` is an instance of, or None."""
     for kind in type(value).__mro__:
         if kind.__name__ == name and kind.__module__.startswith(_PACKAGES):
             return kind
@@ -28,7 +27,7 @@ def is_module(model: object) -> TypeGuard[pl.LightningModule]:
 
 
 def is_overridden(method: str, owner: object) -> bool:
-    """Whether the user wrote this method of a module or data module."""
+    """Whether the user's module or data module defines this method."""
     parents = ("LightningModule", "LightningDataModule")
     parent = next(filter(None, (lightning_class(owner, name) for name in parents)), None)
     if parent is None:
@@ -37,10 +36,10 @@ def is_overridden(method: str, owner: object) -> bool:
 
 
 def is_strategy(strategy: object, *names: str) -> bool:
-    """Whether a strategy is one of those, or derived from one."""
+    """Whether a strategy is an instance of one of these classes."""
     return any(lightning_class(strategy, name) is not None for name in names)
 
 
 def shards_weights(strategy: object) -> bool:
-    """Whether no process has the whole weights."""
+    """Whether a strategy shards the weights, so that no process has all of them."""
     return is_strategy(strategy, "FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")

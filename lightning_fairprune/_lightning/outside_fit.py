@@ -1,4 +1,4 @@
-"""Running a user's model outside its training loop without leaving a trace."""
+"""Running a user's model outside its training loop, without side effects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_fairprune._model.capture import LossCapture
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[State]:
-    """Borrows the model; what a LightningModule logs meanwhile goes nowhere, and its Trainer validates."""
+    """Borrows the model; meanwhile, a LightningModule logs nothing and its Trainer is validating."""
     with ExitStack() as stack:
         if is_module(model):
             stack.enter_context(_validating(model))
@@ -45,14 +45,14 @@ def _silent(model: pl.LightningModule) -> Iterator[None]:
 
 @contextmanager
 def _validating(model: pl.LightningModule) -> Iterator[None]:
-    """Hooks that augment batches on the device ask the Trainer whether it trains."""
+    """Sets the state of the Trainer, which hooks that augment batches on the device read."""
     trainer = model._trainer
     if trainer is None:
         yield
         return
     stage, loggers = trainer.state.stage, trainer.loggers
     trainer.validating = True
-    trainer.loggers = [DummyLogger() for _ in loggers]  # for steps that draw into them by hand
+    trainer.loggers = [DummyLogger() for _ in loggers]  # for steps that write to them directly
     try:
         with trainer.precision_plugin.val_step_context():
             yield
@@ -61,7 +61,7 @@ def _validating(model: pl.LightningModule) -> Iterator[None]:
 
 
 def to_device(model: nn.Module, batch: Any) -> Any:
-    """Returns a batch of a loader as a step of the model would be given it."""
+    """Returns a batch of a loader as the steps of the model receive it."""
     if not is_module(model):
         return move_data_to_device(batch, device_of(model))
     if model._trainer is not None:
@@ -70,23 +70,18 @@ def to_device(model: nn.Module, batch: Any) -> Any:
 
 
 def logits_of(model: nn.Module) -> Callable[[Any, Any], tuple[Tensor, Tensor]]:
-    """Returns ``(model, batch) -> (logits [B, C], target [B])`` for a model that nobody changed.
+    """Returns ``(model, batch) -> (logits [B, C], target [B])`` for any model.
 
-    A LightningModule runs the step that it has: the one of validation, which neither augments nor
-    optimises, else the one of training. Any other module is called with the first of two.
+    A LightningModule runs its validation step, which neither augments nor optimises, or else its training
+    step. Any other module is called with the first of two elements.
     """
     if not is_module(model):
         return _called
-    name = next(
-        (
-            name
-            for name in ("validation_step", "training_step")
-            if is_overridden(name, model)
-            and (name == "validation_step" or model.automatic_optimization)
-        ),
-        None,
-    )
-    if name is None:
+    if is_overridden("validation_step", model):
+        name = "validation_step"
+    elif is_overridden("training_step", model) and model.automatic_optimization:
+        name = "training_step"
+    else:
         raise ValueError(
             f"{type(model).__name__} must have a validation_step, or a training_step with automatic "
             "optimisation, to find logits and targets in: pass `logits_fn`."
@@ -122,7 +117,7 @@ def _captured(module: Any, name: str, batch: Any) -> tuple[Tensor, Tensor]:
 
 
 def _zeros(step: Callable[..., Any]) -> tuple[list[int], dict[str, int]]:
-    """Returns what a step is given after the batch: indices, whose names are the user's affair."""
+    """Returns zeros for the arguments of a step after the batch: indices under any names."""
     named = list(inspect.signature(step).parameters.values())
     places = [p for p in named if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][1:]
     wanted = [p for i, p in enumerate(places) if i == 0 or p.default is p.empty]

@@ -1,4 +1,4 @@
-"""Model, optimisers and schedules as they were when the fit began."""
+"""A copy of model, optimisers and schedules."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Snapshot:
-    """Copies, on the host, of everything that training changes in the model and its optimisers.
+    """Copies, on the host, of weights, all buffers, optimisers and schedules.
 
-    Buffers that are not saved in checkpoints count as well. Random states do not: a restarted
-    model draws new dropout masks and new augmentations.
+    Without random states: a restarted model draws new dropout masks and augmentations.
     """
 
     tensors: dict[str, Tensor]
@@ -34,7 +33,7 @@ class Snapshot:
         )
 
     def restore(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Puts it back, in place, so that optimisers and wrappers keep their references."""
+        """Restores the state in place, so that optimisers and wrappers keep their references."""
         with torch.no_grad():
             for name, tensor in _tensors(module).items():
                 tensor.copy_(self.tensors[name])
@@ -45,11 +44,7 @@ class Snapshot:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns tensors and primitives."""
-        return {
-            "tensors": self.tensors,
-            "optimizers": self.optimizers,
-            "schedulers": self.schedulers,
-        }
+        return {name: getattr(self, name) for name in ("tensors", "optimizers", "schedulers")}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Snapshot:

@@ -1,1 +1,1 @@
-"""Where the training batches of a Trainer come from."""
+"""The training loader over the kept samples, in place of the user's."""

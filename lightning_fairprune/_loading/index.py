@@ -1,4 +1,4 @@
-"""A data set whose batches carry the index of each of their samples."""
+"""A data set whose batches carry the indices of their samples."""
 
 from __future__ import annotations
 
@@ -7,16 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import (
-    Dataset,
-)
+from torch.utils.data import Dataset
 
 
 class IndexedBatch(NamedTuple):
-    """A batch together with the dataset index of each of its samples.
-
-    A named tuple, so that pinning memory and precision conversion look inside.
-    """
+    """A batch and the dataset index of each sample; a named tuple, so that pinning memory converts its parts."""
 
     batch: Any
     indices: Tensor
@@ -28,10 +23,7 @@ class _Fetched(NamedTuple):
 
 
 class IndexView(Dataset[Any]):
-    """The dataset whose batches remember which samples they hold.
-
-    The index travels with the sample through the workers, so no order of workers can mix them up.
-    """
+    """A dataset that fetches samples together with their indices, so that no order of workers can mix them up."""
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
@@ -40,7 +32,7 @@ class IndexView(Dataset[Any]):
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> Any:
-        # Not for the loader: a callback of the user's may look at single samples.
+        # Not for the loader: the user's callback may read single samples.
         return self.dataset[index]
 
     def __getitems__(self, indices: list[int]) -> _Fetched:
@@ -49,8 +41,8 @@ class IndexView(Dataset[Any]):
         return _Fetched(samples, indices)
 
     def __getattr__(self, name: str) -> Any:
-        # A worker_init_fn may ask the dataset for its attributes. Dunders are left alone: pickle
-        # probes for them before `dataset` exists.
+        # A worker_init_fn may read attributes of the dataset. No dunders: pickle probes for them
+        # before `dataset` exists.
         if name.startswith("__") or name == "dataset":
             raise AttributeError(name)
         return getattr(self.dataset, name)

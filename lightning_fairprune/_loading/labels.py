@@ -1,4 +1,4 @@
-"""Labels of a data set without decoding a sample, where it knows them."""
+"""Labels of a data set without loading its samples."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 
 def labels_of(dataset: Any) -> Tensor | None:
-    """Returns the labels that a data set keeps in memory, int64 [N], or None.
+    """Returns the labels that a data set has in memory, int64 [N], or None.
 
-    Looks for `targets` or `labels` as torchvision's data sets have them, for the last tensor of a
-    TensorDataset, and through Subset and ConcatDataset. A `target_transform` makes the stored
-    labels something else than what training sees, so such a data set has none.
+    Reads `targets` or `labels` (torchvision), the last tensor of a TensorDataset, and the parts of Subset
+    and ConcatDataset. None with a `target_transform`, as training then uses other labels.
 
     Example:
         >>> data = TensorDataset(torch.zeros(3, 2), torch.tensor([2, 0, 1]))
@@ -47,9 +46,8 @@ def labels_of(dataset: Any) -> Tensor | None:
 
 
 def fingerprint(dataset: Any) -> dict[str, Any]:
-    """Returns what tells a data set from another: its length, and a hash of its labels if free."""
+    """Returns the length of a data set, and a hash of its labels if they are in memory."""
     labels = labels_of(dataset)
-    digest = None
-    if labels is not None:
-        digest = hashlib.sha256(labels.contiguous().numpy().tobytes()).hexdigest()
+    content = None if labels is None else labels.contiguous().numpy().tobytes()
+    digest = None if content is None else hashlib.sha256(content).hexdigest()
     return {"length": len(dataset), "labels": digest}

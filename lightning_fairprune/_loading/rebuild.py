@@ -1,4 +1,4 @@
-"""The user's training DataLoader once more: restricted to some samples, carrying their indices."""
+"""A copy of the user's training DataLoader that is restricted to some samples or carries indices."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ from lightning_fairprune._loading.sampler import EpochSampler
 
 
 class ResumedLoader(DataLoader[Any]):
-    """A DataLoader whose owner brings it back to its position.
+    """A DataLoader that its owner resumes.
 
-    The Trainer takes a loader for resumable when it has these methods, and warns of unreliable
-    results otherwise. The position itself is part of the owner's checkpoint, where it also survives
-    a loader that is built twice before training goes on.
+    The Trainer warns of unreliable results if a loader lacks these methods. The position is in the owner's
+    checkpoint, as a loader may be built twice before training resumes.
     """
 
     def state_dict(self) -> dict[str, Any]:
@@ -67,15 +66,15 @@ def rebuild(
     """Returns a new loader like `loader` that draws only the kept samples.
 
     Args:
-        loader: over a map-style dataset of fixed length, with a sampler that can be restricted:
-            random, sequential, weighted, subset-random or distributed.
+        loader: over a map-style dataset of fixed length, with a random, sequential, weighted,
+            subset-random or distributed sampler.
         kept: dataset indices to draw, int64 [n]; None for all.
-        carry_index: whether batches arrive as :class:`IndexedBatch`.
+        carry_index: whether batches are :class:`IndexedBatch`.
         seed: of the order of the samples.
-        num_replicas: ranks that share an epoch; a DistributedSampler brings its own.
+        num_replicas: ranks that share an epoch, unless a DistributedSampler says so.
         rank: this one.
-        epoch: the epoch in which the loader is first used.
-        batches_seen: batches of that epoch that are already done, to resume inside it.
+        epoch: the first epoch.
+        batches_seen: batches of that epoch to skip, to resume inside it.
 
     Raises:
         TypeError: If the samples have no stable index or the sampler cannot be restricted.
@@ -96,8 +95,8 @@ def rebuild(
         draws = sampler.num_samples
     elif isinstance(sampler, SequentialSampler):
         shuffle = False
-    stateful = hasattr(loader, "load_state_dict")  # torchdata's finds its own way back
-    assert loader.batch_size is not None  # check_restrictable saw to it
+    stateful = hasattr(loader, "load_state_dict")  # torchdata's resumes by itself
+    assert loader.batch_size is not None  # check_restrictable has checked it
     epoch_sampler = EpochSampler(
         size,
         kept=kept,
@@ -115,7 +114,7 @@ def rebuild(
         name: getattr(loader, name) for name in _COPIED if hasattr(loader, name)
     }
     if not options.get("pin_memory_device"):
-        options.pop("pin_memory_device", None)  # deprecated; passing it on empty would warn
+        options.pop("pin_memory_device", None)  # deprecated: an empty one would warn
     options["collate_fn"] = IndexCollate(loader.collate_fn) if carry_index else loader.collate_fn
     kind = ResumedLoader if type(loader) is DataLoader else type(loader)
     view = IndexView(dataset) if carry_index else dataset
@@ -130,18 +129,14 @@ def rebuild(
 
 
 def sampled_dataset(loader: DataLoader[Any]) -> Dataset[Any]:
-    """Returns the dataset that indices refer to.
-
-    A SubsetRandomSampler draws from a part of the dataset; that part, in the sampler's order, is
-    then the data set of N samples.
-    """
+    """Returns the dataset that indices refer to: with a SubsetRandomSampler, its part in its order."""
     if isinstance(loader.sampler, SubsetRandomSampler):
         return Subset(loader.dataset, list(loader.sampler.indices))
     return loader.dataset
 
 
 def check_restrictable(loader: object) -> None:
-    """Raises a TypeError unless `loader` can be rebuilt over a part of its samples, and has some."""
+    """Raises an error unless `loader` has samples and can be rebuilt over a part of them."""
     if not isinstance(loader, DataLoader):
         raise TypeError(
             "`train_dataloader()` must return one torch DataLoader to prune data, got "
@@ -178,7 +173,7 @@ def check_restrictable(loader: object) -> None:
 
 
 def _of_torchdata(sampler: Any) -> bool:
-    # Its samplers keep a state and do the same as torch's otherwise.
+    # Its samplers keep a state and otherwise do the same as torch's.
     return type(sampler).__module__.startswith("torchdata.stateful_dataloader")
 
 
@@ -187,12 +182,7 @@ def _is_plain(batch_sampler: Any) -> bool:
 
 
 def _knows_how_to_restrict(sampler: Any) -> bool:
-    # A subclass with an order of its own would lose it, so the iteration must be torch's.
-    known = (
-        RandomSampler,
-        SequentialSampler,
-        SubsetRandomSampler,
-        WeightedRandomSampler,
-        DistributedSampler,
-    )
-    return _of_torchdata(sampler) or any(type(sampler).__iter__ is kind.__iter__ for kind in known)
+    # A subclass with another order would lose it, so the iteration must be torch's.
+    known = [RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler]
+    kinds: list[Any] = [*known, DistributedSampler]
+    return _of_torchdata(sampler) or any(type(sampler).__iter__ is kind.__iter__ for kind in kinds)

@@ -1,4 +1,4 @@
-"""Which samples an epoch draws, and in what order."""
+"""The samples of an epoch and their order."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from torch.utils.data.distributed import DistributedSampler
 class EpochSampler(DistributedSampler[Any]):
     """Draws the kept samples in an order that depends on the seed and the epoch alone.
 
-    Each epoch is one permutation of the kept indices, dealt out to the ranks in turn, so every
-    number of ranks sees the same global batches. Being a DistributedSampler it is never wrapped
-    again by the Trainer, which also tells it the epoch.
+    Each epoch is one permutation of the kept indices, shared among the ranks in turn, so that global
+    batches do not depend on the number of ranks. The Trainer does not wrap a DistributedSampler again,
+    and sets its epoch.
 
     Args:
         num_samples: N of the dataset.
         kept: indices to draw, int64 [n]; None for all.
         shuffle: whether to permute them.
         weights: probabilities to draw with replacement, float [N].
-        draws: samples an epoch of all N; None for each sample once.
+        draws: samples of an epoch over all N; None for each sample once.
         seed: of the permutation.
         num_replicas: ranks that share the epoch.
         rank: this one.
-        drop_last: whether an uneven tail is dropped rather than filled with repeats.
-        epoch: the epoch to start with. Workers prefetch before the Trainer tells the epoch.
-        skip: samples of this rank that the starting epoch has already seen.
+        drop_last: whether an uneven tail is dropped instead of filled with repeats.
+        epoch: the first epoch; workers prefetch before the Trainer sets it.
+        skip: samples of this rank to skip in the first epoch.
 
     Example:
         >>> sampler = EpochSampler(10, kept=torch.tensor([2, 3, 5]), shuffle=False)
@@ -66,21 +66,21 @@ class EpochSampler(DistributedSampler[Any]):
         self.keep(kept)
 
     def keep(self, kept: Tensor | None) -> None:
-        """Draws from `kept` from the next epoch on; its length must be what the loader expects."""
+        """Draws from `kept` from the next epoch on; the loader expects the same length."""
         population = len(self.dataset) if kept is None else len(kept)  # type: ignore[arg-type]
         self.kept = kept
         self.num_samples = self.size_of(population)
         self.total_size = self.num_samples * self.num_replicas
 
     def size_of(self, population: int) -> int:
-        """Samples of one rank in an epoch over `population` samples."""
+        """Returns the samples of one rank in an epoch over `population` samples."""
         draws = self._drawn(population)
         return draws // self.num_replicas if self.drop_last else -(-draws // self.num_replicas)
 
     def _drawn(self, population: int) -> int:
         if self._draws is None:
             return population
-        # As many draws per kept sample as there were per sample.
+        # The same number of draws per sample.
         return round(self._draws * population / len(self.dataset))  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[int]:
@@ -98,7 +98,7 @@ class EpochSampler(DistributedSampler[Any]):
         n = len(self.dataset) if self.kept is None else len(self.kept)  # type: ignore[arg-type]
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         if self.weights is not None:
-            # torch.multinomial stops at 2^24 categories; the inverse of the cumulative sum doesn't.
+            # torch.multinomial is limited to 2^24 categories; inverting the cumulative sum is not.
             weights = self.weights if self.kept is None else self.weights[self.kept]
             edges = weights.double().cumsum(0)
             if not edges[-1] > 0:

@@ -1,4 +1,4 @@
-"""Where a Trainer gets its training batches from, and how that changes while it runs."""
+"""The source of the training batches of a Trainer, which can change during a fit."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from lightning_fairprune._loading.sampler import EpochSampler
 
 
 class TrainSource:
-    """Serves the user's training loader restricted to the kept samples.
+    """Serves the user's training loader, restricted to the kept samples.
 
-    The Trainer learns of a new number of batches by the public way only: the source asks it to
-    reload its loaders once, and takes the request back as soon as the reload comes. Later draws of
-    the same size need no reload, they go to the sampler in place.
+    The Trainer gets a new number of batches in the public way: the source requests one reload of the
+    loaders and withdraws the request at the reload. Later draws of the same size change the sampler in
+    place.
 
     Args:
         load: the user's own ``train_dataloader``.
@@ -41,13 +41,11 @@ class TrainSource:
         """Called with every loader that is built, before the Trainer sees it."""
         self.trainer: pl.Trainer | None = None
         self.dataset: Any = None
-        """The data set that indices refer to, once the Trainer has asked for the loader."""
+        """The data set that indices refer to, once a loader is built."""
         self._loader: DataLoader[Any] | None = None
         self._fingerprint: dict[str, Any] | None = None
         self._epoch, self._batches_seen = 0, 0
         self._users_reload: int | None = None
-
-    # ------------------------------------------------------------------ what the Trainer asks for
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Returns a new loader over the kept samples, in place of the user's."""
@@ -82,9 +80,9 @@ class TrainSource:
         return _replaced(owner, "train_dataloader", lambda: self.train_dataloader())
 
     def strip_indices(self, trainer: pl.Trainer) -> Callable[[], None]:
-        """Takes the indices off each batch before any hook of the user's; returns the undo.
+        """Removes the indices from each batch before the user's hooks; returns the function that undoes it.
 
-        The hook goes where the Trainer would look for the user's own, and hands over to it.
+        It replaces the hook that the Trainer would call, and calls it.
         """
         owner: Any = trainer.lightning_module
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -102,11 +100,9 @@ class TrainSource:
 
         return _replaced(owner, name, on_before_batch_transfer)
 
-    # ------------------------------------------------------------------------------- facts of it
-
     @property
     def loader(self) -> DataLoader[Any]:
-        """The loader that the Trainer was given last."""
+        """The Trainer's loader."""
         if self._loader is None:
             raise RuntimeError(
                 "the Trainer never asked for the training data: loaders passed to trainer.fit() "
@@ -123,25 +119,23 @@ class TrainSource:
 
     @property
     def num_samples(self) -> int:
-        """N of the data set, kept or not."""
+        """N of the data set."""
         return len(self.sampler.dataset)  # type: ignore[arg-type]
 
     def num_batches(self, samples: int) -> int:
-        """Batches of one rank in an epoch over `samples` samples, before any limit."""
+        """Returns the batches of one rank in an epoch over `samples` samples, before any limit."""
         sampler, batch_size = self.sampler, self.loader.batch_size
         assert batch_size is not None
         size = sampler.size_of(samples)
         return size // batch_size if self.loader.drop_last else -(-size // batch_size)
 
-    # ----------------------------------------------------------------------------------- the swap
-
     def reset(self) -> None:
-        """Forgets what an earlier fit decided."""
+        """Resets the state of an earlier fit."""
         self.kept, self.indices, self._loader, self._fingerprint = None, None, None, None
         self._epoch, self._batches_seen = 0, 0
 
     def detach(self) -> None:
-        """Serves plain batches again; a wrapper may be used without the callback afterwards."""
+        """Serves plain batches again, for a wrapper that is later used without the callback."""
         self.carry_index, self.on_load = False, None
 
     def keep(self, kept: Tensor) -> None:
@@ -156,16 +150,13 @@ class TrainSource:
     def request_reload(self, *, at_once: bool = False) -> None:
         """Makes the Trainer call `train_dataloader()` at the start of the next epoch.
 
-        Args:
-            at_once: also if it has called it for that epoch already. The Trainer reloads when at
-                least this many epochs have passed since the last time, and -1 always have.
+        With `at_once`, also if it has called it for that epoch already: the Trainer reloads when at least
+        so many epochs have passed since the last time, and -1 always have.
         """
         trainer = self.attached
         if self._users_reload is None:
             self._users_reload = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
         trainer.reload_dataloaders_every_n_epochs = -1 if at_once else 1  # type: ignore[attr-defined]
-
-    # ---------------------------------------------------------------------------------- resuming
 
     def state_dict(self) -> dict[str, Any]:
         """Returns kept indices, epoch and position as CPU tensors and primitives."""
@@ -178,19 +169,19 @@ class TrainSource:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues where `state_dict` was taken."""
+        """Restores what `state_dict` returned."""
         kept = state["kept"]
         self.kept = None if kept is None else unpack_bits(*kept).nonzero().squeeze(1)
         self._epoch, self._batches_seen = state["epoch"], state["batches_seen"]
         self._fingerprint = state["fingerprint"]
         if self._loader is not None:
-            # Strategies that restore late (FSDP, DeepSpeed) have built the loader by now, and counted it
-            # for epoch 0, which may be the one to go on in.
+            # Strategies that restore late (FSDP, DeepSpeed) have already built the loader, counted for
+            # epoch 0, which may be the epoch to resume in.
             self._check_same_data()
             self.request_reload(at_once=True)
 
     def _position(self) -> tuple[int, int]:
-        """Returns the epoch that comes next or is under way, and its batches that are done."""
+        """Returns the current or next epoch, and the number of its batches that are done."""
         if self.trainer is None or self._loader is None:
             return self._epoch, self._batches_seen
         loop = self.trainer.fit_loop
@@ -218,21 +209,21 @@ class TrainSource:
 
     @property
     def attached(self) -> pl.Trainer:
-        """The Trainer that is served."""
+        """The Trainer in use."""
         if self.trainer is None:
             raise RuntimeError("a TrainSource needs a Trainer: call trainer.fit() first.")
         return self.trainer
 
 
 def _bits(kept: Tensor) -> tuple[Tensor, int]:
-    """Returns a bit per sample, and how many: an eighth of a byte where an index takes eight."""
+    """Returns a bit per sample, which is smaller than indices, and their number."""
     mask = torch.zeros(int(kept[-1]) + 1 if len(kept) else 0, dtype=torch.bool)
     mask[kept] = True
     return pack_bits(mask), len(mask)
 
 
 def _shard(trainer: pl.Trainer) -> dict[str, int]:
-    """Which part of an epoch this rank gets; all of it where the user said not to shard."""
+    """Returns the ranks that share an epoch and this one; nothing if the user disabled sharding."""
     wanted = getattr(trainer._accelerator_connector, "use_distributed_sampler", True)
     shard: dict[str, Any] | None = trainer.distributed_sampler_kwargs
     if not wanted or shard is None:
@@ -241,7 +232,7 @@ def _shard(trainer: pl.Trainer) -> dict[str, int]:
 
 
 def _replaced(owner: Any, name: str, function: Callable[..., Any]) -> Callable[[], None]:
-    """Sets a method of an instance; returns the undo, which knows if it had one of its own."""
+    """Sets a method of an instance; returns the function that undoes it."""
     before = owner.__dict__.get(name)
     setattr(owner, name, function)
 

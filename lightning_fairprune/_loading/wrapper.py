@@ -1,4 +1,4 @@
-"""The wrapper around a LightningDataModule whose training data can be pruned."""
+"""The wrapper of a LightningDataModule that makes its training data prunable."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_fairprune._lightning.kinds import is_overridden, lightning_class
 from lightning_fairprune._loading.source import TrainSource
 from lightning_fairprune.selection import Selection
 
-# Hooks whose mere presence tells the Trainer something: they exist here only where the user has them.
+# The Trainer tests whether these hooks exist: forwarded only if the user has them.
 _FORWARDED = (
     "prepare_data",
     "val_dataloader",
@@ -25,7 +25,7 @@ _FORWARDED = (
 
 
 class Wrapper:
-    """What FairPruneDataModule is, whichever of Lightning's two data modules it derives from."""
+    """FairPruneDataModule without its base class, which is that of either Lightning package."""
 
     def __init__(self, datamodule: Any, selection: Selection | str | None, seed: int) -> None:
         self.datamodule: pl.LightningDataModule = datamodule
@@ -59,7 +59,7 @@ class Wrapper:
                 f"has {self.source.num_samples}: use the selection of this data set."
             )
 
-    # The Trainer sets `trainer` on the module that it was given; the wrapped one needs it as well.
+    # The Trainer sets `trainer` on this module; the wrapped one needs it as well.
     @property
     def trainer(self) -> pl.Trainer | None:
         """The Trainer in use."""
@@ -87,7 +87,7 @@ class Wrapper:
         return getattr(self.datamodule, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # What the wrapped module alone has is set there: the batch size finder, for one, does that.
+        # An attribute of the wrapped module alone is set there, e.g. by the batch size finder.
         ours = name in self.__dict__ or hasattr(type(self), name) or "source" not in self.__dict__
         if not ours and hasattr(self.datamodule, name):
             setattr(self.datamodule, name, value)
@@ -103,7 +103,7 @@ class Wrapper:
         self.datamodule.teardown(stage)
 
     def on_exception(self, exception: BaseException) -> None:
-        """Tells the wrapped module."""
+        """Calls that of the wrapped module."""
         self.datamodule.on_exception(exception)
 
     def train_dataloader(self) -> Any:
@@ -115,11 +115,11 @@ class Wrapper:
         return self.datamodule.train_dataloader()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the kept samples and the position among them, and the wrapped module's state."""
+        """Returns the state of the kept samples and of the wrapped module."""
         return {"source": self.source.state_dict(), "datamodule": self.datamodule.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restores both."""
+        """Restores what `state_dict` returned."""
         self.source.load_state_dict(state_dict["source"])
         self.datamodule.load_state_dict(state_dict["datamodule"])
 
@@ -129,15 +129,15 @@ class FairPruneDataModule(Wrapper, pl.LightningDataModule):
 
     Everything but the training loader is the wrapped module's: loaders, hooks, attributes, hyper-
     parameters and state. The training loader is rebuilt over the kept samples: all of them until
-    :class:`~lightning_fairprune.DataPruning` decides, or those of `selection` from the start.
+    :class:`~lightning_fairprune.DataPruning` prunes, or those of `selection` from the start.
 
-    A data module of ``pytorch_lightning`` goes into :class:`lightning_fairprune.pl.FairPruneDataModule`.
+    For a data module of ``pytorch_lightning``, use :class:`lightning_fairprune.pl.FairPruneDataModule`.
 
     Args:
-        datamodule: the user's own.
+        datamodule: the data module to wrap.
         selection: a :class:`~lightning_fairprune.Selection`, or the path of a saved one, to train
             on from the first epoch: the second of two phases.
-        seed: of the order in which samples are drawn.
+        seed: of the order of the samples.
 
     Raises:
         TypeError: If `datamodule` is not a LightningDataModule.
@@ -164,7 +164,7 @@ class FairPruneDataModule(Wrapper, pl.LightningDataModule):
 
 
 def wrong_kind(datamodule: object, package: str, other: str) -> str:
-    """Says which data module is needed, and where one of Lightning's other package goes."""
+    """Returns the message for a wrong data module, or one of the other Lightning package."""
     kind = type(datamodule)
     told = f"`datamodule` must be a {package}.LightningDataModule, got {kind.__module__}.{kind.__qualname__}"
     foreign = lightning_class(datamodule, "LightningDataModule")

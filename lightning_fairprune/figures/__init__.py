@@ -1,6 +1,7 @@
-"""Figures of what pruning did to the classes, each for a desktop page or, with `narrow`, for a phone.
+"""Figures of the effect of pruning on the classes, for a desktop page or, with `narrow`, for a phone.
 
-All return a `matplotlib.figure.Figure` and leave the settings and figures of `matplotlib.pyplot` alone.
+All return a `matplotlib.figure.Figure`, raise an ImportError if matplotlib is missing, and change neither the
+settings nor the figures of `matplotlib.pyplot`. `names` are those of the classes, None for their numbers.
 """
 
 from lightning_fairprune.figures._intensification import intensification_scatter

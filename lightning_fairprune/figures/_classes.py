@@ -1,4 +1,4 @@
-"""Classes as rows of a chart: which are named, how, and what stands for the others."""
+"""Classes as rows of a chart."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from lightning_fairprune.figures._sheet import (
     Sheet,
 )
 
-MOST_ROWS = 40  # above this, only so many rows are drawn as
-END = 15  # at either end
+MOST_ROWS = 40  # with more classes, only END at either end are rows
+END = 15
 
 
 def named(names: Sequence[object] | None, num_classes: int) -> list[str]:
-    """Returns a name for each class, its number where there are no names."""
+    """Returns a name for each class, by default its number."""
     if names is None:
         return [str(k) for k in range(num_classes)]
     if len(names) != num_classes:
@@ -34,7 +34,7 @@ def named(names: Sequence[object] | None, num_classes: int) -> list[str]:
 
 
 def fractions(name: str, value: Tensor) -> Tensor:
-    """Returns float64 on the host, in [0, 1] or NaN."""
+    """Returns float64 on the CPU, in [0, 1] or NaN."""
     found = value.detach().cpu().double()
     wrong = (found < 0) | (found > 1)
     if bool(wrong.any()):
@@ -58,14 +58,14 @@ def per_model(name: str, value: Tensor) -> Tensor:
 
 
 def left_out(count: int, why: str = "without samples") -> str:
-    """Returns the note on classes that are not drawn; nothing when all are."""
+    """Returns the note on classes that are not drawn; "" for none."""
     if not count:
         return ""
     return f"{count:,} {'class' if count == 1 else 'classes'} {why} left out."
 
 
 class Rows:
-    """Rows for classes in the order given, int64 [n], first on top; only both ends where there are too many."""
+    """Rows for classes in this order, int64 [n], first on top; of too many, only both ends."""
 
     def __init__(self, order: Tensor) -> None:
         self.order = order
@@ -75,9 +75,9 @@ class Rows:
     def draw(
         self, sheet: Sheet, names: Sequence[str], column: Sequence[str], heading: str
     ) -> tuple[Any, Any]:
-        """Adds axes with a row for each class shown: its name to the left, and to the right a column with a heading.
+        """Adds axes with a row per class shown, its name to the left and a column with a heading to the right.
 
-        Returns the axes, and the height of each class shown on them as an array.
+        Returns the axes and the vertical position of each row as an array.
         """
         labels = [sheet.wrap(names[k], sheet.room, most=2) for k in self.shown.tolist()]
         left = max(sheet.measure(line) for label in labels for line in label.split("\n"))
@@ -110,14 +110,14 @@ class Rows:
 
 
 def limits(values: Tensor) -> tuple[float, float]:
-    """Returns the ends of an axis of fractions: all values with some room, hardly beyond 0 and 1."""
+    """Returns the limits of an axis of fractions: all values with a margin, hardly beyond 0 and 1."""
     low, high = float(values.min()), float(values.max())
     room = max(0.06 * (high - low), 0.01)
     return max(low - room, min(-0.02, low)), min(high + room, max(1.02, high))
 
 
 def curve(sheet: Sheet, values: Tensor, label: str, *, compared: bool = False) -> None:
-    """Adds the values of all classes, sorted, as a line; what is below and above 0 filled, if `compared`."""
+    """Adds the sorted values of all classes as a line, filled below and above 0 if `compared`."""
     sheet.gap(0.1)
     (axis,) = sheet.axes(1.5, above=[label])
     places, drawn = range(1, len(values) + 1), values.numpy()

@@ -1,4 +1,4 @@
-"""Did pruning widen the differences between classes: the balance of every class before and after."""
+"""The balance of every class before and after pruning."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from lightning_fairprune.figures._sheet import BLUE, GREY, GRID, SKY, VERMILION,
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NAMED, NAMED_NARROW = 20, 10  # up to so many classes, each has its name
-FARTHEST = 8  # above, so many that moved farthest from the dashed line
+NAMED, NAMED_NARROW = 20, 10  # up to so many classes, all are named
+FARTHEST = 8  # of more, those that moved farthest from the dashed line
 WORDS = {">": "widens", "<": "shrinks", "?": "does not clearly change"}
 
 
@@ -29,10 +29,10 @@ def intensification_scatter(
 
     .. math:: \bar B^c = (R^c - A) / A
 
-    with A the mean recall of the model. The slope of the line through the origin is above 1 where pruning widens
-    the differences between classes: Good et al., "Recall Distortion in Neural Network Pruning and the Undecayed
-    Pruning Algorithm" (NeurIPS 2022), Figure 5. With several models, a class's mean has a dark dot, and the title
-    gives the mean ratio of the models and its 99 % interval.
+    with A the mean recall of the model. The slope of the line through the origin is above 1 if pruning widens the
+    differences between classes: Good et al., "Recall Distortion in Neural Network Pruning and the Undecayed
+    Pruning Algorithm" (NeurIPS 2022), Figure 5. With several models, dark dots are means over them, and the title
+    has the mean ratio and its 99 % interval.
 
     Args:
         before: recalls of M models in [0, 1], [M, K] or [K].
@@ -42,10 +42,10 @@ def intensification_scatter(
 
     Raises:
         ValueError: If a recall is not in [0, 1] or shapes or names do not fit.
-        ImportError: If matplotlib is missing; or scipy, with several models.
+        ImportError: If scipy is missing, with several models.
 
     Example:
-        Balances of 1/8 either way become 1/6.
+        Balances of +-1/8 become +-1/6.
 
         >>> figure = intensification_scatter(torch.tensor([0.9, 0.7]), torch.tensor([0.7, 0.5]))
         >>> figure.texts[0].get_text()
@@ -78,16 +78,13 @@ def intensification_scatter(
 
 def _in_words(before: Tensor, after: Tensor) -> str:
     alpha = statistics.intensification_ratio(before, after)
+    if bool(alpha.isnan().all()):
+        return "The differences between classes cannot be compared: there were none"
     if len(alpha) == 1:
-        value = float(alpha)
-        if value != value:
-            return "The differences between classes cannot be compared: there were none"
-        shown = round(value, 2)
+        shown = round(float(alpha), 2)
         label = ">" if shown > 1 else "<" if shown < 1 else "?"
         return f"Pruning {WORDS[label]} the differences between classes: α = {shown:.2f}"
     found = statistics.summarise(alpha)
-    if found.num_models == 0:
-        return "The differences between classes cannot be compared: there were none"
     interval = (
         f", 99 % interval {found.low:.2f} to {found.high:.2f}" if found.num_models > 1 else ""
     )

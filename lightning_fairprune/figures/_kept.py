@@ -1,4 +1,4 @@
-"""How much of every class is kept: alone and against its recall."""
+"""The share of every class that is kept, alone and against its recall."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from lightning_fairprune.figures._sheet import BLUE, GRID, PALE, Sheet, paper
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NAMED = 20  # up to so many classes, each point has its name
-EXTREMES = 3  # above, so many at each end of either axis
+NAMED = 20  # up to so many classes, all are named
+EXTREMES = 3  # of more, so many at each end of either axis
 
 
 def density_against_recall(
@@ -23,18 +23,16 @@ def density_against_recall(
 ) -> Figure:
     """Draws the share of each class that is kept against its recall.
 
-    Up to 20 classes are named; of more, the three at either end of either axis. A class that is NaN in either is
-    left out.
+    Up to 20 classes are named; of more, the three at either end of either axis. NaN leaves a class out.
 
     Args:
         density: kept share of each class in [0, 1], [K]; NaN for a class without samples.
-        recall: in [0, 1], [K]; those that the quotas were set from, say, or those of a reference.
+        recall: in [0, 1], [K]; for example those that the quotas follow, or those of a reference.
         names: of the classes; None for their numbers.
         narrow: for a phone.
 
     Raises:
         ValueError: If a value is not in [0, 1] or shapes or names do not fit.
-        ImportError: If matplotlib is missing.
 
     Example:
         >>> import torch
@@ -74,9 +72,9 @@ def density_against_recall(
 def kept_by_class(
     quota: Tensor, sizes: Tensor, names: Sequence[object] | None = None, *, narrow: bool = False
 ) -> Figure:
-    """Draws how many samples of each class are kept and dropped, the class that keeps least on top.
+    """Draws how many samples of each class are kept and dropped, the class with the lowest density on top.
 
-    Least is by share of its size. Of more than 40 classes, the 15 at either end are named and a curve shows all.
+    Of more than 40 classes, the 15 at either end are named and a curve shows all.
 
     Args:
         quota: samples kept of each class, int64 [K].
@@ -86,7 +84,6 @@ def kept_by_class(
 
     Raises:
         ValueError: If a quota is not between 0 and the size or shapes or names do not fit.
-        ImportError: If matplotlib is missing.
 
     Example:
         >>> import torch
@@ -108,7 +105,7 @@ def kept_by_class(
 
 
 def kept_of(name: str, quota: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns both as float64 on the host."""
+    """Returns both as float64 on the CPU."""
     if quota.ndim != 1 or quota.shape != sizes.shape or not len(quota):
         raise ValueError(
             f"`{name}` and `sizes` must both be [K], got {list(quota.shape)} and {list(sizes.shape)}."

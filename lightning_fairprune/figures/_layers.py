@@ -1,4 +1,4 @@
-"""The layers of a network: how they share its sparsity, and which compute something else than those of another."""
+"""The layers of a network: their sparsities, and their similarity to those of a dense network."""
 
 from __future__ import annotations
 
@@ -27,25 +27,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TOTAL: dict[str, Any] = {**DASHED, "color": DARK, "zorder": 3}
-WEIGHT = ".weight"  # says nothing where all names end with it
+WEIGHT = ".weight"  # left out if all names end with it
 NAMELESS = "the network"
 
 
 def layer_sparsity(
     layers: Mapping[str, float], *, total: float | None = None, narrow: bool = False
 ) -> Figure:
-    """Draws how sparse each layer is, in their order, the first on top; of more than 40, only some are named.
+    """Draws the sparsity of each layer, the first on top; of more than 40, only some are named.
 
-    The axis is that of `sparsity_curve`, so that 99 and 99.9 % can be told apart.
+    The axis is that of `sparsity_curve`, which separates 99 and 99.9 %.
 
     Args:
-        layers: fraction of the weights of each layer that is removed, in [0, 1]; NaN is not drawn.
-        total: the same of all weights together, for a dashed line; None draws none.
+        layers: sparsity of each layer, in [0, 1]; NaN is not drawn.
+        total: sparsity of all weights together, for a dashed line; None draws none.
         narrow: for a phone.
 
     Raises:
         ValueError: If there is no layer, or a value is out of range.
-        ImportError: If matplotlib is missing.
 
     Example:
         >>> figure = layer_sparsity({"conv.weight": 0.5, "fc.weight": 0.995})
@@ -74,19 +73,18 @@ def layer_sparsity(
 def similarity(
     values: Mapping[str, Mapping[str, float]], *, measure: str = "linear CKA", narrow: bool = False
 ) -> Figure:
-    """Draws how alike each layer is to the same layer of a dense network, a line for each label.
+    """Draws the similarity of each layer to the same layer of a dense network, a line for each label.
 
-    Layers are rows in their order, the first on top; of more than 40, only some are named.
+    Layers are rows, the first on top; of more than 40, only some are named.
 
     Args:
-        values: by label, such as a setting, the value of each layer: from `representation.compare_layers`, in [-1, 1].
-            NaN is not drawn.
-        measure: what the values are.
+        values: by label, such as a setting, the value of each layer, in [-1, 1], from
+            `representation.compare_layers`. NaN is not drawn.
+        measure: the name of the measure.
         narrow: for a phone.
 
     Raises:
         ValueError: If there is no label, one has no layer, or a value is out of range.
-        ImportError: If matplotlib is missing.
 
     Example:
         >>> figure = similarity({"90 % sparse": {"conv": 0.98, "fc": 0.61}})
@@ -129,7 +127,6 @@ def similarity(
 
 
 def _bars(sheet: Sheet, layers: Mapping[str, float], total: float | None) -> None:
-    """Adds a bar for each layer."""
     few = len(layers) <= MOST_ROWS
     said = [f"{in_percent(value)} %" for value in layers.values()] if few else []
     right = max([0.25, *(sheet.measure(text) + 0.2 for text in said)])
@@ -153,7 +150,7 @@ def _bars(sheet: Sheet, layers: Mapping[str, float], total: float | None) -> Non
 
 
 def _rows(sheet: Sheet, names: Sequence[str], right: float = 0.25) -> Any:
-    """Adds axes with a row for each layer; many are drawn closer together, and every so many is named."""
+    """Adds axes with a row for each layer; many rows are closer together and not all named."""
     every = math.ceil(len(names) / MOST_ROWS)
     labels = [_end_of(sheet, name) for name in names[::every]]
     left = PAD + max(sheet.measure(label) for label in labels) + 0.1
@@ -166,7 +163,7 @@ def _rows(sheet: Sheet, names: Sequence[str], right: float = 0.25) -> Any:
 
 
 def _end_of(sheet: Sheet, name: str) -> str:
-    """Returns a name that fits; its end is what tells layers apart."""
+    """Returns the end of a name, which identifies the layer, as far as it fits."""
     if sheet.measure(name) <= sheet.room:
         return name
     while name and sheet.measure(f"…{name}") > sheet.room:

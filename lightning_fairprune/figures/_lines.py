@@ -1,4 +1,4 @@
-"""Lines, one for each label: their looks, their panels, and the bands of several seeds."""
+"""Lines, one for each label: styles, panels, and bands over seeds."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ MOST_MARKERS = 12
 
 
 def style(i: int, width: float = 1.8) -> dict[str, Any]:
-    """Returns the look of the i-th line."""
+    """Returns the style of the i-th line."""
     dashes = STYLES[i // len(COLOURS) % len(STYLES)]
     return {"color": COLOURS[i % len(COLOURS)], "linestyle": dashes, "linewidth": width}
 
 
 def marker(count: int) -> dict[str, Any]:
-    """Returns the markers of a line of so many points; none where they would hide it."""
+    """Returns the markers of a line of so many points, none if they would hide it."""
     return {"marker": "o", "markersize": 4} if count <= MOST_MARKERS else {}
 
 
@@ -36,7 +36,7 @@ def handles(labels: Iterable[str], width: float = 1.8, **look: Any) -> list[Any]
 
 
 def panels(sheet: Sheet, titles: Sequence[str], label: str) -> list[Any]:
-    """Adds axes with a bold title each: side by side, below each other on a phone."""
+    """Adds axes with bold titles: side by side, or below each other on a phone."""
     found: list[Any] = []
     for row in [[title] for title in titles] if sheet.narrow else [titles]:
         added = sheet.axes(1.7 if sheet.narrow else 2.4, above=row, bold=True)
@@ -46,7 +46,7 @@ def panels(sheet: Sheet, titles: Sequence[str], label: str) -> list[Any]:
 
 
 def extremes(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns lowest and highest of [M, n] over the seeds; inf and -inf where all are NaN."""
+    """Returns lowest and highest of [M, n] over the seeds; inf and -inf if all are NaN."""
     return values.nan_to_num(torch.inf).amin(0), values.nan_to_num(-torch.inf).amax(0)
 
 
@@ -59,6 +59,6 @@ def draw(axis: Any, x: Sequence[float], values: Tensor, look: Mapping[str, Any])
 
 
 def explain(sheet: Sheet, seeds: int) -> None:
-    """Says what lines and bands are, where there is more than one seed."""
+    """Adds the explanation of lines and bands, with more than one seed."""
     if seeds > 1:
         sheet.text(f"Lines: mean over up to {seeds} seeds; bands: lowest to highest.")

@@ -1,4 +1,4 @@
-"""Names next to points, where there is room for them."""
+"""Names next to points, where there is room."""
 
 from __future__ import annotations
 
@@ -15,23 +15,19 @@ from lightning_fairprune.figures._sheet import DARK, FONT, GREY, LINE, Sheet
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
 
-DOT = 0.055  # inches from the middle of a dot to its edge
+# All in inches.
+DOT = 0.055  # radius of a dot
 DIRECTIONS = 24
-DISTANCES = (0.09, 0.18, 0.3, 0.45, 0.65, 0.9, 1.2, 1.6, 2.1)  # inches from a dot to its name
-CLOSE = 0.2  # inches, up to which no line is needed from one to the other
+DISTANCES = (0.09, 0.18, 0.3, 0.45, 0.65, 0.9, 1.2, 1.6, 2.1)  # from a dot to its name
+CLOSE = 0.2  # up to which a name needs no line
 
-NAME: dict[str, Any] = {
-    "ha": "center",
-    "va": "center",
-    "color": DARK,
-    "fontsize": FONT,
-    "zorder": 6,
-}
+NAME: dict[str, Any] = {"ha": "center", "va": "center", "color": DARK}
+NAME |= {"fontsize": FONT, "zorder": 6}
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a name goes, in inches from the lower left corner of the axes."""
+    """The place of a name, in inches from the lower left corner of the axes."""
 
     at: Point
     box: Box
@@ -42,9 +38,9 @@ class _Place:
 def name_points(
     sheet: Sheet, axis: Any, x: Tensor, y: Tensor, classes: Sequence[int], names: Sequence[str]
 ) -> str:
-    """Writes the names of `classes` next to their points, x and y [K]; the limits of the axes must be set before.
+    """Writes the names of `classes` next to their points, x and y [K], on axes with fixed limits.
 
-    Returns a note on the names that found no room; "" when all did.
+    Returns a note on the names without room, or "".
     """
     from matplotlib.patheffects import withStroke
 
@@ -79,7 +75,7 @@ def name_points(
 
 
 def _orders(classes: Sequence[int], inches: Tensor) -> Iterator[list[int]]:
-    """Yields orders in which to place the names: which come first makes a difference."""
+    """Yields orders in which to place the names; some find room for more names."""
     yield list(classes)
     chosen = torch.tensor(classes)
     points = inches[chosen]
@@ -95,7 +91,7 @@ def _places(
     sizes: Mapping[int, tuple[float, float]],
     room: tuple[float, float],
 ) -> dict[int, _Place]:
-    """Returns the nearest place for each name that covers no dot, no line and no name before it."""
+    """Returns for each name the nearest place that covers no dot, line or earlier name."""
     found: dict[int, _Place] = {}
     for k in order:
         at = (float(inches[k, 0]), float(inches[k, 1]))
@@ -114,7 +110,7 @@ def _places(
 
 
 def _candidates(at: Point, size: tuple[float, float]) -> Iterator[tuple[Box, Point]]:
-    """Yields boxes ever farther away, and where a line from the dot would end at each."""
+    """Yields boxes at increasing distances, and the end of a line from the dot to each."""
     for distance in DISTANCES:
         for step in range(DIRECTIONS):
             angle = 2 * math.pi * step / DIRECTIONS
@@ -127,7 +123,7 @@ def _candidates(at: Point, size: tuple[float, float]) -> Iterator[tuple[Box, Poi
 
 
 def _between(start: Point, end: Point) -> Tensor:
-    """Returns points on the line, [n, 2]; none for a short one."""
+    """Returns points on the line, [n, 2]; none on a short one."""
     length = math.dist(start, end)
     steps = math.ceil(length / DOT) if length > CLOSE else 0
     shares = (torch.arange(steps) + 0.5)[:, None] / max(steps, 1)

@@ -22,7 +22,7 @@ HIGHER: dict[str, Any] = {**DOT, "color": BLUE}
 LOWER: dict[str, Any] = {**DOT, "color": VERMILION, "marker": "D"}
 AFTER_MEAN: dict[str, Any] = {**DASHED, "color": DARK, "linestyle": "-"}
 BEFORE_MEAN: dict[str, Any] = {**DASHED, "color": GREY}
-FEW = 5  # seeds, below which lowest and highest say more than an interval
+FEW = 5  # seeds; below, lowest and highest are more informative than an interval
 
 
 def recall_by_class(
@@ -34,22 +34,22 @@ def recall_by_class(
     labels: tuple[str, str] = ("reference", "run"),
     narrow: bool = False,
 ) -> Figure:
-    """Draws the recall of each class in two results, the class that lost most on top.
+    """Draws the recall of each class before and after, the class that lost most on top.
 
     Without `before`, the class with the lowest recall is on top. Of more than 40 classes, the 15 at either end
-    are named and a curve shows all. A class that is NaN in either result is left out.
+    are named and a curve shows all. NaN leaves a class out.
 
     Args:
-        before: recalls in [0, 1] to compare with, [K] or [M, K] for M seeds; None for nothing.
+        before: recalls in [0, 1] to compare with, [K] or [M, K] for M seeds, or None.
         after: recalls, [K] or [M, K]; the numbers of seeds may differ.
         names: of the classes; None for their numbers.
-        title: of the figure; "" for none.
-        labels: how to call `before` and `after`.
+        title: of the figure.
+        labels: names of `before` and `after`.
         narrow: for a phone.
 
     Raises:
         ValueError: If a recall is not in [0, 1] or shapes or names do not fit.
-        ImportError: If matplotlib is missing; or scipy, with five seeds or more.
+        ImportError: If scipy is missing, with five seeds or more.
 
     Example:
         >>> figure = recall_by_class(
@@ -81,7 +81,7 @@ def recall_by_class(
 
 
 def interval(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns lowest and highest of [M, n] over the seeds, or the ends of the t interval from five on."""
+    """Returns lowest and highest of [M, n] over the seeds, or the t interval of five or more."""
     if len(values) < FEW:
         return extremes(values)
     mean, reach = values.nanmean(0), statistics.half_widths(values, 0.95)
@@ -89,7 +89,7 @@ def interval(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def interval_in_words(*seeds: int) -> str:
-    """Returns what the bars of `interval` are, for the label of an axis; "" for one seed."""
+    """Returns the explanation of the bars of `interval`; "" for one seed."""
     several = sorted({n for n in seeds if n > 1})
     if not several:
         return ""
@@ -151,7 +151,6 @@ def _draw(
 def _handles(
     compared: bool, fell: Tensor, means: tuple[float, float], labels: tuple[str, str]
 ) -> list[Any]:
-    """Returns the entries of the legend: of what is drawn only."""
     from matplotlib.lines import Line2D
 
     mean = Line2D([], [], label=f"mean of {labels[1]}: {means[1]:.3f}", **AFTER_MEAN)

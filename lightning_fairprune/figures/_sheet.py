@@ -1,4 +1,4 @@
-"""A figure whose parts are stacked from the top, measured in inches, so that no text is cut off or overlaps."""
+"""A figure of parts stacked from the top, in inches, without cut or overlapping text."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Colours of Okabe and Ito, which colour-blind readers can tell apart; no yellow, too pale on white.
+# Colours of Okabe and Ito, distinct for colour-blind readers, without yellow, which is too pale on white.
 BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 PURPLE, SKY, BLACK = "#CC79A7", "#56B4E9", "#000000"
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 DARK, GREY, PALE, FAINT = "#333333", "#767676", "#D9D9D9", "#EBEBEB"
-# Given to each axis: ticks made when the figure is drawn would else follow the caller's settings.
+# Set on each axis: ticks created at drawing time would use the caller's settings.
 GRID: dict[str, Any] = {"color": FAINT, "linewidth": 0.8}
 
 WIDE, NARROW = 9.0, 4.2  # inches: a desktop page, a phone of 390 pixels
@@ -30,7 +30,7 @@ LEGEND |= {"columnspacing": 1.2, "labelspacing": 0.35}
 
 @contextlib.contextmanager
 def paper(narrow: bool) -> Iterator[Sheet]:
-    """Yields an empty sheet; matplotlib has its own settings with ours on top, and the caller's again after."""
+    """Yields an empty sheet, with the default settings of matplotlib and ours, and restores the caller's."""
     try:
         import matplotlib
         from matplotlib import style
@@ -41,7 +41,7 @@ def paper(narrow: bool) -> Iterator[Sheet]:
 
     fonts = {key: matplotlib.rcParams[key] for key in ("font.family", "font.sans-serif")}
     ours: dict[str, Any] = {
-        **fonts,  # the caller's, who knows which has the letters of the class names
+        **fonts,  # the caller's: they may be needed for the letters of the class names
         "font.size": FONT,
         "text.parse_math": False,  # a class may be called "$5 note, $10 note"
         "axes.edgecolor": GREY,
@@ -54,7 +54,7 @@ def paper(narrow: bool) -> Iterator[Sheet]:
 
 
 class Sheet:
-    """Stacks text, legends and axes; `finish` sets the height that they came to."""
+    """Stacks text, legends and axes; `finish` sets the resulting height."""
 
     def __init__(self, narrow: bool) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -80,7 +80,7 @@ class Sheet:
         return float(self._renderer.get_text_width_height_descent(text, font, False)[0]) / 100
 
     def wrap(self, text: str, width: float, bold: bool = False, most: int = 99) -> str:
-        """Returns the text in lines of at most `width` inches; what is beyond `most` lines is cut off."""
+        """Returns the text in lines of at most `width` inches, at most `most` of them."""
         lines = [""]
         for word in text.split():
             longer = f"{lines[-1]} {word}".strip()
@@ -103,7 +103,7 @@ class Sheet:
         self._used += inches
 
     def text(self, text: str, bold: bool = False) -> None:
-        """Adds a paragraph, wrapped; nothing for no text."""
+        """Adds a wrapped paragraph, unless it is empty."""
         if not text:
             return
         text = "\n".join(self.wrap(part, self.inner, bold) for part in text.split("\n"))
@@ -113,11 +113,11 @@ class Sheet:
         self._used += item.get_window_extent(self._renderer).height / 100 + 0.08
 
     def title(self, text: str) -> None:
-        """Adds a bold line, or more."""
+        """Adds a bold paragraph."""
         self.text(text, bold=True)
 
     def legend(self, handles: Sequence[Any]) -> None:
-        """Adds a legend in as many columns as there is room for."""
+        """Adds a legend in as many columns as fit."""
         for handle in handles:
             handle.set_label(self.wrap(handle.get_label(), self.inner - 0.6))
         for columns in range(len(handles), 0, -1):
@@ -138,10 +138,7 @@ class Sheet:
         above: Sequence[str] = ("",),
         bold: bool = False,
     ) -> list[Any]:
-        """Adds a row of axes, `left` and `right` inches free beside each.
-
-        What the vertical axis of each is, is written above it, where no turned text is needed.
-        """
+        """Adds a row of axes with `left` and `right` inches beside each, and the label of its vertical axis above."""
         cell = self.width / len(above)
         self._used += LINE + 0.1 if any(above) else 0.0
         found = []
@@ -157,7 +154,7 @@ class Sheet:
         return found
 
     def below(self, axes: Sequence[Any], label: str) -> None:
-        """Names the horizontal axis of axes that were just added, and leaves room for numbers and name."""
+        """Labels the horizontal axis of the axes just added."""
         width = self._axes[-1][3] + 0.3
         text = self.wrap(label, width)
         for axis in axes:

@@ -1,4 +1,4 @@
-"""What a growing sparsity costs the classes, and an axis of sparsities on which 90, 99 and 99.9 % are apart."""
+"""Recalls against sparsity, and an axis of sparsities that separates 90, 99 and 99.9 %."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 AXIS = "sparsity in %, spaced by compression ratio"
-# Sparsities that an axis is marked with, those that matter most first.
+# Tick labels of the axis, the most important first.
 MARKS = (
     (0.0, 0.9, 0.99, 0.999, 0.9999),
     (0.5, 0.95, 0.98, 0.995, 0.9995),
@@ -27,7 +27,7 @@ MARKS = (
     (0.1, 0.2, 0.4, 0.6, 0.85, 0.93, 0.96, 0.985, 0.993, 0.997, 0.9998),
 )
 PANELS = {"worst": "worst class", "mean": "average over classes", "alpha": "α (intensification)"}
-# By sparsity, the recalls of the M models of a setting, [M, K].
+# The recalls of M models, [M, K], by sparsity.
 Curve = dict[float, Tensor]
 
 
@@ -37,25 +37,24 @@ def sparsity_curve(
     *,
     narrow: bool = False,
 ) -> Figure:
-    r"""Draws worst and average recall, and how far the classes drifted apart, against sparsity.
+    r"""Draws worst recall, average recall and the intensification ratio alpha against sparsity.
 
-    The horizontal axis is spaced by the logarithm of the compression ratio :math:`1 / (1 - s)`. A line is the mean
-    over the models of a label, a band goes from the lowest to the highest, dashed is what they are compared with.
-    alpha is that of :func:`~lightning_fairprune.statistics.intensification_ratio`.
+    The horizontal axis is spaced by the logarithm of the compression ratio :math:`1 / (1 - s)`. Lines are means
+    over the models of a label, bands go from the lowest to the highest, dashed lines are the references. alpha is
+    that of :func:`~lightning_fairprune.statistics.intensification_ratio`.
 
     Args:
-        recall: by label, such as a setting, and by sparsity in [0, 1), the recalls of its M models, [M, K] or [K],
-            in [0, 1]; NaN for a class without samples or a model that was not evaluated at that sparsity.
-        before: by label, the recalls of what each model is compared with, likewise; None, or no entry, draws
-            no alpha.
+        recall: by label, such as a setting, and by sparsity in [0, 1), the recalls of M models in [0, 1],
+            [M, K] or [K]; NaN for a class without samples or a model not evaluated at that sparsity.
+        before: by label, the recalls of the reference of each model, likewise; a label without them has no
+            alpha.
         narrow: for a phone.
 
     Raises:
         ValueError: If there is no label, one has no sparsity, or a value is out of range or of another shape.
-        ImportError: If matplotlib is missing.
 
     Example:
-        Balances of 1/8 either way become 1/6.
+        Balances of +-1/8 become +-1/6.
 
         >>> dense, sparse = torch.tensor([0.9, 0.7]), torch.tensor([0.7, 0.5])
         >>> figure = sparsity_curve({"magnitude": {0.0: dense, 0.9: sparse}}, {"magnitude": dense})
@@ -90,12 +89,12 @@ def sparsity_curve(
 
 
 def place(sparsity: float) -> float:
-    """Returns where a sparsity below 1 lies: the logarithm of the compression ratio."""
+    """Returns the position of a sparsity below 1: the logarithm of the compression ratio."""
     return math.log10(1 / (1 - sparsity))
 
 
 def mark(sheet: Sheet, axis: Any, places: Sequence[float]) -> None:
-    """Writes sparsities below an axis whose limits are set: round ones that have room, else those at `places`."""
+    """Labels an axis with fixed limits: with round sparsities that fit, or else with those at `places`."""
     low, high = axis.get_xlim()
     inches = sheet.size_of(axis)[0] / (high - low)
     halves: dict[float, float] = {}  # of the width of each text
@@ -123,12 +122,10 @@ def _curve(label: str, values: Mapping[float, Tensor]) -> Curve:
     if not values:
         raise ValueError(f"`recall` must hold at least one sparsity of each label, got {label!r}.")
     found: Curve = {}
-    for sparsity in sorted(values):
-        if not 0 <= sparsity < 1:
-            raise ValueError(
-                f"`recall` must be by sparsity, in [0, 1), got {sparsity:g} of {label!r}."
-            )
-        found[sparsity] = per_model("recall", values[sparsity])
+    for s in sorted(values):
+        if not 0 <= s < 1:
+            raise ValueError(f"`recall` must be by sparsity, in [0, 1), got {s:g} of {label!r}.")
+        found[s] = per_model("recall", values[s])
     shapes = sorted({tuple(value.shape) for value in found.values()})
     if len(shapes) > 1:
         raise ValueError(
@@ -169,7 +166,7 @@ def _draw(
 
 
 def _compare(axis: Any, what: str, reference: Mapping[str, Tensor], labels: Sequence[str]) -> None:
-    """Adds what the models are compared with as dashed lines, a grey one where all share it."""
+    """Adds the references as dashed lines, or as one grey line if all are equal."""
     if what == "alpha":
         axis.axhline(1, color=GREY, **DASHED)
         return

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANELS = {"worst": "worst class", "mean": "average over classes", "gap": "best minus worst class"}
-MOST_LINES = 10  # above this, only the classes at either end have a colour and a name
+MOST_LINES = 10  # of more, only EXTREMES classes at either end have a colour and a name
 EXTREMES = 4
 LINK: dict[str, Any] = {"arrowstyle": "-", "linewidth": 0.8, "relpos": (0, 0.5)}
 
 
 class EstimateLike(Protocol):
-    """What is drawn of :class:`~lightning_fairprune.selection.decision.Estimate`."""
+    """The drawn part of :class:`~lightning_fairprune.selection.decision.Estimate`."""
 
     @property
     def epoch(self) -> int: ...
@@ -39,15 +39,14 @@ def recalls_over_epochs(
     """Draws worst recall, average recall and their gap over the epochs, one colour for each label.
 
     Lines are means over the seeds, bands go from lowest to highest. A dashed line marks the first evaluation after
-    pruning, where earlier ones were before it. Of several evaluations in one epoch the last counts.
+    pruning, if there are earlier ones. Of several evaluations in one epoch, the last is drawn.
 
     Args:
-        runs: by label, the evaluations of one data set of each seed.
+        runs: by label, the evaluations of each seed on one data set.
         narrow: for a phone.
 
     Raises:
-        ValueError: If a label has no evaluation, or a run those of several data sets.
-        ImportError: If matplotlib is missing.
+        ValueError: If a label has no evaluation, or a run has evaluations of several data sets.
 
     Example:
         >>> from lightning_fairprune.counts import ClassCounts
@@ -89,17 +88,16 @@ def quotas_over_time(
 ) -> Figure:
     """Draws the share of each class that is kept over the estimates of the quotas.
 
-    Of more than ten classes, the four that keep least and most in the end are named.
+    Of more than ten classes, the four with the lowest and highest density at the end are named.
 
     Args:
-        history: the estimates, as in `PruningRecord.history`; those without quota are skipped.
+        history: the estimates, as in `PruningRecord.history`; those without quotas are skipped.
         sizes: samples of each class, int64 [K]; a class without any is left out.
         names: of the classes; None for their numbers.
         narrow: for a phone.
 
     Raises:
         ValueError: If a quota is not between 0 and the size or shapes or names do not fit.
-        ImportError: If matplotlib is missing.
 
     Example:
         >>> from lightning_fairprune.selection.decision import Estimate
@@ -144,7 +142,7 @@ def _check(runs: Mapping[str, Sequence[Sequence[Evaluation]]]) -> None:
 
 
 def _turns(seeds: Sequence[Sequence[Evaluation]]) -> set[int]:
-    """Returns the epochs at which a run turned into a pruned one."""
+    """Returns the epochs of the first evaluations after pruning."""
     first = [next((e for e in seed if e.pruned), seed[0]) for seed in seeds]
     return {e.epoch for e, seed in zip(first, seeds, strict=True) if e is not seed[0]}
 
@@ -152,7 +150,7 @@ def _turns(seeds: Sequence[Sequence[Evaluation]]) -> set[int]:
 def _draw_runs(
     axis: Any, seeds: Sequence[Sequence[Evaluation]], what: str, style: Mapping[str, Any]
 ) -> None:
-    # Of one epoch, the last evaluation stays.
+    # The last evaluation of an epoch stays.
     of_seed = [{e.epoch: float(getattr(e.counts, what)) for e in seed} for seed in seeds]
     epochs = sorted(set().union(*of_seed))
     values = torch.tensor([[seed.get(epoch, torch.nan) for epoch in epochs] for seed in of_seed])
@@ -209,7 +207,7 @@ def _names_beside(
     labels: list[str],
     colours: list[str],
 ) -> None:
-    """Writes labels to the right of where the lines end, from low to high, moved apart."""
+    """Writes labels to the right of the ends of the lines, from low to high, moved apart."""
     width, height = sheet.size_of(axis)
     low, high = axis.get_ylim()
     heights = [(end - low) / (high - low) * height for end in ends]
@@ -228,14 +226,13 @@ def _names_beside(
 
 
 def apart(places: Sequence[float], distance: float, most: float) -> list[float]:
-    """Returns ascending places, moved so that they are `distance` apart and in [0, most], if they can be."""
+    """Returns ascending places, moved to be `distance` apart and in [0, most] if possible."""
     found: list[float] = []
     for place in places:
         found.append(max(place, found[-1] + distance if found else 0.0))
-    limit = most
-    for i in range(len(found) - 1, -1, -1):
-        found[i] = min(found[i], limit)
-        limit = found[i] - distance
+    for i in reversed(range(len(found))):
+        found[i] = min(found[i], most)
+        most = found[i] - distance
     return found
 
 

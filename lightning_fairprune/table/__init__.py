@@ -1,8 +1,7 @@
-"""Which rows of a table to keep, by SQL: tables that do not fit into memory, `fairprune select`.
+"""Selection of the rows of a table, by SQL: for tables that do not fit into memory, `fairprune select`.
 
-Counting classes and choosing rows are SQL on Parquet or CSV files, run by DuckDB; quotas are those
-of `lightning_fairprune.quotas`, K numbers in memory. The rows are those that
-`lightning_fairprune.select` keeps, one for one.
+DuckDB counts the classes and selects the rows in Parquet or CSV files; only the quotas, K numbers of
+`lightning_fairprune.quotas`, are in memory. The rows are those that `lightning_fairprune.select` keeps.
 """
 
 from __future__ import annotations

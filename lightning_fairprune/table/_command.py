@@ -1,4 +1,4 @@
-"""The command line of the selection on tables."""
+"""The command `fairprune select`."""
 
 from __future__ import annotations
 
@@ -20,40 +20,33 @@ from lightning_fairprune.table._select import RULES, select_table
 
 OUT = "kept.parquet"
 MOST_ROWS = 20
+OPTIONS = ["quota", "recall", "keep", "seed", "by", "id", "label", "score", "group", "memory"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Selects rows of a table, prints how many of each class, and says where their ids are.
+    """Selects rows of a table, prints the number of each class and the path of their ids.
 
     Args:
         argv: arguments after ``fairprune select``; those of the process by default.
 
     Returns:
-        0 if all went well, 1 if something that it needs is not installed.
+        0, or 1 if a package is missing.
 
     Raises:
-        SystemExit: With status 2 and one sentence, if an argument or the table is wrong.
+        SystemExit: With status 2 and a message, if an argument or the table is wrong.
     """
     parser = _parser()
     given = parser.parse_args(argv)
     console, progress = Console(), Console(stderr=True)
     try:
         with progress.status("Looking at the tables") as status:
+            options = {name: getattr(given, name) for name in OPTIONS}
             chosen = select_table(
                 given.tables,
                 given.density,
-                quota=given.quota,
-                recall=given.recall,
-                keep=given.keep,
-                seed=given.seed,
-                by=given.by,
-                id=given.id,
-                label=given.label,
-                score=given.score,
-                group=given.group,
-                memory=given.memory,
                 out=None if given.dry_run or given.print_sql else given.out,
                 on_step=lambda words: status.update(Text(words)),
+                **options,
             )
     except ImportError as error:
         print(error, file=sys.stderr)
@@ -77,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def classes(chosen: TableSelection) -> Table:
-    """Returns a table of the classes: all, or those of which least and most is kept."""
+    """Returns a table of all classes, or of those with the lowest and highest densities."""
     table = Table(
         title=Text(f"Rows kept: quota {chosen.rule}, {chosen.keep}", style="bold"),
         title_justify="left",
@@ -89,19 +82,13 @@ def classes(chosen: TableSelection) -> Table:
     table.add_column("class", overflow="fold")
     for heading in ("size", "recall", "kept", "density"):
         table.add_column(heading, justify="right", no_wrap=True)
-    rows = chosen.rows()
-    if len(rows) > MOST_ROWS:
-        # Those of which least is kept come first.
+    rows, half = chosen.rows(), MOST_ROWS // 2
+    many = len(rows) > MOST_ROWS
+    if many:  # the lowest densities first
         rows.sort(key=lambda row: 0 if row[3] is None else row[3] / row[1])
-        half = MOST_ROWS // 2
-        shown = [*rows[:half], None, *rows[-half:]]
-    else:
-        shown = [*rows]
-    for row in shown:
-        if row is None:
+    for i, (name, size, recall, kept) in enumerate([*rows[:half], *rows[-half:]] if many else rows):
+        if many and i == half:
             table.add_row(Text(f"{len(rows) - MOST_ROWS} more", style="dim"))
-            continue
-        name, size, recall, kept = row
         table.add_row(
             Text(printable(name)),
             str(size),

@@ -1,4 +1,4 @@
-"""What a first pass finds in a table: its classes, and what would make the selection meaningless."""
+"""The first pass over a table: its classes, and rows that cannot be selected from."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Found:
     Args:
         classes: in order of label and group.
         sizes: int64 [K], rows per class.
-        bounds: float64 [K, 2], least and largest finite score of each class, 0 if there is none.
+        bounds: float64 [K, 2], lowest and highest finite score of each class, or 0.
         num_samples: rows of the table.
-        keys: columns of ``samples`` that tell the class.
+        keys: columns of ``samples`` that define the class.
     """
 
     classes: tuple[Cell, ...]
@@ -39,11 +39,11 @@ class Found:
 
     @property
     def excluded(self) -> bool:
-        """Whether rows are left out for their label -1."""
+        """Whether rows have the label -1, which leaves them out."""
         return int(self.sizes.sum()) < self.num_samples
 
     def register(self, connection: DuckDBPyConnection, across: bool) -> None:
-        """Make the table ``classes``; rows compete with all others if ``across``, else in a class."""
+        """Create the table ``classes``; with ``across``, rows compete across classes."""
         import pyarrow as pa
 
         low, high = self.bounds.unbind(1)
@@ -57,7 +57,7 @@ class Found:
 
 
 def classes_of(connection: DuckDBPyConnection, columns: Columns, finite: bool) -> Found:
-    """Count the view ``samples`` by class and refuse what cannot be selected from.
+    """Count the view ``samples`` by class.
 
     Raises:
         ValueError: no rows; rows without id, label, group or score; labels below -1; too many
@@ -120,8 +120,8 @@ def classes_of(connection: DuckDBPyConnection, columns: Columns, finite: bool) -
 def refuse_doubles(connection: DuckDBPyConnection, numbered: bool, column: str) -> None:
     """Raise a ValueError if an id of the view ``samples`` occurs twice.
 
-    Integers are counted and collected as bits by blocks of 64, which is a small table where ids are
-    dense, and never more rows than ids.
+    Integers are counted and collected as bits in blocks of 64: a small table where ids are dense, and
+    never larger than that of the ids.
     """
     where = ""
     if numbered:
@@ -144,7 +144,7 @@ def refuse_doubles(connection: DuckDBPyConnection, numbered: bool, column: str) 
 
 
 def shares(connection: DuckDBPyConnection, quota: Tensor, strata: int) -> None:
-    """Make the table ``piles`` (pile, quota): the quota of each class, or what its strata get."""
+    """Create the table ``piles`` (pile, quota): the quota of each class, or the shares of its strata."""
     import pyarrow as pa
 
     share = quota[:, None]
@@ -165,12 +165,12 @@ def _table(connection: DuckDBPyConnection, name: str, content: Any) -> None:
 
 
 def _known(key: str, rows: list[Any]) -> str:
-    """Return the condition that a row is not left out; strings cannot be."""
+    """Return the condition that a row is not left out; only integers can be -1."""
     whole = isinstance(rows[0][("label", "part").index(key)], int)
     return f"{key} >= 0" if whole else "true"
 
 
 def _first_id(connection: DuckDBPyConnection, condition: str) -> str:
-    # No WHERE: DuckDB skips parts of a Parquet file by their largest value, which leaves NaN out.
+    # No WHERE: DuckDB skips parts of a Parquet file by their largest value, which ignores NaN.
     found = connection.execute(f"SELECT MIN(id) FILTER ({condition}) FROM samples").fetchall()
     return f"id {found[0][0]!r}"

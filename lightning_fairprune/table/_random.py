@@ -1,7 +1,7 @@
-"""Random keys that SQL and torch compute alike: a polynomial of (seed, id) modulo a prime.
+"""Random keys that are the same in SQL and torch: a polynomial of (seed, id) modulo a prime.
 
-Only CAST, +, * and MOD of 64-bit integers, and no product reaches 2**63: databases raise an error
-where an integer overflows, and disagree on the names of shifts, exclusive or and hash functions.
+It uses only CAST, +, * and MOD of 64-bit integers below 2**63: databases raise an error where an
+integer overflows, and differ in the names of shifts, exclusive or and hash functions.
 """
 
 from __future__ import annotations
@@ -11,13 +11,11 @@ import hashlib
 import torch
 from torch import Tensor
 
-__all__ = ["PRIME", "random_key", "random_key_sql"]
-
-# The largest primes below 2**31 that are 2 modulo 3. x -> x**3 is then a permutation of the
-# residues, so that rounds of adding a constant and cubing lose nothing and mix quickly.
+# The largest primes below 2**31 that are 2 modulo 3: x -> x**3 is a permutation of their residues,
+# so that rounds of adding a constant and cubing are bijective and mix quickly.
 PRIME, OTHER = 2147483579, 2147483549
 ROUNDS = 5
-# x + constant stays below 2**31.5, its square below 2**63, residue times it, too.
+# x + constant stays below 2**31.5, and its square and its product with a residue below 2**63.
 LARGEST = 800_000_000
 
 
@@ -29,11 +27,11 @@ def random_key(index: Tensor, seed: int = 0) -> Tensor:
     .. math:: x_1 = (i + c_1)^3, \quad x_2 = (x_1 + i + c_2)^3, \quad x_{j+1} = (x_j + c_{j+1})^3
         \pmod p,
 
-    and :math:`x_5` is the key. In the second round, i is taken modulo another prime, so that ids
-    that agree modulo p do not get the same key.
+    and :math:`x_5` is the key. The second round takes i modulo another prime, so that ids that are
+    equal modulo p get different keys.
 
     Args:
-        index: int64 [N], the ids of the rows; any integers.
+        index: int64 [N], the ids of the rows, any integers.
         seed: seed of the order, any int.
 
     Returns:
@@ -67,25 +65,25 @@ def random_key(index: Tensor, seed: int = 0) -> Tensor:
 
 
 def random_key_sql(columns: str, source: str, id: str, seed: int) -> str:
-    """Return a SELECT of the given columns of ``source`` and `random_key` of ``id`` as ``random``."""
+    """Return a SELECT of columns of ``source`` and of `random_key` of ``id`` as ``random``."""
     number = f"CAST({id} AS BIGINT)"
 
     def residue(prime: int) -> str:  # MOD has the sign of its first argument
         return f"MOD(MOD({number}, {prime}) + {prime}, {prime})"
 
+    def cube(i: int) -> str:
+        return f"MOD(MOD(x{i} * x{i}, {PRIME}) * x{i}, {PRIME})"
+
     first, *rest = _constants(seed)
-    query = (
-        f"SELECT {columns}, {residue(PRIME)} + {first} AS x0, {residue(OTHER)} AS other\n"
-        f"  FROM {source}"
-    )
+    start = f"{residue(PRIME)} + {first} AS x0, {residue(OTHER)} AS other"
+    query = f"SELECT {columns}, {start}\n  FROM {source}"
     for i, constant in enumerate(rest):
-        cube = f"MOD(MOD(x{i} * x{i}, {PRIME}) * x{i}, {PRIME})"
-        if i == 0:
-            cube = f"MOD({cube} + other, {PRIME})"
-        query = f"SELECT {columns}, {cube} + {constant} AS x{i + 1}, other FROM (\n{query}) AS r{i}"
-    last = f"x{len(rest)}"
-    cube = f"MOD(MOD({last} * {last}, {PRIME}) * {last}, {PRIME})"
-    return f"SELECT {columns}, {cube} AS random FROM (\n{query}) AS r{len(rest)}"
+        power = cube(i) if i else f"MOD({cube(i)} + other, {PRIME})"
+        query = (
+            f"SELECT {columns}, {power} + {constant} AS x{i + 1}, other FROM (\n{query}) AS r{i}"
+        )
+    last = len(rest)
+    return f"SELECT {columns}, {cube(last)} AS random FROM (\n{query}) AS r{last}"
 
 
 def _constants(seed: int) -> list[int]:

@@ -21,18 +21,18 @@ def recall_of(
     classes: Sequence[Cell],
     columns: Sequence[str],
 ) -> Tensor:
-    """Return float64 [K], the recall of each class, NaN where it is not known.
+    """Return float64 [K], the recall of each class, or NaN.
 
     Args:
-        source: recalls by class; a CSV file with the columns of the classes and ``recall``; or what
-            `RecallHistory.load` takes, of which the last validation counts.
+        source: recalls by class; a CSV file with the columns of the classes and ``recall``; or a path for
+            `RecallHistory.load`, which gives the last validation.
         classes: the classes of the table.
-        columns: names of their columns: the label's, or the label's and the group's.
+        columns: names of their columns, of the label, or of label and group.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a class of the table or of the source is missing in the other, a recall is
-            not in [0, 1], or the source cannot be understood.
+        ValueError: If the classes of table and source differ, a recall is not in [0, 1], or the source
+            cannot be parsed.
     """
     if isinstance(source, Mapping):
         found = {_cell(key): float(value) for key, value in source.items()}
@@ -44,7 +44,9 @@ def recall_of(
             found = _from_csv(path, classes, columns)
         else:
             found = _from_run(path, classes)
-    recall = listed(found, classes, "a recall", where, unknown=math.isnan)
+    known = set(classes)
+    found = {cell: v for cell, v in found.items() if cell in known or not math.isnan(v)}
+    recall = listed(found, classes, "a recall", where)
     wrong = (recall < 0) | (recall > 1)
     if bool(wrong.any()):
         k = int(wrong.nonzero()[0])
@@ -60,18 +62,10 @@ def listed(
     classes: Sequence[Cell],
     what: str,
     where: str,
-    unknown: object = None,
 ) -> Tensor:
-    """Return float64 [K], the numbers in the order of the classes, which must be the same ones.
-
-    Numbers of other classes for which ``unknown`` is true are passed over.
-    """
+    """Return float64 [K], the numbers in the order of the classes, which must be the same."""
     known = set(classes)
-    foreign = [
-        cell
-        for cell, value in found.items()
-        if cell not in known and not (callable(unknown) and unknown(value))
-    ]
+    foreign = [cell for cell in found if cell not in known]
     if foreign:
         raise ValueError(
             f"{where} has {what} for class {named(foreign[0])}, which is not in the table: it has "
@@ -87,12 +81,12 @@ def listed(
 
 
 def named(cell: Cell) -> str:
-    """Return a class as sentences name it."""
+    """Return the name of a class for messages."""
     return " / ".join(repr(part) if isinstance(part, str) else str(part) for part in cell)
 
 
 def some(classes: Sequence[Cell]) -> str:
-    """Return the first classes, and how many there are."""
+    """Return the first classes and their number, for messages."""
     names = ", ".join(named(cell) for cell in classes[:5])
     return names if len(classes) <= 5 else f"{names}, ... ({len(classes)} classes)"
 
@@ -149,7 +143,7 @@ def _from_run(path: Path, classes: Sequence[Cell]) -> dict[Cell, float]:
         )
     recall = history.last(names[0]).counts.recall.tolist()
     called = history.names_of(names[0])
-    # Groups of a run are numbered or named as a whole: the group column alone has to tell them.
+    # A run has one number or name per group: the group column alone must identify it.
     own = {cell[-1]: cell for cell in classes}
     if len(own) < len(classes):
         raise ValueError(

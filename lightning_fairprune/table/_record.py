@@ -1,4 +1,4 @@
-"""The result: how many rows of each class are kept, and where their ids are."""
+"""The result: the rows kept per class, and the file of their ids."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class TableSelection:
     Args:
         classes: the classes in the table, in order: ``(label,)`` or ``(label, group)`` each.
         sizes: int64 [K], rows per class.
-        quota: int64 [K], rows kept per class; None in a dry run without quotas, where the scores
-            decide across classes.
-        num_samples: rows of the table, with those that were left out for their label -1.
+        quota: int64 [K], rows kept per class; None in a dry run without quotas, where the order
+            decides across classes.
+        num_samples: rows of the table, including those of label -1.
         budget: rows kept.
         rule: name of the quota rule, or ``"given"``.
         recall: float64 [K] that the quotas follow, or None.
@@ -36,7 +36,7 @@ class TableSelection:
         seed: the seed of the random order.
         tables: the files.
         sql: the selection as one query for any database.
-        path: where the ids are, or None after a dry run.
+        path: the file of the ids, or None after a dry run.
 
     Example:
         >>> import torch
@@ -71,7 +71,7 @@ class TableSelection:
         return self.budget / self.num_samples
 
     def rows(self) -> list[tuple[str, int, float | None, int | None]]:
-        """Return name, size, recall and rows kept of every class; None for what is not known."""
+        """Return name, size, recall and rows kept of every class; None for unknown values."""
         unknown: list[Any] = [None] * len(self.classes)
         recall = unknown if self.recall is None else self.recall.tolist()
         quota = unknown if self.quota is None else self.quota.tolist()
@@ -81,16 +81,11 @@ class TableSelection:
     def to_json(self) -> str:
         """Return all but the SQL as JSON."""
         keys = ("label", "group")
-        classes = [
-            {
-                **dict(zip(keys, cell, strict=False)),
-                "size": size,
-                # JSON knows no NaN
-                "recall": None if recall is None or recall != recall else recall,
-                "kept": kept,
-            }
-            for cell, (_, size, recall, kept) in zip(self.classes, self.rows(), strict=True)
-        ]
+        classes: list[dict[str, Any]] = []
+        for cell, (_, size, recall, kept) in zip(self.classes, self.rows(), strict=True):
+            known = None if recall is None or recall != recall else recall  # JSON has no NaN
+            own = {"size": size, "recall": known, "kept": kept}
+            classes.append({**dict(zip(keys, cell, strict=False)), **own})
         record = {
             "format": FORMAT,
             "version": VERSION,
@@ -107,5 +102,5 @@ class TableSelection:
         return json.dumps(record, indent=1) + "\n"
 
     def save_summary(self, path: str | os.PathLike[str]) -> None:
-        """Write `to_json` to a file; an interrupted write leaves no file behind."""
+        """Write `to_json` to a file, whole or not at all."""
         write_whole(path, lambda name: name.write_text(self.to_json(), encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""From files and a density to the rows kept: count, set quotas, find thresholds, write."""
+"""From files and a density to the rows kept: count, set quotas, compute thresholds, write."""
 
 from __future__ import annotations
 
@@ -56,42 +56,41 @@ def select_table(
 ) -> TableSelection:
     r"""Choose the rows of a table to keep, and write their ids to a Parquet file.
 
-    The rows are those that `lightning_fairprune.select` keeps, in memory, of the same samples in
-    the order of their ids: for "hard" and "easy" with the same arguments, for "random" with
-    ``score=random_key(id, seed), keep="easy"``. Its own "random" keys depend on the number of
-    samples and cannot be computed in SQL. "stratified" keeps as many rows of each stratum, and
-    those of lowest `random_key`.
+    The rows are those that `lightning_fairprune.select` keeps of the same samples in the order of their
+    ids: for "hard" and "easy" with the same arguments, for "random" with ``score=random_key(id, seed),
+    keep="easy"``, as the keys of its own "random" cannot be computed in SQL. "stratified" keeps equally
+    many rows of each stratum, those of lowest `random_key`.
 
     Args:
         tables: Parquet or CSV files, or globs; together they are one table.
         density: fraction of the rows to keep, in (0, 1]; rounded to whole rows, at least one.
         quota: "drop", "drop_reference", "proportional" or "balanced", the rules of
-            `lightning_fairprune.quotas`; "none": no quotas, the order decides across classes; or
-            the rows to keep by class, with ``density=None``.
+            `lightning_fairprune.quotas`; "none": the order decides across classes; or the rows to keep
+            by class, with ``density=None``.
         recall: for "drop" and "drop_reference", the recall of every class: a CSV file with the
-            columns of the class and ``recall``; the folder of a run with RecallMonitor, whose last
-            validation counts; or numbers by class. NaN or empty marks a class never seen.
+            columns of the class and ``recall``; the folder of a run with RecallMonitor, for its last
+            validation; or numbers by class. NaN or empty marks a class never seen.
         keep: which rows of a class, as in `select`: "random"; "hard", "easy" or "stratified" by
             score, lower id first among equal scores. "random" and "stratified" need integer ids.
         seed: seed of the random order.
-        by: "label", or "group": classes are then the pairs of label and group in the table.
-        id: column that tells rows apart, integers or strings.
-        label: column of the class, integers or strings, ordered as such; -1 marks a row that must
-            not be selected, but counts for the density.
+        by: "label", or "group" for classes that are pairs of label and group.
+        id: column of unique ids, integers or strings.
+        label: column of the class, integers or strings, in their order; a row with -1 is not selected,
+            but counts for the density.
         score: column of the score, higher = harder; not read with ``keep="random"``.
         group: column of the group, read with ``by="group"``.
-        memory: for the process, such as ``"2GiB"``; half of it is what DuckDB plans with, the rest is
-            left to Python. What does not fit goes to a folder beside ``out``.
-        out: Parquet file to write, with the kept ids in order; a summary goes beside it, as .json.
-            None only sets the quotas.
-        on_step: called with a few words as each step begins.
+        memory: of the process, such as ``"2GiB"``, half of it for DuckDB. What does not fit is written
+            to a folder beside ``out``.
+        out: Parquet file for the kept ids, in order; a summary is written beside it, as .json. None
+            only sets the quotas.
+        on_step: called with a few words when a step starts.
 
     Returns:
         The `TableSelection`.
 
     Raises:
         ImportError: DuckDB or pyarrow is not installed.
-        FileNotFoundError: A table or the recalls are not there.
+        FileNotFoundError: A table or the recalls do not exist.
         ValueError: An argument, column, score, label or id that cannot be used.
     """
     if by not in ("label", "group"):
@@ -117,12 +116,9 @@ def select_table(
         step("Counting classes")
         found = classes_of(connection, columns, finite=keep == "stratified")
         result = _with_quotas(found, density, quota, recall, columns)
-        result = replace(result, keep=keep, seed=order.seed, tables=files)
         wanted: Tensor | int = result.budget if result.quota is None else result.quota
-        result = replace(
-            result,
-            sql=_sql.definition(found.classes, wanted, order, columns, found.excluded),
-        )
+        sql = _sql.definition(found.classes, wanted, order, columns, found.excluded)
+        result = replace(result, keep=keep, seed=order.seed, tables=files, sql=sql)
         if out is None:
             return result
         step("Looking for ids that occur twice")
@@ -205,7 +201,7 @@ def _write(
                 f"{result.budget}; run it again."
             )
         done.append(replace(result, quota=per_class, path=out))
-        # First: where the ids are, all is there.
+        # The summary first: whoever finds the ids finds both.
         done[0].save_summary(_summary(out))
 
     write_whole(out, fill)
@@ -235,7 +231,7 @@ def _check_quota(
 
 
 def _free(out: Path) -> Path:
-    """Return the file to write, which must not be there, or its summary."""
+    """Return the file to write; neither it nor its summary may exist."""
     if out.suffix.lower() != ".parquet":
         raise ValueError(f"`out` must end in .parquet, got {out}.")
     if not out.parent.is_dir():
@@ -262,12 +258,7 @@ def _connect(memory: str, folder: str) -> DuckDBPyConnection:
     limit = float(size[1]) * UNITS[size[2]] * 0.5 / 2**20 if size else 0
     if limit < 128:
         raise ValueError(f"`memory` must be at least 256MiB, such as 2GiB, got {memory!r}.")
-    connection = duckdb.connect(
-        config={
-            "memory_limit": f"{int(limit)}MiB",
-            "temp_directory": folder,
-            "preserve_insertion_order": False,
-        }
-    )
+    config = {"memory_limit": f"{int(limit)}MiB", "temp_directory": folder}
+    connection = duckdb.connect(config={**config, "preserve_insertion_order": False})
     connection.execute("SET enable_progress_bar = false")
     return connection

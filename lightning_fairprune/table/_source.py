@@ -1,4 +1,4 @@
-"""The files of a table as one view, with the columns that the selection needs."""
+"""The files of a table as one view of the columns that the selection reads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ READERS = {
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Names of the columns; None for one that the selection does not read."""
+    """Names of the columns; None for one that is not read."""
 
     id: str = "id"
     label: str = "label"
@@ -30,23 +30,23 @@ class Columns:
 
     @property
     def cell(self) -> tuple[str, ...]:
-        """The columns that make up a class."""
+        """The columns of the class."""
         return (self.label,) if self.group is None else (self.label, self.group)
 
 
 def identifier(name: str) -> str:
-    """Return a name as SQL writes it."""
+    """Return a name in SQL."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def text(value: str) -> str:
-    """Return a string as SQL writes it."""
+    """Return a string in SQL."""
     return "'" + value.replace("'", "''") + "'"
 
 
 @contextmanager
 def plain_errors(memory: str) -> Iterator[None]:
-    """Turn what DuckDB raises about files, values and memory into sentences."""
+    """Turn errors of DuckDB about files, values and memory into a ValueError."""
     import duckdb
 
     try:
@@ -64,15 +64,10 @@ def plain_errors(memory: str) -> Iterator[None]:
 def open_tables(
     connection: DuckDBPyConnection, tables: Sequence[str | os.PathLike[str]], columns: Columns
 ) -> tuple[tuple[str, ...], bool]:
-    """Make the view ``samples`` (id, label, [part,] [score]) of files or globs.
+    """Create the view ``samples`` (id, label, [part,] [score]) of files or globs.
 
     Returns:
         The files, and whether the ids are integers.
-
-    Raises:
-        FileNotFoundError: If a name matches no file.
-        ValueError: If the files are of different or unknown kinds, or a column is missing or of a
-            type that cannot be used.
     """
     files: list[str] = []
     for name in (os.fspath(table) for table in tables):
@@ -80,7 +75,7 @@ def open_tables(
         if not found and not os.path.isfile(name):
             raise FileNotFoundError(f"There is no file {name!r}.")
         files += [file for (file,) in found] or [name]
-    # Whoever reads them takes these characters for patterns once more.
+    # DuckDB would expand these characters again when it reads the files.
     odd = [file for file in files if any(character in file for character in "*?[")]
     if odd:
         raise ValueError(f"files must have names without *, ? and [, got {odd[0]!r}: rename it.")
@@ -90,7 +85,7 @@ def open_tables(
     readers = {_reader(file) for file in files}
     if len(readers) > 1:
         raise ValueError("all tables must be Parquet files or all CSV files, got both.")
-    # Columns by name: files of one table need not have them in the same order.
+    # Columns by name: their order may differ between files.
     source = f"{readers.pop()}([{', '.join(map(text, files))}], union_by_name = true)"
     described = connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()
     kinds = {str(row[0]): str(row[1]) for row in described}
@@ -102,9 +97,8 @@ def open_tables(
                 f"with `{role}`."
             )
     if not connection.execute(f"SELECT 1 FROM {source} LIMIT 1").fetchall():
-        raise ValueError("the tables must have rows, got none.")  # of no type either, in CSV files
-    chosen = [f"{_discrete(columns.id, kinds, 'id')} AS id"]
-    chosen.append(f"{_discrete(columns.label, kinds, 'label')} AS label")
+        raise ValueError("the tables must have rows, got none.")  # an empty CSV file has no types
+    chosen = [f"{_discrete(getattr(columns, c), kinds, c)} AS {c}" for c in ("id", "label")]
     if columns.group is not None:
         chosen.append(f"{_discrete(columns.group, kinds, 'group')} AS part")
     if columns.score is not None:

@@ -1,8 +1,8 @@
 """The selection in SQL: as one query for any database, and in passes of bounded memory for DuckDB.
 
 The query ranks all rows of a class, which sorts the table. The passes count the rows of each class
-by ranges of score or key instead, which shows the range in which the quota runs out: ranges before
-it are kept whole, and only its own rows are sorted. Both keep the same rows.
+by ranges of score or key instead, to find the range in which the quota ends: earlier ranges are kept
+whole, and only its own rows are sorted. Both keep the same rows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lightning_fairprune.table._source import Columns, identifier, text
 RESERVED = {"all", "by", "group", "index", "key", "order", "partition", "rank", "row", "select"}
 RESERVED |= {"set", "table", "to", "union", "user", "value", "values", "where", "with"}
 # score * 1e0 is a 64-bit number in every dialect. Halves: the difference of two finite numbers may
-# overflow, that of their halves does not; the smallest normal number stands for a width of 0.
+# overflow, that of their halves does not; the smallest normal number replaces a width of 0.
 SHARE = "(score * 1e0 / 2 - lo / 2) / GREATEST(hi / 2 - lo / 2, 2.2250738585072014e-308)"
 STRATUM = f"LEAST(FLOOR({SHARE} * {STRATA}), {STRATA - 1})"
 
@@ -35,18 +35,18 @@ class Order:
 
     @property
     def drawn(self) -> bool:
-        """Whether keys are drawn."""
+        """Whether the order uses random keys."""
         return self.keep in ("random", "stratified")
 
     @property
     def terms(self) -> str:
-        """What to order by."""
+        """The terms of ORDER BY."""
         if self.drawn:
             return "random, id"
         return "score DESC, id" if self.keep == "hard" else "score, id"
 
     def source(self, columns: str, name: str) -> str:
-        """Return the rows to rank, with keys if they are drawn."""
+        """Return the rows to rank, with random keys if the order needs them."""
         if not self.drawn:
             return name
         return f"(\n{random_key_sql(columns, name, 'id', self.seed)})"
@@ -57,12 +57,7 @@ def definition(
 ) -> str:
     """Return the selection as one query on ``my_table``.
 
-    Args:
-        classes: the classes of the table.
-        quota: int64 [K], rows to keep per class, or an int: that many of all rows.
-        order: the order inside a class.
-        columns: the columns of the table.
-        excluded: whether rows of label -1 have to be left out.
+    ``quota`` is int64 [K], rows per class, or an int, of all rows; ``excluded`` leaves out label -1.
     """
     grouped = isinstance(quota, Tensor)
     keys = ["label", "part"][: len(columns.cell)] if grouped else []
@@ -119,10 +114,10 @@ def definition(
 
 
 def keyed(order: Order, keys: Sequence[str], buckets: int) -> str:
-    """Return a SELECT of id, class, pile (class, or stratum of a class), bucket, and what orders.
+    """Return a SELECT of id, class, pile (class, or stratum of a class), bucket, and score or key.
 
     Reads the view ``samples`` and the table ``classes`` (class, home, label, [part,] lo, hi), where
-    home is the class in which a row competes. Buckets are in the order in which rows are kept.
+    home is the class in which a row competes. Lower buckets are kept first.
     """
     if order.drawn:
         bucket = f"random * {buckets} // {PRIME}"
@@ -148,10 +143,7 @@ def histogram(rows: str) -> str:
 
 
 def edges() -> str:
-    """Return a SELECT of the bucket in which the quota of each pile ends, and what is left there.
-
-    Reads the tables ``histogram`` and ``piles`` (pile, quota).
-    """
+    """Return a SELECT of the bucket in which the quota of each pile ends, and the rest of the quota there."""
     return (
         "SELECT pile, bucket AS edge, quota - before AS rest FROM (SELECT pile, bucket, n, "
         "SUM(n) OVER (PARTITION BY pile ORDER BY bucket) - n AS before FROM histogram) "
@@ -176,7 +168,7 @@ def _join(left: str, right: str, keys: Sequence[str]) -> str:
 
 
 def _plain(name: str) -> str:
-    """Return a name without quotes where it needs none: dialects differ in them."""
+    """Return a name in SQL, quoted only if necessary: dialects differ in their quotes."""
     plain = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) and name.lower() not in RESERVED
     return name if plain else identifier(name)
 
