@@ -22,7 +22,7 @@ from lightning_fairprune.experiments import _pool, _worker
 from lightning_fairprune.experiments._cells import Cell, cells_of
 from lightning_fairprune.experiments._claim import markdown as claims_markdown
 from lightning_fairprune.experiments._query import known
-from lightning_fairprune.experiments._results import Row, by_setting, markdown, rows_of, spread
+from lightning_fairprune.experiments._results import Row, by_density, markdown, rows_of, spread
 from lightning_fairprune.experiments._store import Store
 from lightning_fairprune.experiments._summary import summarise
 
@@ -461,7 +461,7 @@ def test_table_is_by_density_with_ranges() -> None:
     text = markdown(rows)
     assert "| a | 2 | 0.800 [0.800, 0.800] | 0.300 [0.200, 0.400] |" in text
     assert text.index("density 0.5") < text.index("density 0.3")
-    assert list(by_setting(rows)) == [("a", 0.5), ("b", 0.3)]
+    assert list(by_density(rows)) == [("a", 0.5), ("b", 0.3)]
     assert spread([0.1234]) == "0.123"
 
 

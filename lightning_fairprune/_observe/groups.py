@@ -1,4 +1,4 @@
-"""Where the group of each sample is found in a batch."""
+"""Finds the group of each sample in a batch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from torch import Tensor
 
 LogitsFn = Callable[[pl.LightningModule, Any], tuple[Tensor, Tensor]]
 
-# In this order for jsonargparse, which takes the first type that fits; and Any, because it reads a
-# callable that returns a class as one that builds an object of it.
+# jsonargparse takes the first type that fits, and builds objects where a callable returns a class.
 GroupBy = Callable[[Any], Any] | int | str
 
 

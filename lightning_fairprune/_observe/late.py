@@ -1,4 +1,4 @@
-"""Looking for the loss only where a step computes it: after the network."""
+"""Observes tensor functions only where a step computes its loss: after the network."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ from lightning_fairprune._model.capture import LossCapture
 
 
 class LateCapture(LossCapture):
-    """A capture that learns from one step after which module the next ones compute their loss.
+    """A capture that learns after which module the steps of an evaluation compute their loss.
 
     A function mode costs microseconds at each tensor function, and nearly all of them belong to the
-    network. The first step of an evaluation is looked at all the time. In the second the module is noted
-    that called most others and was done before the loss; from then on a step is looked at when that module is
-    done. Where there is no such module the mode is on all the time, and so it is where the first step has
-    compiled code, into which the hooks would go.
+    network. The mode observes the whole first step. In the second step it finds the module that called
+    most others and returned before the loss; from then on it starts when that module returns. It stays on
+    in every step if there is no such module, or if the first step ran compiled code, which would contain the hooks.
 
     Example:
         >>> from torch.nn.functional import cross_entropy
@@ -48,7 +47,7 @@ class LateCapture(LossCapture):
 
     @property
     def after(self) -> nn.Module | None:
-        """The module after which the loss is looked for; None for all the time."""
+        """The module after which the mode starts; None for the whole step."""
         return None if self._after is None else self._after()
 
     def begin(self, batch_idx: int) -> None:
@@ -98,10 +97,10 @@ class LateCapture(LossCapture):
         self._calls += 1
 
     def _module_ends(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not self._begun_at:  # begun before anyone listened, in another thread
+        if not self._begun_at:  # it started before the hooks, in another thread
             return
         calls = self._calls - self._begun_at.pop()
-        # Scripted modules take no hooks, and a mode must be left before one that was there earlier.
+        # Scripted modules take no hooks, and modes must be left in reverse order.
         scripted = isinstance(module, torch.jit.ScriptModule)
         if not self.noted and not scripted and _modes() == self._modes + 1:
             self._done.append((calls, ref(module)))
@@ -112,11 +111,11 @@ class LateCapture(LossCapture):
 
 
 def _modes() -> int:
-    """Returns how many function modes are on."""
+    """Returns the number of active function modes."""
     return int(torch._C._len_torch_function_stack())
 
 
 def _has_compiled() -> bool:
-    """Whether anything was compiled in this process so far."""
+    """Whether this process has compiled anything."""
     dynamo = sys.modules.get("torch._dynamo.utils")
     return dynamo is not None and bool(dynamo.counters["frames"])

@@ -1,4 +1,4 @@
-"""Finding out what a score needs by trying it on a few made-up samples."""
+"""Finds the signals that a score needs by trying it on a few made-up samples."""
 
 from __future__ import annotations
 
@@ -17,17 +17,10 @@ _NUM_CLASSES = 4
 
 
 def required_signals(score: Callable[[Dynamics], Tensor], *, num_epochs: int) -> tuple[str, ...]:
-    """Return the signals that a score reads, in the order in which it first reads them.
+    """Returns the signals that a score reads, names of `signals.__all__` in the order of first use.
 
-    The score runs once on 16 made-up samples for which every signal of `signals.__all__` was recorded. So a recorder
-    can keep only what is needed, and a score that cannot work is told before the training starts.
-
-    Args:
-        score: A function of `lightning_fairprune.scores`, or any `Dynamics -> [N]`.
-        num_epochs: Epochs that will have been recorded when the score is computed, at least 1.
-
-    Returns:
-        Names out of `signals.__all__`; none for a score that looks only at targets, groups or `observed`.
+    Runs the score once on 16 made-up samples with `num_epochs` recorded epochs of every signal. So a
+    recorder keeps only what is needed, and a score that cannot work fails before training.
 
     Raises:
         ValueError: If the score fails on the made-up samples, or does not return one number per sample.
@@ -90,7 +83,7 @@ def _name(score: object) -> str:
 
 
 class _Recording(UserDict[str, Tensor]):
-    """A dictionary that remembers which of its values were read, in order."""
+    """A dictionary that records the order in which its values are read."""
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
         super().__init__(values)

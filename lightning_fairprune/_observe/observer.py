@@ -1,4 +1,4 @@
-"""What callbacks share to look into steps: one capture a Trainer, sums over ranks."""
+"""Reads logits and targets from the steps of a Trainer, with one capture for all callbacks."""
 
 from __future__ import annotations
 
@@ -27,13 +27,7 @@ def capture_of(trainer: pl.Trainer) -> LateCapture:
 
 
 class StepObserver:
-    """Reads logits and targets of the steps that it is told of, by looking at their losses.
-
-    Args:
-        trainer: whose steps.
-        logits_fn: computes ``(logits, target)`` from module and batch; None to read them from the
-            step's own outputs or its loss.
-    """
+    """Reads logits and targets of steps: by `logits_fn`, from their outputs, or from their loss."""
 
     def __init__(self, trainer: pl.Trainer, logits_fn: LogitsFn | None = None) -> None:
         self._capture = capture_of(trainer)
@@ -42,16 +36,9 @@ class StepObserver:
         self._own: tuple[Tensor, Tensor] | None = None
 
     def open(self, module: pl.LightningModule, batch: Any, batch_idx: int | None = None) -> None:
-        """Before the step.
-
-        Args:
-            module: whose step it is.
-            batch: that the step is given.
-            batch_idx: of an evaluation; from what the first steps do the others are looked into for
-                less. None in training.
-        """
+        """Starts before a step; `batch_idx` is None in training."""
         if self._logits_fn is not None:
-            # Before the step, so that the logits are those of the weights that the step sees.
+            # Before the step, which may change the weights.
             with torch.no_grad(), evaluating(module):
                 self._own = self._logits_fn(module, batch)
             return
@@ -62,18 +49,18 @@ class StepObserver:
         self._open = True
 
     def close(self) -> None:
-        """After the forward pass; safe to call more than once."""
+        """Stops after the forward pass; safe to call more than once."""
         if self._open:
             self._open = False
             self._capture.leave()
 
     @property
     def saw_nothing(self) -> bool:
-        """Whether the step that was just closed computed no loss that could be noted."""
+        """Whether the last step computed no loss that could be observed."""
         return self._own is None and not self._capture.noted
 
     def read(self, outputs: Any, batch_size: int | None, where: str) -> tuple[Tensor, Tensor]:
-        """Returns logits [B, C] and target [B] of the step that was just closed."""
+        """Returns logits [B, C] and target [B] of the last step."""
         self.close()
         if self._own is not None:
             (logits, target), self._own = self._own, None
@@ -109,11 +96,11 @@ class StepObserver:
 
 
 class TrainingObserver(StepObserver):
-    """Learns from the first training step where the logits of the others are found for less.
+    """Learns from the first training step the cheapest way to the logits of the others.
 
-    A step that returns them need not be looked into. Where the graph of the loss shows the same loss
-    as the function mode did, the graph is enough: the mode costs microseconds at each of the hundreds
-    of functions that a deep network calls, the graph a few in all.
+    A step that returns them is not observed. If the graph of the loss shows the same loss as the
+    function mode, the graph is enough: the mode costs microseconds at each of the hundreds of functions
+    that a deep network calls, the graph a few microseconds in total.
     """
 
     def __init__(self, trainer: pl.Trainer, logits_fn: LogitsFn | None = None) -> None:
@@ -124,27 +111,27 @@ class TrainingObserver(StepObserver):
         )
 
     def open(self, module: pl.LightningModule, batch: Any, batch_idx: int | None = None) -> None:
-        """Before the step."""
+        """Starts before a step."""
         self._graph = None
         if self._way in ("any", "mode"):
             super().open(module, batch)
 
     def look(self, loss: Tensor, batch_size: int) -> None:
-        """Between the forward and the backward pass; the first of several losses counts."""
+        """Reads the graph between forward and backward pass; the first of several losses counts."""
         if self._graph is None and self._way in ("any", "graph"):
             self._graph = from_graph(loss, batch_size)
 
     @property
     def saw_nothing(self) -> bool:
-        """Whether the step that was just closed computed no loss that could be noted."""
+        """Whether the last step computed no loss that could be observed."""
         if self._way != "graph":
             return super().saw_nothing
         if self._graph is None:
-            self._way = "mode"  # this batch is lost to the record, the next ones are not
+            self._way = "mode"  # from the next batch on
         return self._graph is None
 
     def read_step(self, outputs: Any, batch_size: int) -> tuple[Tensor, Tensor] | None:
-        """Returns logits and target, or None for a step that did not do what the first one did."""
+        """Returns logits and target; None for a step that differs from the first one."""
         self.close()
         if self._way == "graph":
             return None if self.saw_nothing else self._graph
@@ -152,7 +139,7 @@ class TrainingObserver(StepObserver):
         if self._way == "any":
             self._way = "outputs" if _has_logits(outputs) else "mode"
             if self._way == "mode" and self._graph is not None and _alike(self._graph, seen):
-                # Already for this step, so that a fit records the same bits wherever it resumes.
+                # In the first step too, so that a resumed fit records the same bits.
                 self._way, seen = "graph", self._graph
         return seen
 
@@ -162,7 +149,7 @@ def _has_logits(outputs: Any) -> bool:
 
 
 def _alike(graph: tuple[Tensor, Tensor], called: tuple[Tensor, Tensor]) -> bool:
-    """Whether the graph shows the very loss that was called; waits for the device, once a fit."""
+    """Whether graph and call show the same loss; waits for the device, once a fit."""
     (found, found_target), (logits, target) = graph, called
     if found.shape != logits.shape or not torch.equal(found_target, target):
         return False

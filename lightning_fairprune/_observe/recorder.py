@@ -1,4 +1,4 @@
-"""Filling Dynamics while training runs: one epoch on the device, finished epochs on the host."""
+"""Records Dynamics during training: the running epoch on the device, finished ones on the host."""
 
 from __future__ import annotations
 
@@ -15,25 +15,23 @@ from lightning_fairprune.records.dynamics import Dynamics
 _HOST_DTYPE = {"correct": torch.bool, "loss": torch.float32, "margin": torch.float32}
 _UNSEEN = -1
 
-# Batches are put by and worked through together: on a small batch the dozen tensor functions that it
-# takes cost their fixed price, not their arithmetic. At most so many batches or logits wait.
+# Batches are buffered and computed together, because a dozen tensor functions on a small batch cost
+# mostly overhead. At most so many batches or logits are buffered.
 _MOST_BATCHES, _MOST_LOGITS = 16, 1 << 22
 
 
 class EpochRecorder:
     """Per-sample signals of the running epoch and of the epochs before it.
 
-    On the device there is one value per sample and signal, the label and a flag, in the narrowest
-    types that serve: at most 24 bytes a sample however long training lasts, besides the logits of
-    sixteen batches at most. A finished epoch moves to host memory. Recording copies nothing to the
-    host and never waits for the device.
+    The device holds one value per sample and signal, the label and a flag, in the narrowest types:
+    at most 24 bytes a sample, besides the logits of at most sixteen batches. A finished epoch moves to
+    host memory. Recording copies nothing to the host and never waits for the device.
 
     Args:
         num_samples: N of the training set.
-        names: the signals to record, from :mod:`lightning_fairprune.signals`; may be empty, then
-            only the labels are learned.
-        grouped: whether a group id comes with every sample.
-        device: where the training step runs.
+        names: the signals to record, from :mod:`lightning_fairprune.signals`; none for labels only.
+        grouped: whether every sample has a group id.
+        device: of the training step.
     """
 
     def __init__(
@@ -58,7 +56,7 @@ class EpochRecorder:
         self.to(device)
 
     def to(self, device: torch.device | str) -> None:
-        """Moves the buffers of the running epoch, allocating them when there are none."""
+        """Moves the buffers of the running epoch, or allocates them."""
         if not self._now:
             dtypes = {"target": torch.int32, "seen": torch.uint8}
             for name in self.names:
@@ -73,62 +71,53 @@ class EpochRecorder:
         self._now = {name: buffer.to(device) for name, buffer in self._now.items()}
 
     def release(self) -> None:
-        """Gives the device memory back; what finished epochs saw stays."""
+        """Frees the device memory and keeps finished epochs."""
         self._now = {}
 
     @property
     def device_bytes(self) -> int:
-        """Bytes held on the device."""
+        """Size of the buffers on the device."""
         return sum(buffer.numel() * buffer.element_size() for buffer in self._now.values())
 
     @property
     def needed(self) -> bool:
-        """Whether the next epoch has anything left to record."""
+        """Whether anything is left to record."""
         return bool(self.names) or self._labels_missing
 
     def update(
         self, indices: Tensor, logits: Tensor, target: Tensor, group: Tensor | None = None
     ) -> None:
-        """Notes one batch.
-
-        Args:
-            indices: which samples, int64 [B] on the device.
-            logits: [B, C].
-            target: int64 [B].
-            group: int64 [B] where groups are recorded.
-        """
+        """Records logits [B, C] and the int64 [B] sample indices, targets and groups of a batch."""
         if len(logits) != len(indices):
             raise ValueError(
                 f"the collate function returned {len(logits)} samples for {len(indices)} indices: "
                 "it must neither drop nor repeat samples, or their indices are unknown."
             )
         self.num_classes = logits.shape[1]
-        # Copies: a compiled step or a loader may use the same memory again for the next batch.
+        # Copies, because a compiled step or a loader may reuse the memory for the next batch.
         group = None if group is None else group.clone()
         logits = logits.detach().clone() if self.names else logits.detach()[:0]
         self._waiting.append((indices, logits, target.clone(), group))
         self._waiting_logits += logits.numel()
         if len(self._waiting) >= _MOST_BATCHES or self._waiting_logits >= _MOST_LOGITS:
-            self._work_through()
+            self._compute()
 
-    def _work_through(self) -> None:
+    def _compute(self) -> None:
         if not self._waiting:
             return
-        columns = zip(*self._waiting, strict=True)
-        indices, logits, target, group = (
-            None if column[0] is None else torch.cat(column) for column in columns
+        indices, logits, target, *group = (
+            torch.cat([value for value in column if value is not None])
+            for column in zip(*self._waiting, strict=True)
+            if column[0] is not None
         )
         self._waiting, self._waiting_logits = [], 0
-        assert indices is not None
-        assert logits is not None
-        assert target is not None
         now = self._now
-        # A label out of range (-100 to be ignored) must not crash the device; finish_epoch names it.
+        # A label out of range (such as -100) must not crash the device; finish_epoch raises for it.
         inside = target.clamp(0, logits.shape[1] - 1)
         with torch.no_grad():
             now["target"].index_copy_(0, indices, target.to(torch.int32))
-            if group is not None:
-                now["group"].index_copy_(0, indices, group.to(torch.int32))
+            if group:
+                now["group"].index_copy_(0, indices, group[0].to(torch.int32))
             if self.names:
                 for name, value in signals.compute(self.names, logits, inside).items():
                     now[name].index_copy_(0, indices, value.to(now[name].dtype))
@@ -137,18 +126,13 @@ class EpochRecorder:
     def finish_epoch(
         self, epoch: int, reduce_sum: Callable[[Tensor], Tensor] = lambda tensor: tensor
     ) -> None:
-        """Closes the running epoch: adds up the ranks and moves the row to the host.
-
-        Args:
-            epoch: its number, for messages.
-            reduce_sum: sums a tensor over all ranks. A sample that padding gave to two ranks is
-                averaged.
+        """Closes the running epoch: averages it over the ranks and moves it to the host.
 
         Raises:
             ValueError: If an observed value is not finite, a label is out of range, or a sample's
-                label is not the one it had before.
+                label has changed.
         """
-        self._work_through()
+        self._compute()
         total = {name: reduce_sum(buffer) for name, buffer in self._reducible().items()}
         seen = total.pop("seen").cpu()
         observed = seen > 0
@@ -179,7 +163,7 @@ class EpochRecorder:
             buffer.zero_()
 
     def _reducible(self) -> dict[str, Tensor]:
-        # Counts go up to the number of ranks and values are averaged, so all need room.
+        # Sums over ranks need wider types.
         wide = {"target": torch.float64, "group": torch.float64}
         return {
             name: buffer.to(wide.get(name, torch.float32)) for name, buffer in self._now.items()
@@ -210,11 +194,11 @@ class EpochRecorder:
                 "the samples' own labels (return 'logits' and 'target' from training_step then)."
             )
         setattr(self, name, torch.where(observed, label, known))
-        # Looked up in every step, so found out here.
+        # Cached, because every step reads it.
         self._labels_missing = bool((self.target == _UNSEEN).any())
 
     def dynamics(self) -> Dynamics:
-        """Returns what the finished epochs saw; a signal that was not recorded is absent."""
+        """Returns the recorded signals of the finished epochs."""
         return Dynamics(
             target=self.target,
             signals={name: torch.stack(rows) for name, rows in self._rows.items() if rows},
@@ -225,12 +209,8 @@ class EpochRecorder:
     def state_dict(
         self, reduce_sum: Callable[[Tensor], Tensor] = lambda tensor: tensor
     ) -> dict[str, Any]:
-        """Returns CPU tensors and primitives only; inside an epoch also what it has seen so far.
-
-        `reduce_sum` adds up the ranks, whose means every rank may load: they weigh the same, so the
-        mean over the ranks stays theirs.
-        """
-        self._work_through()
+        """Returns CPU tensors and primitives, with the means of the running epoch over the ranks."""
+        self._compute()
         running = {name: reduce_sum(buffer) for name, buffer in self._reducible().items()}
         narrow = self.num_classes <= 2**15
         return {
@@ -248,14 +228,14 @@ class EpochRecorder:
         }
 
     def _means(self, total: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        # As narrow as the buffers, a third of the sums: what they are put back into.
+        # In the types of the buffers, a third of the size.
         seen = total["seen"]
         means = {name: value / seen.clamp(min=1) for name, value in total.items() if name != "seen"}
         means["seen"] = seen > 0
         return {name: value.to(self._now[name].dtype).cpu() for name, value in means.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores `state_dict`; the recorder must have the same signals and samples."""
+        """Restores `state_dict`; signals and samples must be the same."""
         if state["num_samples"] != self.num_samples:
             raise ValueError(
                 f"the checkpoint was written with {state['num_samples']} training samples, the "
@@ -277,11 +257,8 @@ class EpochRecorder:
             for name, rows in state["rows"].items()
         }
         self._observed = [unpack_bits(row, n) for row in state["observed"]]
-        if state["running"] is not None and self._now:
-            self._resume_running(state["running"])
-
-    def _resume_running(self, running: Mapping[str, Tensor]) -> None:
-        # Every rank goes on with the means of all of them, which count as one observation.
-        # Samples that are still to come overwrite nothing: an epoch visits a sample once.
-        for name, buffer in self._now.items():
-            buffer.copy_(running[name])
+        if state["running"] is not None:
+            # Every rank loads the means over all, so they stay the means. An epoch visits a sample once,
+            # so later steps do not overwrite them.
+            for name, buffer in self._now.items():
+                buffer.copy_(state["running"][name])

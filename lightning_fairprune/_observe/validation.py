@@ -1,4 +1,4 @@
-"""The validations of a Trainer: each is observed, copied and summed over ranks once, for all callbacks."""
+"""Counts each validation of a Trainer once for all its callbacks."""
 
 from __future__ import annotations
 
@@ -18,12 +18,7 @@ from lightning_fairprune.counts import ClassCounts, Tally, counts_of
 
 
 class RecallWindow:
-    """Pools the counts of the last few validations.
-
-    Args:
-        length: validations to pool.
-        shrinkage: pseudo-samples at the mean recall added to every class.
-    """
+    """Pools the counts of the last `length` validations; `shrinkage` as of the callbacks."""
 
     def __init__(self, length: int, shrinkage: float) -> None:
         self.length, self.shrinkage = length, shrinkage
@@ -33,13 +28,13 @@ class RecallWindow:
         return len(self._counts)
 
     def add(self, counts: ClassCounts) -> None:
-        """After a validation."""
+        """Adds the counts of a validation."""
         self._counts = [*self._counts, counts][-self.length :]
 
     def recall(self) -> Tensor:
         """Returns the pooled recalls, float64 [K]; NaN for a class without a sample."""
         most = max(counts.num_classes for counts in self._counts)
-        # An earlier validation may not have met a group.
+        # A group may be missing in an earlier validation.
         pooled = ClassCounts.pooled([counts.padded(most) for counts in self._counts])
         return pooled.shrunk_recall(self.shrinkage)
 
@@ -53,12 +48,7 @@ class RecallWindow:
 
 
 class _Running:
-    """The validation (or test) that runs in a Trainer, counted by one way to its logits.
-
-    Args:
-        trainer: whose; not kept.
-        logits_fn: see `StepObserver`.
-    """
+    """The running validation (or test) of a Trainer, for all callbacks with the same `logits_fn`."""
 
     def __init__(self, trainer: pl.Trainer, logits_fn: LogitsFn | None) -> None:
         self.logits_fn = logits_fn
@@ -76,12 +66,12 @@ class _Running:
         self.where: tuple[torch.device, torch.dtype] | None = None
 
     def renew(self) -> None:
-        """Before the first batch: forgets an earlier validation and what was wanted of it."""
+        """Resets before the first batch of the next validation."""
         if self._started:
             self._begin()
 
     def want(self, loaders: range, group_by: GroupBy | None) -> None:
-        """Before the first batch, once for each callback that wants something."""
+        """Adds the loaders and groups that a callback wants counted, before the first batch."""
         self._loaders.update(loaders)
         if group_by is not None and group_by not in self._groupings:
             self._groupings.append(group_by)
@@ -89,13 +79,13 @@ class _Running:
     def open(
         self, module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int
     ) -> None:
-        """Before a step; only the first call counts."""
+        """Starts before a step; only the first call counts."""
         if dataloader_idx in self._loaders and not self._is_open:
             self._started = self._is_open = True
             self._observer.open(module, batch, batch_idx)
 
     def close(self, outputs: Any, batch: Any, dataloader_idx: int, step: str) -> None:
-        """After a step; only the first call counts."""
+        """Counts after a step; only the first call counts."""
         if not self._is_open:
             return
         self._is_open = False
@@ -109,11 +99,11 @@ class _Running:
     def counts(
         self, trainer: pl.Trainer, module: pl.LightningModule, group_by: GroupBy | None
     ) -> dict[int, tuple[ClassCounts, ...]]:
-        """After the last batch: the counts of each loader, by class and by the groups; on all ranks."""
+        """Returns the counts of each loader by class and by group; all ranks must call this."""
         if self._found is None:
             self._started = True
             loaders = sorted(self._loaders)
-            # A rank may have had no batch of a loader; it takes part in the sums all the same.
+            # A rank without a batch of a loader takes part in the sums.
             tallies = [self._tallies.get(i, Tally(len(self._groupings))) for i in loaders]
             sums = sum_over_ranks(trainer), max_over_ranks(trainer), module.device
             self._found = dict(zip(loaders, counts_of(tallies, *sums), strict=True))
@@ -132,7 +122,7 @@ def abandon(trainer: pl.Trainer) -> None:
 
 
 class CountsValidation(pl.Callback):
-    """A callback that lets each batch of a validation be counted; `Validation` says for what."""
+    """A callback that counts each batch of a validation, as its `Validation` says."""
 
     def on_validation_batch_start(
         self,
@@ -162,16 +152,16 @@ class CountsValidation(pl.Callback):
 
 
 class Validation:
-    """What a callback wants counted in each validation, and whether a validation was whole.
+    """The counts that a callback wants of each validation, and whether a validation was whole.
 
-    A checkpoint that was taken after the last batch of an epoch and before the end of its validation (on
-    an exception or a signal, or after every step) does not know how far the validation had come. The Trainer
-    that resumes it runs what it takes for the rest of the validation, or nothing of it.
+    A checkpoint between the last batch of an epoch and the end of its validation (on an exception or a
+    signal, or after every step) does not record the progress of the validation. The Trainer that resumes it
+    runs only a part of it, or nothing.
 
     Args:
-        dataloader_idx: the loader that is counted; None for all.
+        dataloader_idx: the loader to count; None for all.
         group_by: groups to count besides the classes.
-        logits_fn: see `StepObserver`; those with the same one share a count.
+        logits_fn: see `StepObserver`.
     """
 
     def __init__(
@@ -181,19 +171,17 @@ class Validation:
         logits_fn: LogitsFn | None = None,
     ) -> None:
         self._loader, self._group_by, self._logits_fn = dataloader_idx, group_by, logits_fn
-        self.step = -1
-        """Global step of the last whole validation."""
-        self.wanted = False
-        """Whether the last validation is counted."""
+        self.step = -1  # global step of the last whole validation
+        self.wanted = False  # whether the last validation is counted
         self._resumed_in = -1
         self._is_first = False
 
     def resumed(self, epoch: int) -> None:
-        """At the start of a fit that was resumed in `epoch`."""
+        """Notes at the start of training that the fit was resumed in `epoch`."""
         self._resumed_in, self._is_first = epoch, True
 
     def begin(self, trainer: pl.Trainer, *, wanted: bool = True) -> None:
-        """Before a validation: starts a new count if it is wanted."""
+        """Starts a new count before a validation, if it is wanted."""
         self.wanted = wanted
         all_of = _running.setdefault(trainer, [])
         for running in all_of:
@@ -218,21 +206,21 @@ class Validation:
     def counts(
         self, trainer: pl.Trainer, module: pl.LightningModule
     ) -> list[tuple[ClassCounts, ...]]:
-        """After its last batch: for each loader the counts by class and, if asked for, by group; on all ranks."""
+        """Returns the counts by class and by group of each loader; all ranks must call this."""
         found = self._of(trainer).counts(trainer, module, self._group_by)
         return [found[i] for i in self._loaders(trainer)]
 
     def finish(self, trainer: pl.Trainer, module: pl.LightningModule) -> ClassCounts | None:
-        """After a validation in a fit: the counts of the one loader, by group if there are groups.
+        """Returns the counts of the one loader, by group if there are groups, after a validation in a fit.
 
-        None if they are not wanted: of the sanity check, or of a part of a validation.
+        None if they are not wanted, of the sanity check and of a part of a validation.
         """
         if not self.wanted or trainer.sanity_checking or not self.is_whole(trainer):
             return None
         return self.counts(trainer, module)[0][-1]
 
     def is_whole(self, trainer: pl.Trainer) -> bool:
-        """After a validation: whether it went over all batches; only the first of a resumed fit may not."""
+        """Whether the validation went over all batches; only the first of a resumed fit may not."""
         seen = self._of(trainer).batches
         is_cut = self._is_first and any(
             seen[i] < batches < float("inf")
@@ -245,7 +233,7 @@ class Validation:
         return not is_cut
 
     def lacks(self, trainer: pl.Trainer, epoch: int) -> bool:
-        """After the last batch of an epoch: whether resuming in or after it has lost its validation."""
+        """Whether the validation of an epoch was lost by resuming in or after the epoch."""
         if epoch > self._resumed_in or self.step == trainer.global_step:
             return False
         every, batches = trainer.check_val_every_n_epoch, trainer.num_training_batches

@@ -1,4 +1,4 @@
-"""Recording what the training steps of a warm-up show of each sample."""
+"""Records the labels and signals of every sample in the training steps of a warm-up."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from lightning_fairprune.records.dynamics import Dynamics
 
 
 class WarmUp:
-    """Observes training steps and fills a recorder, for as long as it lacks anything.
+    """Observes training steps and fills a recorder, as long as it needs anything.
 
     Args:
-        trainer: whose steps.
-        source: knows the indices of the current batch.
+        trainer: of the fit.
+        source: has the indices of the current batch.
         epochs: length of the warm-up.
-        score: whose signals are recorded; None records labels only.
-        group_by: where group ids are found in a batch.
-        logits_fn: see :class:`~lightning_fairprune.DataPruning`.
+        score: its signals are recorded; None records labels only.
+        group_by: see :class:`~lightning_fairprune.DataPruning`, as for `logits_fn`.
+        logits_fn: see there.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class WarmUp:
             self._observer.open(module, batch)
 
     def before_backward(self, module: pl.LightningModule, loss: Tensor) -> None:
-        """Reads the graph of the loss, and stops observing where no other loss follows."""
+        """Reads the graph of the loss, and stops observing unless other losses may follow."""
         if not self.recorder.needed:
             return
         if self._source.indices is not None:
@@ -64,12 +64,12 @@ class WarmUp:
             self._observer.close()
 
     def after_step(self, module: pl.LightningModule, outputs: Any, batch: Any) -> None:
-        """Records what the step showed."""
+        """Records the step."""
         if not self.recorder.needed:
             return
         self._observer.close()
         if module.automatic_optimization and not outputs and self._observer.saw_nothing:
-            return  # the step returned None: the user skips this batch
+            return  # the step returned None to skip the batch
         indices = self._source.indices
         if indices is None:
             raise RuntimeError(
@@ -82,13 +82,13 @@ class WarmUp:
 
     def finish_epoch(self, epoch: int) -> None:
         """Moves the epoch to the host; all ranks must call this."""
-        self._observer.close()  # a module may end an epoch when its step has been announced
+        self._observer.close()  # a module may end the epoch before its step
         if self.recorder.needed:
             self.recorder.finish_epoch(epoch, sum_over_ranks(self._trainer))
 
     @property
     def dynamics(self) -> Dynamics:
-        """What was recorded so far."""
+        """The recorded epochs."""
         return self.recorder.dynamics()
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,15 +1,23 @@
-"""Checks of arguments that callbacks share."""
+"""Checks of arguments that callbacks share, and the arguments as text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any
+
+from lightning_fairprune.records.settings import name_of
+
+
+def given(local: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of an ``__init__`` from its ``locals()``."""
+    return {name: value for name, value in local.items() if name != "self"}
 
 
 def number(name: str, value: object, *, whole: bool = False) -> None:
     """Raises a TypeError unless a value is a number, of Python, numpy or torch."""
-    value = value.item() if getattr(value, "shape", None) == () else value  # type: ignore[attr-defined]
+    value = _plain(value)
     if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
         kind = "a whole number" if whole else "a number"
         raise TypeError(f"`{name}` must be {kind}, got {_short(value)}.")
@@ -27,13 +35,27 @@ def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
         raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}.")
 
 
-def check_same(owner: str, now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
-    """Raises a ValueError that names the arguments that a resumed fit did not begin with.
+def at_least(name: str, value: float, least: int, unit: str = "") -> None:
+    """Raises a ValueError if a number is too small."""
+    if not value >= least:
+        bound = "0 or more" if least == 0 else f"at least {least}"
+        raise ValueError(f"`{name}` must be {bound}{unit and f' {unit}'}, got {value}.")
 
-    Args:
-        owner: the callback whose arguments they are.
-        now: arguments to compare.
-        before: those of the checkpoint; what it does not know is not compared.
+
+def as_text(settings: Any, *, without: Sequence[str]) -> dict[str, Any]:
+    """Returns settings as text, numbers of Python and lists of them, for records and checkpoints."""
+    values = {f.name: _plain(getattr(settings, f.name)) for f in fields(settings)}
+    return {
+        name: value if isinstance(value, float | list | tuple) else name_of(value)
+        for name, value in values.items()
+        if name not in without
+    }
+
+
+def check_same(owner: str, now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    """Raises a ValueError that names the arguments that differ from those of the checkpoint.
+
+    Arguments that the checkpoint lacks are not compared.
     """
     changed = [name for name in now if name in before and now[name] != before[name]]
     if changed:
@@ -44,6 +66,11 @@ def check_same(owner: str, now: Mapping[str, Any], before: Mapping[str, Any]) ->
             + ", ".join(repr(before[name]) for name in changed)
             + ": give the same, or begin a new fit from the weights of the checkpoint."
         )
+
+
+def _plain(value: Any) -> Any:
+    """Returns a scalar of numpy or torch as a number of Python, and other values as they are."""
+    return value.item() if getattr(value, "shape", None) == () else value
 
 
 def _short(value: object) -> str:

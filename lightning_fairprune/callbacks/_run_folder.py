@@ -1,4 +1,4 @@
-"""Where a run keeps its files, and loggers that take figures."""
+"""The folder of a run, and loggers that show figures."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from lightning_fairprune._files import RUN_FOLDER
 
 
 def run_folder(trainer: pl.Trainer) -> Path | None:
-    """Returns the folder of the first logger that has one, with our subfolder; None without any.
+    """Returns our subfolder in the folder of the first logger that has one; None without any.
 
-    Only the process that logs knows the version of a logger, so only it may ask.
+    For rank 0 only: other ranks do not know the version of a logger.
     """
     for logger in trainer.loggers:
         folder = getattr(logger, "log_dir", None)
         if not isinstance(folder, str | os.PathLike) and logger.save_dir is not None:
-            # Loggers of services share one folder between runs, which are told apart by version.
+            # Loggers of services have one folder for all runs; the version distinguishes them.
             folder = Path(logger.save_dir, str(logger.name), str(logger.version))
         if folder is not None:
             return Path(folder) / RUN_FOLDER
@@ -33,12 +33,12 @@ def can_draw() -> bool:
 
 
 def takes_figures(trainer: pl.Trainer) -> bool:
-    """Whether any logger shows figures, and there is something to draw them with."""
+    """Whether any logger shows figures, and matplotlib is installed."""
     return can_draw() and any(map(_sender, trainer.loggers))
 
 
 def send_figure(trainer: pl.Trainer, name: str, figure: Any) -> None:
-    """Hands a matplotlib figure to every logger that shows figures."""
+    """Sends a matplotlib figure to every logger that shows figures."""
     for logger in trainer.loggers:
         send = _sender(logger)
         if send is not None:
@@ -46,7 +46,7 @@ def send_figure(trainer: pl.Trainer, name: str, figure: Any) -> None:
 
 
 def _sender(logger: Any) -> Any:
-    """Returns how TensorBoard and its likes, or Weights & Biases, take a figure; None for others."""
+    """Returns the function that sends a figure to a logger such as TensorBoard or W&B, if there is one."""
     if hasattr(logger, "log_image"):
         return lambda name, figure, step: logger.log_image(name, images=[figure], step=step)
     if hasattr(logger.experiment, "add_figure"):

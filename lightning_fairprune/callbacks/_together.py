@@ -1,4 +1,4 @@
-"""What callbacks of one Trainer must know of each other."""
+"""What the callbacks of a Trainer ask of each other."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ from lightning_fairprune.callbacks.recall_monitor import RecallMonitor
 
 
 def pruning_run(trainer: pl.Trainer) -> PruningRun | None:
-    """Returns the fit of the callback that prunes the data, if there is one."""
+    """Returns the run of the DataPruning callback, if there is one."""
     found = [c for c in trainer.callbacks if isinstance(c, DataPruning)]  # type: ignore[attr-defined]
     return found[0].run if found else None
 
 
 def check_restart(trainer: pl.Trainer, first: int, per_epoch: int) -> None:
-    """Raises if weights would be pruned that a restart puts back.
+    """Raises if weights are pruned before a restart, which would undo it.
 
-    Args:
-        trainer: whose fit it is.
-        first: epochs or steps before the first pruning of weights.
-        per_epoch: 1, or the steps of an epoch.
+    `first` is the number of epochs or steps before the first pruning of weights, `per_epoch` 1 or the
+    steps of an epoch.
     """
     run = pruning_run(trainer)
     if run is not None and run.settings.after == "restart" and first <= run.warmup * per_epoch:
@@ -33,7 +31,7 @@ def check_restart(trainer: pl.Trainer, first: int, per_epoch: int) -> None:
 
 
 def check_reference(trainer: pl.Trainer) -> None:
-    """Warns, at the first pruning, a monitor that has no validation of the dense model."""
+    """Warns at the first pruning if a monitor has not validated the dense model it compares with."""
     for other in trainer.callbacks:  # type: ignore[attr-defined]
         waits = isinstance(other, RecallMonitor) and other.settings.reference == "before_pruning"
         if waits and not other.history.evaluations:

@@ -1,4 +1,4 @@
-"""The callback that weights the classes in the loss by how badly they are recalled."""
+"""The callback that weights the classes in the loss by their recall."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from lightning_fairprune._observe.validation import (
     Validation,
     abandon,
 )
+from lightning_fairprune.callbacks._arguments import at_least, given
 from lightning_fairprune.weighting import cdb_w
 
 __all__ = ["ClassWeighting"]
@@ -38,27 +39,19 @@ class WeightingSettings:
     logits_fn: LogitsFn | None
 
     def __post_init__(self) -> None:
-        for name in ("recall_window", "update_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"`{name}` must be at least 1 validation, got {getattr(self, name)}."
-                )
-        if not self.shrinkage >= 0:
-            raise ValueError(f"`shrinkage` must be 0 or more samples, got {self.shrinkage}.")
-        if self.recall_dataloader < 0:
-            raise ValueError(
-                f"`recall_dataloader` must be 0 or more, got {self.recall_dataloader}."
-            )
+        at_least("recall_window", self.recall_window, 1, "validation")
+        at_least("update_every", self.update_every, 1, "validation")
+        at_least("shrinkage", self.shrinkage, 0, "samples")
+        at_least("recall_dataloader", self.recall_dataloader, 0)
 
 
 class ClassWeighting(CountsValidation):
     """Weights the classes in the training loss by their recalls in the last validation.
 
-    The first epoch is trained without weights. The callback lends its weights to the
-    ``nn.CrossEntropyLoss`` or ``nn.NLLLoss`` of the module for the length of each training step and
-    gives it its own back after. So a validation loss stays what it is without the callback, and
-    checkpoints have the same entries, with the module's own values, whether or not the callback was
-    there. Class weights that the loss brought along are replaced in training, not multiplied.
+    The first epoch is trained without weights. The callback sets the weights of the module's
+    ``nn.CrossEntropyLoss`` or ``nn.NLLLoss`` before each training step and restores the loss's own
+    after it, so it changes neither the validation loss nor checkpoints. Class weights of the loss are
+    replaced in training, not multiplied.
 
     A module that calls the function instead of a loss module reads the weights in its step, with
     ``loss=None`` here::
@@ -66,28 +59,28 @@ class ClassWeighting(CountsValidation):
         F.cross_entropy(logits, target, weight=self.weighting.weight)  # the callback
 
     The recalls come from the validation data, which thereby becomes part of training: report final
-    numbers on other data. With `DataPruning(after="restart")` the first epoch of the new model still
-    has the weights of the old one.
+    numbers on other data. With `DataPruning(after="restart")` the first epoch of the new model uses
+    the weights of the old one.
 
     Args:
         weights: ``recall -> [K]``: from float64 [K] in [0, 1] (NaN for a class without a validation
             sample) to the weight of each class, 0 or more; a function of
             :mod:`lightning_fairprune.weighting` or your own.
-        loss: where the loss module is, such as ``"criterion"`` or ``"head.loss"``; ``"auto"`` finds it
-            if there is but one; None leaves all modules alone, the step reads `weight`.
-        recall_window: pool the class counts of so many latest validations.
-        update_every: set the weights after the first validation and then after every so many.
+        loss: name of the loss module, such as ``"criterion"`` or ``"head.loss"``; ``"auto"`` finds it
+            if there is only one; None changes no module, the step reads `weight`.
+        recall_window: number of latest validations whose class counts are pooled.
+        update_every: validations between updates of the weights; the first validation sets them.
         shrinkage: pseudo-samples at the mean recall that are added to every class. With 0, as
-            published, a class without an error has weight 0, and a batch of that class alone a loss
+            published, a class without an error gets weight 0, and a batch of that class alone a loss
             of 0 / 0.
-        recall_dataloader: which validation loader the recalls come from.
+        recall_dataloader: index of the validation loader that the recalls come from.
         logits_fn: ``(module, batch) -> (logits, target)`` for validation steps that neither return
             ``"logits"`` and ``"target"`` nor call ``cross_entropy``; costs one forward pass a batch.
 
     Raises:
         ValueError: If an argument is out of range; at fit start, if there is no validation or not
-            exactly one loss to weight; after a validation, if it gave no sample or `weights` gave no
-            weights; after the first weighted epoch, if with ``loss=None`` no step has read `weight`.
+            exactly one loss to weight; after a validation, if it had no sample or `weights` returned no
+            valid weights; after the first weighted epoch, if with ``loss=None`` no step has read `weight`.
 
     Example:
         >>> ClassWeighting(loss="criterion", recall_window=3).settings.recall_window
@@ -105,15 +98,7 @@ class ClassWeighting(CountsValidation):
         recall_dataloader: int = 0,
         logits_fn: LogitsFn | None = None,
     ) -> None:
-        self.settings = WeightingSettings(
-            weights=weights,
-            loss=loss,
-            recall_window=recall_window,
-            update_every=update_every,
-            shrinkage=shrinkage,
-            recall_dataloader=recall_dataloader,
-            logits_fn=logits_fn,
-        )
+        self.settings = WeightingSettings(**given(locals()))
         self._trainer: pl.Trainer | None = None
         self._forget()
 
@@ -133,41 +118,40 @@ class ClassWeighting(CountsValidation):
     def weight(self) -> Tensor | None:
         """Weights for the training steps, float [K], on the device and in the dtype of the logits.
 
-        In mixed precision they are float32. None before the first validation and during evaluations, so that a step that trains and
-        validates may pass it on as it is. The tensor stays the same one; later weights go into it.
+        In mixed precision they are float32. None before the first validation and during evaluations, so
+        that one step can serve training and validation. Updates change the tensor in place.
         """
         if self._trainer is not None and self._trainer.evaluating:
             return None
         self._was_read = self._was_read or self._weight is not None
         return self._weight
 
-    # ---------------------------------------------------------------------------- begin and end
+    # ---------------------------------------------------------------------------- start and end
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Begins anew."""
+        """Resets the state for a new fit."""
         self._trainer = trainer
         if stage == "fit":
             self._forget()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Finds the loss, and says so before any work if weights could not be set."""
+        """Finds the loss; raises if there is none or no validation."""
         if not trainer.enable_validation:
             raise ValueError(
                 "ClassWeighting needs the recall of each class, but there is no validation: give a "
                 "val_dataloader and a validation_step (and limit_val_batches > 0)."
             )
-        self._criterion = (
-            None if self.settings.loss is None else _find(pl_module, self.settings.loss)
-        )
+        name = self.settings.loss
+        self._criterion = None if name is None else _find(pl_module, name)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Goes on with the weights of a checkpoint."""
+        """Continues with the weights of a checkpoint."""
         if self._weight is not None:
             self._weight = self._weight.to(pl_module.device)
         if self._resumed:
             self._validation.resumed(trainer.current_epoch)
-        if self._resumed and trainer.current_epoch > self._epochs_done:
-            self._check_validated(trainer, trainer.current_epoch - 1)
+            if trainer.current_epoch > self._epochs_done:
+                self._check_validated(trainer, trainer.current_epoch - 1)
         self._epochs_done = trainer.current_epoch
 
     def _check_validated(self, trainer: pl.Trainer, epoch: int) -> None:
@@ -178,16 +162,14 @@ class ClassWeighting(CountsValidation):
                 "before it. Checkpoints at the end of an epoch resume exactly."
             )
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Leaves nothing behind in torch or in the loss."""
+    def on_exception(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        """Stops observing and restores the loss."""
         abandon(trainer)
-        self._take_back()
+        self._restore_loss()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Leaves the loss as it was."""
-        self._take_back()
+        """Restores the loss."""
+        self._restore_loss()
         self._criterion = self._trainer = None
 
     # ------------------------------------------------------------------------------ one training step
@@ -195,7 +177,7 @@ class ClassWeighting(CountsValidation):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Lends the weights to the loss."""
+        """Sets the weights of the loss."""
         if self._weight is None:
             return
         self._offered = True
@@ -203,26 +185,19 @@ class ClassWeighting(CountsValidation):
             self._own = (self._criterion.weight,)
             self._criterion.weight = self._weight
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Takes them back, before anybody saves the module."""
-        self._take_back()
+    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
+        """Restores the loss, before the module is saved."""
+        self._restore_loss()
 
-    def _take_back(self) -> None:
+    def _restore_loss(self) -> None:
         if self._own is not None:
             assert self._criterion is not None
             (self._criterion.weight,) = self._own
             self._own = None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Raises if weights that a step should have read were not."""
-        self._take_back()  # a step that its module skipped has no end
+        """Raises if no step has read weights that it should read."""
+        self._restore_loss()  # Lightning skips the end of a step that returns None
         self._epochs_done = trainer.current_epoch + 1
         self._check_validated(trainer, trainer.current_epoch)
         if self.settings.loss is None and self._offered and not self._was_read:
@@ -236,11 +211,11 @@ class ClassWeighting(CountsValidation):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts a new count."""
-        self._take_back()
+        self._restore_loss()
         self._validation.begin(trainer, wanted=trainer.state.fn == "fit")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Sets the weights of the steps until the next validation, unless it was the sanity check."""
+        """Updates the weights, except after the sanity check."""
         counts = self._validation.finish(trainer, pl_module)
         if counts is None:
             return
@@ -255,13 +230,13 @@ class ClassWeighting(CountsValidation):
                 "least one batch, it gave none."
             )
         weight = _checked(self.settings.weights(recall), len(recall))
-        # A rank may have had no batch of its own.
+        # None on a rank without a batch.
         device, dtype = self._validation.where(trainer) or (pl_module.device, pl_module.dtype)
         assert isinstance(dtype, torch.dtype)
         if "mixed" in str(trainer.precision):
             dtype = torch.promote_types(dtype, torch.float32)
         if self._weight is None:
-            self._weight = weight.to(device, dtype, copy=True)  # later ones go into it
+            self._weight = weight.to(device, dtype, copy=True)
         else:
             self._weight.copy_(weight)
 
@@ -278,17 +253,17 @@ class ClassWeighting(CountsValidation):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where `state_dict` was taken."""
+        """Continues where `state_dict` was taken."""
         self._recalls.load_state_dict(state_dict["recalls"])
         self._validations = state_dict["validations"]
         self._epochs_done = state_dict["epochs_done"]
-        self._validation.step = state_dict.get("validated", -1)  # older ones do not know
+        self._validation.step = state_dict.get("validated", -1)  # missing in older ones
         self._weight = state_dict["weight"]
         self._resumed = True
 
 
 def _find(module: pl.LightningModule, name: str) -> Loss:
-    """Returns the one loss that takes class weights, or the one of that name."""
+    """Returns the only loss that takes class weights, or the one of that name."""
     losses = {path: part for path, part in module.named_modules() if isinstance(part, Loss)}
     found = ", ".join(map(repr, losses)) or "none"
     if name == "auto":

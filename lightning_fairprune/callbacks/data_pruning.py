@@ -14,6 +14,7 @@ from lightning_fairprune._loading.source import TrainSource
 from lightning_fairprune._loading.wrapper import Wrapper
 from lightning_fairprune._observe.groups import GroupBy, LogitsFn
 from lightning_fairprune._observe.validation import CountsValidation, abandon
+from lightning_fairprune.callbacks._arguments import given
 from lightning_fairprune.callbacks._data import checks
 from lightning_fairprune.callbacks._data.dry_run import dry_run as run_dry
 from lightning_fairprune.callbacks._data.phases import Pruned
@@ -30,12 +31,12 @@ __all__ = ["DataPruning"]
 class DataPruning(CountsValidation):
     """Warms up on all training data, then trains on a class-aware part of it.
 
-    During the warm-up epochs the callback learns the label of every training sample and, where a
-    score needs them, its training dynamics; from validation it learns the recall of every class.
-    After the last warm-up epoch it decides how many samples each class keeps (`quota`) and which
-    (`keep`, `score`), and the Trainer goes on with a loader over those. Model, data module and loss
-    stay as they are. Works with :class:`~lightning_fairprune.FairPruneDataModule` and, without it,
-    with any DataModule or LightningModule that has a ``train_dataloader``.
+    During the warm-up epochs the callback records the label of every training sample and, if a score
+    needs them, its training dynamics; validation gives the recall of every class. After the last
+    warm-up epoch it decides how many samples each class keeps (`quota`) and which (`keep`, `score`),
+    and the Trainer continues with a loader over those. Model, data module and loss need no change.
+    Works with :class:`~lightning_fairprune.FairPruneDataModule` and with any DataModule or
+    LightningModule that has a ``train_dataloader``.
 
     The recalls that set the quotas come from the validation data. Report final numbers on other
     data: a test set, or a second validation loader (see `recall_dataloader`).
@@ -49,32 +50,31 @@ class DataPruning(CountsValidation):
             With a pass also one of :mod:`~lightning_fairprune.gradients` or
             :mod:`~lightning_fairprune.geometry`.
         quota: ``(sizes, recall, budget) -> int64 [K]`` or ``(sizes, budget) -> int64 [K]``, for
-            example `quotas.drop` or `quotas.Minimax()`; None for no quotas, classes then fall as the
-            score has it.
+            example `quotas.drop` or `quotas.Minimax()`; None for no quotas: the score alone decides.
         keep: which samples of a class stay: ``"random"``, or by score the ``"hard"``, the ``"easy"``
             or ``"stratified"`` ones.
-        after: ``"continue"`` trains on; ``"restart"`` first puts weights, buffers, optimisers and
-            schedules back to where the fit began, so that the final model is trained on the kept
-            samples alone, as in the papers.
-        resample_every: draw a fresh subset under the same quotas every so many epochs; None keeps
-            the first one; ``"auto"`` is 1 with ``after="continue"`` and None with ``"restart"``, whose
-            young model's recalls and data the papers leave alone.
-        update_every: estimate the quotas anew every so many epochs (and draw under them); None keeps
-            the first ones; ``"auto"`` is 2 or None likewise.
-        recall_window: average the class counts of so many latest validations. Between epochs the
-            recall of a class swings by tens of points while the learning rate is high.
-        shrinkage: pseudo-samples at the mean recall that are added to every class, so that a class
-            with few validation samples does not get its quota from noise, nor a class without an
-            error no sample at all.
-        floor: samples that every class keeps at least, or all it has; passed on to `quota`.
-        recall_dataloader: which validation loader the recalls come from.
+        after: ``"continue"`` trains the same model; ``"restart"`` first restores weights, buffers,
+            optimisers and schedules of the start of the fit, so that the final model is trained on
+            the kept samples alone, as in the papers.
+        resample_every: epochs between new draws under the same quotas; None keeps the first draw;
+            ``"auto"`` is 1 with ``after="continue"`` and None with ``"restart"``, as in the papers.
+        update_every: epochs between new estimates of the quotas, each with a draw; None keeps the
+            first ones; ``"auto"`` is 2 with ``after="continue"`` and None with ``"restart"``.
+        recall_window: number of latest validations whose class counts are pooled. At a high learning
+            rate the recall of a class changes by tens of points between epochs.
+        shrinkage: pseudo-samples at the mean recall that are added to every class, so that noise does
+            not set the quota of a class with few validation samples, and a class without an error
+            keeps samples.
+        floor: samples that every class keeps at least, or all of a smaller class; an argument of
+            `quota`.
+        recall_dataloader: index of the validation loader that the recalls come from.
         group_by: groups instead of classes in quotas and recalls: the key or position of the group
             ids in a batch, or a function from the batch to them, int [B] in [0, G).
         logits_fn: ``(module, batch) -> (logits, target)`` for steps that neither return ``"logits"``
             and ``"target"`` nor call ``cross_entropy``; costs one forward pass a recorded batch.
         seed: of every draw and of the order of samples.
-        score_on: what the score sees: ``"training"``, the steps of the warm-up as they happen;
-            ``"pass"``, every sample once more when the warm-up is over, in eval mode; or a
+        score_on: what the score is computed from: ``"training"``, the steps of the warm-up;
+            ``"pass"``, a pass over all samples at the end of the warm-up, in eval mode; or a
             :class:`~lightning_fairprune.ScorePass`, which names a loader without augmentation or
             checkpoints of query models.
         dry_run: print what would be kept and what it would cost, then stop before training: True
@@ -84,15 +84,15 @@ class DataPruning(CountsValidation):
         selection: the samples in use, a :class:`~lightning_fairprune.Selection`; None in warm-up.
         quota: samples kept per class, int64 [K]; None in warm-up or without quotas.
         dynamics: what the warm-up recorded, or the pass; None in a fit that was resumed after it.
-        history: one record ``(epoch, recall, quota)`` for each time that quotas were estimated.
-        record: all of it with labels, scores and settings, a
-            :class:`~lightning_fairprune.PruningRecord`; the folder of the logger gets it as
+        history: ``(epoch, recall, quota)`` of every estimate of the quotas.
+        record: selection and history with labels, scores and settings, a
+            :class:`~lightning_fairprune.PruningRecord`, also saved in the folder of the logger as
             ``fairprune/pruning.safetensors`` and ``pruning.json``.
 
     Raises:
         ValueError: If an argument is out of range; at fit start, if model, data or Trainer settings
-            cannot work with pruning.
-        TypeError: At fit start, if the training data has no samples that can be picked by index.
+            do not work with pruning.
+        TypeError: At fit start, if the training samples cannot be selected by index.
 
     Example:
         >>> DataPruning(density=0.3, warmup_epochs=10).settings.keep
@@ -120,25 +120,7 @@ class DataPruning(CountsValidation):
         score_on: Literal["training", "pass"] | ScorePass = "training",
         dry_run: bool | list[float] = False,
     ) -> None:
-        self.settings = DataSettings(
-            density=density,
-            warmup_epochs=warmup_epochs,
-            score=score,
-            quota=quota,
-            keep=keep,
-            after=after,
-            resample_every=resample_every,
-            update_every=update_every,
-            recall_window=recall_window,
-            shrinkage=shrinkage,
-            floor=floor,
-            recall_dataloader=recall_dataloader,
-            group_by=group_by,
-            logits_fn=logits_fn,
-            seed=seed,
-            score_on=score_on,
-            dry_run=dry_run,
-        )
+        self.settings = DataSettings(**given(locals()))
         self._run: PruningRun | None = None
         self._resumes = (
             False  # what a checkpoint holds is of a fit; the other stages restore it, too
@@ -149,7 +131,7 @@ class DataPruning(CountsValidation):
 
     @property
     def run(self) -> PruningRun:
-        """The fit that is under way, or the last one."""
+        """The current fit, or the last one."""
         if self._run is None:
             raise RuntimeError("DataPruning has no data before trainer.fit() sets it up.")
         return self._run
@@ -182,7 +164,7 @@ class DataPruning(CountsValidation):
 
     @property
     def record(self) -> PruningRecord | None:
-        """What was done so far and why."""
+        """Selection, labels, scores and estimates."""
         return None if self._run is None else self._run.record
 
     # ---------------------------------------------------------------------------- start and end
@@ -212,7 +194,6 @@ class DataPruning(CountsValidation):
         self._run = PruningRun(settings, trainer, source)
 
     def _on_load(self, trainer: pl.Trainer, loader: DataLoader[Any]) -> None:
-        """Checks every training loader before the Trainer uses it."""
         # A tuner (batch size, learning rate) takes a few steps with callbacks of its own.
         if self in trainer.callbacks:  # type: ignore[attr-defined]
             run = self.run
@@ -220,7 +201,7 @@ class DataPruning(CountsValidation):
             checks.loader(self.settings.density, budget, run.warmup, run.source)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Prints the dry run and stops there, if asked to."""
+        """Runs the dry run, if there is one."""
         if self.settings.dry_run:
             self.run.source.train_dataloader()
             run_dry(self.run, trainer)
@@ -230,18 +211,16 @@ class DataPruning(CountsValidation):
         self.run.start(pl_module)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leaves a record in the folder of the logger, for `fairprune report`."""
+        """Saves the record in the folder of the logger, for `fairprune report`."""
         self.run.save()
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Leaves nothing behind in torch or in the user's objects."""
+    def on_exception(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        """Stops observing and restores the user's objects."""
         abandon(trainer)
         self._unpatch()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Gives the user's objects back as they were."""
+        """Restores the user's objects."""
         if stage == "fit":
             self._unpatch()
 
@@ -252,7 +231,7 @@ class DataPruning(CountsValidation):
     # --------------------------------------------------------------------------------- training
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Restarts the model after the swap, if asked to."""
+        """Restarts the model after the swap, if it is due."""
         if isinstance(self.run.phase, Pruned):
             self.run.phase.restart(trainer, pl_module)
 
@@ -267,7 +246,7 @@ class DataPruning(CountsValidation):
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
     ) -> None:
-        """Stops observing as soon as the loss is known."""
+        """Stops observing once the loss is computed."""
         if self.run.warming_up is not None:
             self.run.warming_up.observed.before_backward(pl_module, loss)
 
@@ -279,12 +258,12 @@ class DataPruning(CountsValidation):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Records what the step showed of each sample."""
+        """Records labels and signals of the step."""
         if self.run.warming_up is not None:
             self.run.warming_up.observed.after_step(pl_module, outputs, batch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Closes the epoch's record; decides, draws or estimates anew where that is due."""
+        """Closes the epoch's record; updates quotas and samples if that is due."""
         self.run.end_epoch(trainer.current_epoch)
 
     # ------------------------------------------------------------------------------- validation
@@ -296,7 +275,7 @@ class DataPruning(CountsValidation):
             self._run.validation.begin(trainer, wanted=wanted)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Adds the count to the window, unless it was the sanity check."""
+        """Adds the count to the window, except after the sanity check."""
         counts = None if self._run is None else self._run.validation.finish(trainer, pl_module)
         if counts is not None:
             self.run.recalls.add(counts)
@@ -304,11 +283,7 @@ class DataPruning(CountsValidation):
     # ---------------------------------------------------------------------------------- resuming
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns everything that a resumed fit needs, as CPU tensors and primitives.
-
-        Inside an epoch the ranks add up what they have observed so far, so all must call it; the
-        Trainer does.
-        """
+        """Returns CPU tensors and primitives; all ranks must call it, as the Trainer does."""
         return {} if self._run is None else self._run.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

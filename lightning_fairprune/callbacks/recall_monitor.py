@@ -1,4 +1,4 @@
-"""The callback that follows the recall of every class."""
+"""The callback that logs the recall of every class."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_fairprune._files import write_whole
 from lightning_fairprune._observe.groups import GroupBy, LogitsFn
 from lightning_fairprune._observe.validation import CountsValidation, Validation, abandon
+from lightning_fairprune.callbacks._arguments import given
 from lightning_fairprune.callbacks._monitor import values
 from lightning_fairprune.callbacks._monitor.reference import Reference, ReferenceCounts
 from lightning_fairprune.callbacks._monitor.settings import MonitorSettings
@@ -36,48 +37,47 @@ __all__ = ["RecallMonitor"]
 
 
 class RecallMonitor(CountsValidation):
-    """Logs which classes a model recalls, after each evaluation, and what they lost to a reference.
+    """Logs the recall of every class after each evaluation, and its change from a reference.
 
     The names are ``val/recall/worst``, ``.../gap``, ``.../std``, ``.../mean`` and
     ``val/recall/class/NAME`` (``test/...`` in testing), so that
-    ``ModelCheckpoint(monitor="val/recall/worst", mode="max")`` keeps the model whose weakest class is
-    strongest. Classes without a sample in the evaluation are left out of all of them. With more than
-    100 classes the values of single classes go to the loggers only and cannot be monitored.
+    ``ModelCheckpoint(monitor="val/recall/worst", mode="max")`` keeps the model with the best recall of
+    the worst class. Classes without a sample in the evaluation are left out. With more than 100
+    classes the values of single classes go to the loggers only and cannot be monitored.
 
-    With a `reference` come ``val/recall/alpha``, the intensification ratio of Good et al. (NeurIPS
-    2022; above 1: the classes have moved apart), ``val/recall/worst_change``, the largest loss of
-    recall of a class, and ``val/recall/disparity``, by how much a class lost more than the accuracy
-    did. See :mod:`lightning_fairprune.recalls` for the formulas.
+    A `reference` adds ``val/recall/alpha``, the intensification ratio of Good et al. (NeurIPS 2022;
+    above 1: the classes have moved apart), ``val/recall/worst_change``, the largest loss of recall of
+    a class, and ``val/recall/disparity``, the largest loss of recall beyond that of accuracy. See
+    :mod:`lightning_fairprune.recalls` for the formulas.
 
-    With `group_by`, groups such as label x background are counted as well, and log under
+    With `group_by`, groups such as label x background are counted as well, and logged as
     ``val/groups/recall/worst`` and so on.
 
-    A second validation loader logs under ``val/1/recall/...``, and so on; loaders that come as a
-    dictionary, or have `dataloader_names`, under ``val/NAME/recall/...``.
+    A second validation loader is logged as ``val/1/recall/...``, and so on; loaders in a dictionary,
+    or with `dataloader_names`, as ``val/NAME/recall/...``.
 
     Loggers that show figures (TensorBoard, Weights & Biases) get one of the recalls of all classes,
-    if matplotlib is installed. The folder of the logger gets ``fairprune/recalls.safetensors`` and
-    ``recalls.json`` with the class counts of every evaluation, a
-    :class:`~lightning_fairprune.RecallHistory`: they can be the `reference` of another run, and
-    ``fairprune report`` reads them.
+    if matplotlib is installed. The class counts of every evaluation are saved in the folder of the
+    logger, as ``fairprune/recalls.safetensors`` and ``recalls.json``: a
+    :class:`~lightning_fairprune.RecallHistory`, which can be the `reference` of another run, and which
+    ``fairprune report`` reads.
 
     Args:
-        num_classes: how many classes the logits must tell apart; None for as many as they do.
+        num_classes: number of logits; None accepts any.
         reference: what distortion is relative to. A run's folder or one of its two files, a
             :class:`~lightning_fairprune.RecallHistory` (``monitor.history``), or a checkpoint of the
-            reference model (``.ckpt``): the counts in it if they are of its weights, else its weights
-            are validated before training. ``"fit_start"`` for the model that the fit begins with,
+            reference model (``.ckpt``): its counts if they are of its weights, else its weights are
+            validated before training. ``"fit_start"`` for the model at the start of the fit,
             ``"before_pruning"`` for the last evaluation before data or weights are pruned. None for
             no reference.
-        class_names: how to call the classes, in order; their numbers by default.
+        class_names: names of the classes, in order; their numbers by default.
         group_by: groups to count besides the classes: the key or position of the group ids in a batch,
             or a function from the batch to them, int [B] in [0, G).
-        group_names: how to call the groups, in order; their numbers by default.
-        dataloader_names: how to call the loaders of an evaluation, if there are several.
-        every_n_epochs: validations to count, by the number of their epoch.
+        group_names: names of the groups, in order; their numbers by default.
+        dataloader_names: names of the loaders of an evaluation, if there are several.
+        every_n_epochs: epochs between the validations that are counted.
         figures: whether to draw.
-        dirpath: where to write files; the folder of the logger by default, and without a logger
-            nothing is written.
+        dirpath: folder for the files; by default that of the logger, without a logger no files.
         logits_fn: ``(module, batch) -> (logits, target)`` for steps that neither return ``"logits"``
             and ``"target"`` nor call ``cross_entropy``.
 
@@ -87,10 +87,10 @@ class RecallMonitor(CountsValidation):
             its names (``"val"``, ``"test"``, ``"val/1"``).
 
     Raises:
-        ValueError: If arguments disagree; at fit start, if the reference has other classes, is of
-            other data, or cannot be had; at the first evaluated batch, if there are no logits to be
-            found; at the end of an evaluation, if there are other classes than `num_classes`,
-            `class_names` or the reference say, or there was nothing to count.
+        ValueError: If arguments disagree; at fit start, if the reference is of other classes or other
+            data, or cannot be read or counted; at the first evaluated batch, if no logits are found; at
+            the end of an evaluation, if its classes are not those of `num_classes`, `class_names` or
+            the reference, or it had no batch.
 
     Example:
         >>> RecallMonitor(class_names=["cat", "dog"], reference="before_pruning").settings.reference
@@ -111,18 +111,7 @@ class RecallMonitor(CountsValidation):
         dirpath: str | os.PathLike[str] | None = None,
         logits_fn: LogitsFn | None = None,
     ) -> None:
-        self.settings = MonitorSettings(
-            num_classes=num_classes,
-            reference=reference,
-            class_names=None if class_names is None else tuple(class_names),
-            group_by=group_by,
-            group_names=None if group_names is None else tuple(group_names),
-            dataloader_names=None if dataloader_names is None else tuple(dataloader_names),
-            every_n_epochs=every_n_epochs,
-            figures=figures,
-            dirpath=dirpath,
-            logits_fn=logits_fn,
-        )
+        self.settings = MonitorSettings(**given(locals()))
         self._forget()
 
     def _forget(self) -> None:
@@ -138,10 +127,10 @@ class RecallMonitor(CountsValidation):
         """The class counts of the last evaluations."""
         return {name: self.history.last(name).counts for name in self.history.names}
 
-    # ------------------------------------------------------------------------- begin and end
+    # ------------------------------------------------------------------------- start and end
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Starts a fit, a validation or a test."""
+        """Resets the state for a new fit, and reads the reference."""
         if stage == "fit":
             self._forget()
         self._reference.setup(trainer, stage)
@@ -154,31 +143,29 @@ class RecallMonitor(CountsValidation):
                     )
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Makes room for the reference model, if there is one to be evaluated."""
+        """Loads the weights of a reference that must be validated."""
         self._reference.before_sanity_check(pl_module)
 
     def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Goes back to the model of the fit."""
+        """Restores the weights of the fit."""
         self._reference.after_sanity_check()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Checks what would otherwise fail after the first epoch."""
+        """Raises for what would fail after the first epoch."""
         values.check_any_batch(trainer.num_val_batches, trainer.limit_val_batches, "validation")
         self._reference.at_train_start(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draws the last evaluations for those whose logger takes no figures."""
+        """Draws the last evaluations into files."""
         self._draw_files(trainer)
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Leaves nothing behind in torch or in the Trainer."""
+    def on_exception(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        """Stops observing and restores model and Trainer."""
         abandon(trainer)
         self._reference.teardown()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Gives the Trainer its settings back; says so if there was nothing to count."""
+        """Restores model and Trainer; raises if a loader was empty."""
         self._reference.teardown()
         if stage == "test":
             values.check_any_batch(trainer.num_test_batches, trainer.limit_test_batches, stage)
@@ -190,7 +177,7 @@ class RecallMonitor(CountsValidation):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts a new count."""
         due = (trainer.current_epoch + 1) % self.settings.every_n_epochs == 0
-        # The last count before pruning must not be missed: nobody knows it for the last.
+        # Any count before pruning may be the last one.
         wanted = due or (self._reference.comes_before_pruning and not values.pruned(trainer))
         wanted = wanted or trainer.sanity_checking or trainer.state.fn != "fit"
         self._validation.begin(trainer, wanted=wanted)
@@ -219,7 +206,7 @@ class RecallMonitor(CountsValidation):
             if self._reference.comes_from_sanity_check:
                 self._reference.counts = found
             return
-        if trainer.state.fn == "fit" and not self._validation.is_whole(trainer):  # of a resumed one
+        if trainer.state.fn == "fit" and not self._validation.is_whole(trainer):
             values.log_part(trainer, module, found, self.history)
             return
         pruned = values.pruned(trainer)
@@ -238,22 +225,24 @@ class RecallMonitor(CountsValidation):
             seed=values.seed(),
         )
         for prefix, counts in found.items():
-            self._log_counts(trainer, module, prefix, counts, compared[prefix])
+            names = self.history.names_of(prefix)
+            values.log(trainer, module, values.values(prefix, counts, compared[prefix], names))
+            if trainer.is_global_zero and self.settings.figures and takes_figures(trainer):
+                send_figure(trainer, f"{prefix}/recall/classes", self._figure(prefix))
         self._save(trainer)
         if trainer.state.fn != "fit":
             self._draw_files(trainer)
 
     def _with_all_groups(self, name: str, counts: ClassCounts) -> ClassCounts:
-        """Gives this evaluation, earlier ones and the reference as many groups as any of them met."""
+        """Pads this evaluation, earlier ones and the reference to the same number of groups."""
         called = self.settings.group_names
         if called is not None and counts.num_classes > len(called):
             raise ValueError(
                 f"`group_names` must name each of {counts.num_classes} groups, got {len(called)}."
             )
-        known = [e.counts for e in self.history.of(name)[:1]]
+        known = [counts, *(e.counts for e in self.history.of(name)[:1])]
         known += [self._reference.counts[name]] if name in self._reference.counts else []
-        sizes = [c.num_classes for c in (counts, *known)]
-        most = max([*sizes, 0 if called is None else len(called)])
+        most = max(len(called or ()), *(c.num_classes for c in known))
         self.history = self.history.padded(name, most)
         self._reference.make_room(name, most)
         return counts.padded(most)
@@ -264,7 +253,7 @@ class RecallMonitor(CountsValidation):
         names = self.settings.dataloader_names
         if names is None and isinstance(loaders, Mapping):
             names = tuple(map(str, loaders))
-        # A test with one loader need not be named as the several of the validation are.
+        # Names of several validation loaders do not apply to a single test loader.
         if names is None or not isinstance(loaders, Mapping | Sequence):
             return [stage, *(f"{stage}/{i}" for i in range(1, count))]
         if len(names) != count:
@@ -272,20 +261,6 @@ class RecallMonitor(CountsValidation):
                 f"`dataloader_names` must name each of the {count} loaders, got {len(names)}."
             )
         return [f"{stage}/{name}" for name in names]
-
-    def _log_counts(
-        self,
-        trainer: pl.Trainer,
-        module: pl.LightningModule,
-        prefix: str,
-        counts: ClassCounts,
-        reference: ClassCounts | None,
-    ) -> None:
-        names = self.history.names_of(prefix)
-        found = values.values(prefix, counts, reference, names)
-        values.log(trainer, module, found)
-        if trainer.is_global_zero and self.settings.figures and takes_figures(trainer):
-            send_figure(trainer, f"{prefix}/recall/classes", self._figure(prefix))
 
     # ----------------------------------------------------------------------- files and figures
 
@@ -326,7 +301,7 @@ class RecallMonitor(CountsValidation):
         return self.history.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with the counts of a checkpoint."""
+        """Continues with the counts of a checkpoint."""
         history = RecallHistory.from_state_dict(state_dict)
         settings = self.settings
         self.history = replace(

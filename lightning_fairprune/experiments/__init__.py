@@ -1,7 +1,7 @@
 """The papers' experiments, and ours beyond them, by one command.
 
-An experiment is a grid of methods, densities and seeds: query models are trained on all the data and say which
-classes and samples are hard, each method chooses a subset by that, a final model is trained on it from scratch and
+An experiment is a grid of methods, densities and seeds: query models are trained on all the data and show which
+classes and samples are hard, each method selects a subset by that, a final model is trained on it from scratch and
 tested. `fairprune experiment CONFIG` runs it; as a library:
 
     from lightning_fairprune import experiments

@@ -1,4 +1,4 @@
-"""The grid of an experiment: its cells, each one training or one pass, and what each needs."""
+"""The grid of an experiment: its cells, each one training or one pass, and their order."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Kind = Literal["query", "score", "baseline", "final", "one_fit", "weights"]
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One piece of work that is done as a whole or not at all.
+    """One training or pass, finished as a whole or not at all.
 
     Args:
-        kind: ``"query"`` trains a query model, ``"score"`` passes it over the training set; the others
-            train a model of the table.
+        kind: ``"query"`` trains a query model, ``"score"`` computes a score with it in a pass over the
+            training set; the others train a model of the table.
         seed: of the row.
         name: of the method, baseline or score.
         density: fraction of the samples that is kept.
-        member: which of the query models of this seed.
-        at: when a score is taken.
+        member: number of the query model of this seed.
+        at: ``"early"`` or ``"end"``, of a score.
         sparsity: fraction of the weights that is removed.
 
     Example:
@@ -47,38 +47,29 @@ class Cell:
     @property
     def key(self) -> str:
         """The name of its folder."""
-        parts = [self.kind, self.name, self.at]
-        if self.density < 1:
-            parts.append(f"density{self.density:g}")
-        if self.sparsity:
-            parts.append(f"sparsity{self.sparsity:g}")
-        parts.append(f"seed{self.seed}")
-        if self.kind in ("query", "score"):
-            parts.append(f"model{self.member}")
-        return "-".join(filter(None, parts))
+        member = "" if self.in_table else f"model{self.member}"
+        return "-".join(filter(None, [self.kind, self.name, self.at, *self._row(""), member]))
 
     @property
     def in_table(self) -> bool:
-        """Whether it ends in a row of the results."""
+        """Whether it gives a row of the results."""
         return self.kind not in ("query", "score")
 
     @property
     def label(self) -> str:
-        """How people call it."""
+        """Its name for people."""
         what = {"query": "query model", "score": f"score {self.name} {self.at}"}
-        parts = [what.get(self.kind, self.name)]
-        if self.density < 1:
-            parts.append(f"density {self.density:g}")
-        if self.sparsity:
-            parts.append(f"sparsity {self.sparsity:g}")
-        parts.append(f"seed {self.seed}")
-        if self.member:
-            parts.append(f"model {self.member}")
-        return ", ".join(parts)
+        member = f"model {self.member}" if self.member else ""
+        return ", ".join(filter(None, [what.get(self.kind, self.name), *self._row(" "), member]))
+
+    def _row(self, space: str) -> list[str]:
+        density = f"density{space}{self.density:g}" if self.density < 1 else ""
+        sparsity = f"sparsity{space}{self.sparsity:g}" if self.sparsity else ""
+        return [density, sparsity, f"seed{space}{self.seed}"]
 
 
 def cells_of(experiment: Experiment) -> list[Cell]:
-    """Returns the cells in the order in which they are begun: seed by seed, so that a table exists early.
+    """Returns the cells in the order of their start: seed by seed, so that a table exists early.
 
     Example:
         >>> from lightning_fairprune.experiments import build, read_config
@@ -91,7 +82,9 @@ def cells_of(experiment: Experiment) -> list[Cell]:
         members = range(experiment.query.models) if experiment.methods else ()
         found += [Cell("query", seed, member=m) for m in members]
         found += [Cell("baseline", seed, name) for name in experiment.baselines]
-        found += [cell for m in members for cell in _scores(experiment, seed, m)]
+        passes = [_passes(m, experiment, seed) for m in experiment.methods.values()]
+        scores = dict.fromkeys(itertools.chain.from_iterable(passes))
+        found += sorted(scores, key=lambda cell: cell.member)
         for density in experiment.densities:
             found += [Cell("final", seed, name, density) for name in experiment.methods]
             found += [Cell("one_fit", seed, name, density) for name in experiment.one_fit]
@@ -100,14 +93,8 @@ def cells_of(experiment: Experiment) -> list[Cell]:
     return found
 
 
-def _scores(experiment: Experiment, seed: int, member: int) -> list[Cell]:
-    every = (_passes(method, experiment, seed) for method in experiment.methods.values())
-    cells = itertools.chain.from_iterable(every)
-    return list(dict.fromkeys(cell for cell in cells if cell.member == member))
-
-
 def _passes(method: Method, experiment: Experiment, seed: int) -> list[Cell]:
-    """Returns the passes that the score of a method is taken from."""
+    """Returns the passes that compute the score of a method."""
     if method.score is None or method.score_on != "pass":
         return []
     name = score_name(method.score)
@@ -116,7 +103,7 @@ def _passes(method: Method, experiment: Experiment, seed: int) -> list[Cell]:
 
 
 def needs(cell: Cell, experiment: Experiment) -> list[Cell]:
-    """Returns the cells that must be finished before this one."""
+    """Returns the cells whose results this one reads."""
     if cell.kind == "score":
         return [Cell("query", cell.seed, member=cell.member)]
     if cell.kind == "weights":
@@ -134,7 +121,7 @@ def ready(
     finished: Collection[str],
     failed: Collection[str],
 ) -> list[Cell]:
-    """Returns the cells that could be begun now, in order, by the keys of those that have ended."""
+    """Returns the cells that can be started now, in order."""
     return [
         cell
         for cell in cells
@@ -147,7 +134,7 @@ def ready(
 def blocked(
     cells: Sequence[Cell], experiment: Experiment, failed: Collection[str]
 ) -> dict[str, str]:
-    """Returns the cells that cannot be done, each with the key of a failed cell that it needs."""
+    """Returns the keys of cells that cannot be started, each with that of a failed cell it needs."""
     found: dict[str, str] = {}
     for cell in cells:  # a cell comes after what it needs
         for need in needs(cell, experiment):

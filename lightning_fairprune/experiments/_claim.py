@@ -1,4 +1,4 @@
-"""What a claim of a paper is, how it is compared with our numbers, and how that is told."""
+"""A claim of a paper, its comparison with our numbers, and both as text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """One comparison at one density or sparsity: means of both sides over the seeds that both have."""
+    """One comparison at one density or sparsity: means over the seeds that both sides have."""
 
     what: str
     at: str
@@ -22,13 +22,7 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One claim.
-
-    Args:
-        paper: that makes it.
-        text: what the paper says.
-        numbers: ours; none if the grid lacks the methods.
-    """
+    """One claim of a paper, with our numbers; without any if the grid lacks the methods."""
 
     paper: str
     text: str
@@ -36,7 +30,7 @@ class Claim:
 
     @property
     def verdict(self) -> Literal["holds", "holds in part", "does not hold", "not tested"]:
-        """Of all comparisons: means over seeds decide."""
+        """The verdict of all comparisons of means over seeds."""
         if not self.numbers:
             return "not tested"
         if all(number.holds for number in self.numbers):
@@ -53,9 +47,9 @@ def compared(
     below: bool = False,
     slack: float = 0.0,
 ) -> list[Number]:
-    """Compares the values by seed of two sides over the seeds that both have; nothing if there is none.
+    """Compares the values by seed of two sides over their common seeds, if there are any.
 
-    The claim is that `ours` is higher, or with `below` lower, and may miss that by `slack`.
+    The claim is that `ours` is higher, with `below` lower, with a tolerance of `slack`.
 
     Example:
         >>> (found,) = compared("a above b", "density 0.3", {0: 0.5, 1: 0.7}, {0: 0.6, 1: 0.4})
@@ -72,7 +66,7 @@ def compared(
 
 
 def markdown(claims: Sequence[Claim], name: str) -> str:
-    """Returns the claims as text: of each paper a table of verdicts, then the numbers of each."""
+    """Returns the claims as text: for each paper a table of verdicts, then the numbers."""
     lines = [
         f"# Claims of the papers, tested by {name}",
         "",

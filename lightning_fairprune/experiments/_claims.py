@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 from lightning_fairprune import criteria, geometry, quotas
 from lightning_fairprune.experiments._claim import Claim, Number, compared
-from lightning_fairprune.experiments._parts import Method, WeightMethod
+from lightning_fairprune.experiments._parts import Method
 from lightning_fairprune.experiments._records import Experiment
-from lightning_fairprune.experiments._results import Row, by_setting, by_sparsity, ratio
+from lightning_fairprune.experiments._results import ByLevel, Row, by_density, by_sparsity, ratio
 
 DROP = "DRoP: Vysogorets, Ahuja and Kempe, ICLR 2025"
 DISTORTION = "Recall distortion: Good et al., NeurIPS 2022"
 # The paper calls the loss of average accuracy tolerable and does not say what would be too much.
 TOLERABLE = 0.05
-# The other has ratios of 2, 4, 10, 20 and 50: which of them are low, and which are high.
+# The other has ratios of 2, 4, 10, 20 and 50; up to 2.5 they count as low, from 9.5 on as high.
 LOW, HIGH = 2.5, 9.5
-
-Groups = Mapping[tuple[str, float], Sequence[Row]]
 
 
 def claims_of(experiment: Experiment, rows: Sequence[Row]) -> list[Claim]:
-    """Compares the methods that the claims are about, known by their settings and not by their names.
+    """Compares the methods of the claims, found by their settings and not by their names.
 
     Args:
         experiment: with `densities` for the claims on pruning data, `weights` for those on weights.
-        rows: of the models that are finished.
+        rows: of the finished models.
 
     Example:
         >>> from lightning_fairprune.experiments import build, read_config
@@ -40,7 +37,7 @@ def claims_of(experiment: Experiment, rows: Sequence[Row]) -> list[Claim]:
 
 
 def _drop_claims(experiment: Experiment, rows: Sequence[Row]) -> list[Claim]:
-    groups, methods = by_setting(rows), experiment.methods
+    by_level, methods = by_density(rows), experiment.methods
     random = _first(methods, Method())
     random_drop = _first(methods, Method(quota=quotas.drop))
     full = next((name for name, b in experiment.baselines.items() if b.weighting is None), None)
@@ -49,17 +46,17 @@ def _drop_claims(experiment: Experiment, rows: Sequence[Row]) -> list[Claim]:
     others = [name for name in methods if name != random_drop]
     tests = {
         "Pruning by a score lowers the worst-class recall below that of random pruning.": _each(
-            groups, [(s, random, "worst", 0.0) for s in strategies], below=True
+            by_level, [(s, random, "worst", 0.0) for s in strategies], below=True
         ),
         "Random pruning under DRoP quotas has the best worst-class recall of all methods at every "
-        "density.": _each(groups, [(random_drop, other, "worst", 0.0) for other in others]),
+        "density.": _each(by_level, [(random_drop, other, "worst", 0.0) for other in others]),
         "It improves on the worst-class recall of the full data.": _each(
-            groups, [(random_drop, full, "worst", 0.0)]
+            by_level, [(random_drop, full, "worst", 0.0)]
         ),
         f"Its average recall falls by a tolerable amount (here: at most {TOLERABLE:g} below random "
-        "pruning).": _each(groups, [(random_drop, random, "average", TOLERABLE)]),
+        "pruning).": _each(by_level, [(random_drop, random, "average", TOLERABLE)]),
         "DRoP quotas raise the worst-class recall of the other strategies too.": _each(
-            groups, [(drop, alone, "worst", 0.0) for alone, drop in pairs]
+            by_level, [(drop, alone, "worst", 0.0) for alone, drop in pairs]
         ),
     }
     return [Claim(DROP, text, numbers) for text, numbers in tests.items()]
@@ -72,13 +69,13 @@ def _first(methods: Mapping[str, Method], wanted: Method) -> str | None:
 def _under_drop(methods: Mapping[str, Method], name: str) -> str | None:
     alone = methods[name]
     score = alone.score
-    if score is geometry.k_center_distance:  # under quotas it begins anew in every class
+    if score is geometry.k_center_distance:  # under quotas it restarts in every class
         score = geometry.class_k_center
     return _first(methods, Method(score, alone.keep, quotas.drop, alone.score_on, alone.at))
 
 
 def _each(
-    groups: Groups,
+    rows: ByLevel,
     pairs: Sequence[tuple[str | None, str | None, str, float]],
     *,
     below: bool = False,
@@ -87,38 +84,39 @@ def _each(
         number
         for ours, other, measure, slack in pairs
         if ours is not None and other is not None
-        for number in _compared(groups, ours, other, measure, slack, below)
+        for number in _compared(rows, ours, other, measure, slack, below)
     )
 
 
 def _compared(
-    groups: Groups, ours: str, other: str, measure: str, slack: float, below: bool
+    rows: ByLevel, ours: str, other: str, measure: str, slack: float, below: bool
 ) -> Iterator[Number]:
     what = f"{measure} of {ours} {'below' if below else 'against'} {other}"
-    for (name, density), rows in groups.items():
-        against = groups.get((other, density)) or groups.get((other, 1.0))
+    for (name, density), own in rows.items():
+        against = rows.get((other, density)) or rows.get((other, 1.0))
         if name == ours and against:
             left, right = (
-                {row.seed: float(getattr(row, measure)) for row in side} for side in (rows, against)
+                {row.seed: float(getattr(row, measure)) for row in side} for side in (own, against)
             )
             yield from compared(what, f"density {density:g}", left, right, below=below, slack=slack)
 
 
 # ------------------------------------------------------------------------------- recall distortion
 
-# By method: by sparsity, rising: by seed: alpha.
+# alpha by method, sparsity (rising) and seed.
 Alphas = Mapping[str, Mapping[float, Mapping[int, float]]]
 
 
 def _distortion_claims(experiment: Experiment, rows: Sequence[Row]) -> list[Claim]:
-    """Compares the criteria that the claims are about, pruned at once."""
+    """Compares the criteria of the claims, pruned in one step."""
     alpha = _alphas(rows)
-    known = (criteria.magnitude, criteria.gradient, criteria.undecayed, criteria.random)
-    magnitude, gradient, undecayed, random = (_at_once(experiment.weights, c) for c in known)
-    chance = [
-        n for n, m in experiment.weights.items() if m.prune().settings.criterion is criteria.random
-    ]
-    others = [name for name in alpha if name not in chance]
+    used = {name: m.prune().settings.criterion for name, m in experiment.weights.items()}
+    once = {name for name, m in experiment.weights.items() if m.start == m.end == 0}
+    magnitude, gradient, undecayed, random = (
+        next((name for name, criterion in used.items() if criterion is c and name in once), None)
+        for c in (criteria.magnitude, criteria.gradient, criteria.undecayed, criteria.random)
+    )
+    others = [name for name in alpha if used.get(name) is not criteria.random]
     tests = {
         "At a ratio of 2 differences between classes shrink: alpha is below 1 (all but random "
         "pruning).": _below_one(alpha, others, most=LOW),
@@ -139,22 +137,11 @@ def _distortion_claims(experiment: Experiment, rows: Sequence[Row]) -> list[Clai
 
 def _alphas(rows: Sequence[Row]) -> Alphas:
     found: dict[str, dict[float, dict[int, float]]] = {}
-    groups = by_sparsity(rows)
-    for name, sparsity in sorted(groups, key=lambda key: key[1]):
-        known = {row.seed: row.alpha for row in groups[name, sparsity] if row.alpha is not None}
+    by_level = by_sparsity(rows)
+    for name, sparsity in sorted(by_level, key=lambda key: key[1]):
+        known = {row.seed: row.alpha for row in by_level[name, sparsity] if row.alpha is not None}
         found.setdefault(name, {})[sparsity] = known
     return found
-
-
-def _at_once(weights: Mapping[str, WeightMethod], criterion: Callable[..., Any]) -> str | None:
-    return next(
-        (
-            name
-            for name, method in weights.items()
-            if method.prune().settings.criterion is criterion and method.start == method.end == 0
-        ),
-        None,
-    )
 
 
 def _below_one(alpha: Alphas, names: Sequence[str], most: float = math.inf) -> tuple[Number, ...]:

@@ -23,18 +23,18 @@ from lightning_fairprune.experiments._store import Status, Store
 from lightning_fairprune.experiments._summary import summarise
 from lightning_fairprune.experiments._weights import check_dense
 
-# Names of cells and files are printed as they are.
+# Prints the names of cells and files unchanged.
 _PLAIN: Any = {"highlight": False, "markup": False, "soft_wrap": True}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs an experiment, or what is left of it.
+    """Runs an experiment, or the rest of it.
 
     Args:
         argv: arguments after ``fairprune experiment``; those of the process by default.
 
     Returns:
-        0 if all cells are finished, 1 if not, 130 if it was interrupted.
+        0 if all cells are finished, 1 if not, 130 after an interrupt.
 
     Raises:
         SystemExit: With status 2 and one sentence, if a setting is wrong.
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     arguments = list(sys.argv[1:] if argv is None else argv)
     here = os.getcwd()
-    if here not in sys.path:  # a console script cannot import from where it is called
+    if here not in sys.path:  # a console script does not import from the working directory
         sys.path.insert(0, here)
     if not arguments:
         parser.error(f"there must be a config, got none: {_config.ASKED}.")
@@ -75,20 +75,20 @@ def run(
     threads: int | None = None,
     console: Console | None = None,
 ) -> int:
-    """Does all cells of an experiment that are not finished and writes its tables.
+    """Runs all cells of an experiment that are not finished and writes its tables.
 
     Args:
-        settings: what a config says, as nested dictionaries; defaults are filled in.
-        out: folder; what is finished there stays as it is.
+        settings: content of a config, as nested dictionaries; defaults are filled in.
+        out: folder; finished cells in it are kept.
         jobs: processes that train at the same time.
-        threads: of torch in each; None shares out the processors.
-        console: what to show progress on; None shows nothing.
+        threads: of torch in each; None divides the processors.
+        console: for progress; None shows nothing.
 
     Returns:
         0 if all cells are finished, else 1.
 
     Raises:
-        ValueError: If a setting is wrong, or finished cells were made with others.
+        ValueError: If a setting is wrong, or finished cells have other settings.
     """
     for name, value in (("jobs", jobs), ("threads", threads)):
         if value is not None and value < 1:
@@ -133,15 +133,10 @@ def _list(cells: Sequence[Cell], experiment: Experiment, out: Path, console: Con
     status, running = Status(frozenset(), frozenset()), {}
     if (out / "cells").is_dir():
         status, running = Store(out).status(cells), Store(out).running(cells)
+    states = {"works": running, "failed": status.failed, "done": status.finished}
     for cell in cells:
-        state = "      "
-        if cell.key in status.finished:
-            state = "done  "
-        elif cell.key in status.failed:
-            state = "failed"
-        elif cell.key in running:
-            state = "works "
-        console.print(f"{state} {cell.key}")
+        state = next((name for name, keys in states.items() if cell.key in keys), "")
+        console.print(f"{state:6} {cell.key}")
     done = f"{len(status.finished)} of {len(cells)} cells"
     console.print(f"{done} of {experiment.name} are finished in {out}.")
 
@@ -160,7 +155,7 @@ def _parser() -> ArgumentParser:
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Returns the content of a YAML file, a shipped one by its name, to change and hand to `run`.
+    """Returns the content of a YAML file, a shipped one by its name, to change and pass to `run`.
 
     Example:
         >>> read_config("digits.yaml")["densities"]

@@ -1,4 +1,4 @@
-"""From YAML to an experiment and back, and which settings a result depends on."""
+"""Reads and writes experiments as YAML, and finds the settings that a result depends on."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from lightning_fairprune.experiments._parts import Baseline, Method, OneFit, Wei
 from lightning_fairprune.experiments._records import Experiment
 
 CONFIGS = Path(__file__).parent / "configs"
-# jsonargparse 4.49 gave some things new names. Null is dumped because it is a value of its own where the
-# default is another.
+# jsonargparse 4.49 renamed this option. Null must be dumped, since the default may be another value.
 _RENAMED = tuple(map(int, version("jsonargparse").split(".")[:2])) >= (4, 49)
 _WHOLE: dict[str, Any] = {"skip_unset" if _RENAMED else "skip_none": False}
 ASKED = "give the path of a YAML file, or one of those that come with this package: " + ", ".join(
@@ -29,12 +28,12 @@ ASKED = "give the path of a YAML file, or one of those that come with this packa
 )
 _PARTS = {"methods": Method, "one_fit": OneFit, "baselines": Baseline, "weights": WeightMethod}
 OWN = ("config", "out", "jobs", "threads", "dry_run")
-# Where data lie and how they are loaded is no setting: another machine has them elsewhere.
+# The place of the data and their loading differ between machines and are no settings.
 _PLACES = ("root", "cache", "num_workers", "download")
 
 
 def parser() -> ArgumentParser:
-    """Returns the parser of everything that an `Experiment` is made of."""
+    """Returns the parser of the arguments of `Experiment`."""
     made = ArgumentParser(
         prog="fairprune experiment",
         description="Train query models, choose subsets, train final models on them from scratch and "
@@ -64,7 +63,7 @@ def plain(parsed: Any) -> dict[str, Any]:
 
 
 def build(settings: Mapping[str, Any]) -> Experiment:
-    """Returns the experiment that `settings` describe, nested dictionaries, with new objects in it.
+    """Returns the experiment of these nested dictionaries, with new objects.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -75,16 +74,15 @@ def build(settings: Mapping[str, Any]) -> Experiment:
         3
     """
     made = parser()
-    # A copy, because the parser puts the objects into what it was given.
+    # A copy, because the parser writes objects into its argument.
     parsed = made.parse_object(copy.deepcopy(dict(settings)))
     instantiate = getattr(made, "instantiate", None) or made.instantiate_classes
     built = instantiate(parsed)
-    names = Experiment.__dataclass_fields__
-    return Experiment(**{name: built[name] for name in names})
+    return Experiment(**{field.name: built[field.name] for field in fields(Experiment)})
 
 
 def find(name: str) -> Path:
-    """Returns the file of a config: `name` as it is, else the shipped one of that name.
+    """Returns the file of a config: the path `name`, else the shipped one of that name.
 
     Raises:
         FileNotFoundError: If there is neither.
@@ -145,10 +143,10 @@ def _score(cell: Cell, settings: Mapping[str, Any]) -> Any:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Returns in words the settings in which an experiment differs from a result of before.
+    """Returns in words the settings in which an experiment differs from an earlier result.
 
-    An argument that a class has now and had not before, or the other way round, is no difference as
-    long as it has its default: the code may get a new one while an experiment runs.
+    An argument that only one of them has counts as a difference unless it has its default, since a class
+    may get a new argument while an experiment runs.
 
     Example:
         >>> differences(
@@ -169,15 +167,13 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _is_default(name: str, settings: Mapping[str, Any]) -> bool:
-    """Whether a setting is the argument of a class, and has the value that it has by default."""
+    """Whether a setting is an argument of a class with its default value."""
     owner, _, argument = name.rpartition(".init_args.")
     path = settings.get(f"{owner}.class_path")
     if path is None or "." in argument:
         return False
     owner_class = _known(path)
-    if owner_class is None:
-        return False
-    parameters = inspect.signature(owner_class).parameters
+    parameters = {} if owner_class is None else inspect.signature(owner_class).parameters
     if argument not in parameters:
         return False
     default, value = parameters[argument].default, settings[name]
@@ -187,7 +183,7 @@ def _is_default(name: str, settings: Mapping[str, Any]) -> bool:
 
 
 def _known(path: str) -> Any:
-    """Returns what is already imported: files of results must not have anything imported."""
+    """Returns an object that is already imported: a file of results must not cause an import."""
     module, _, name = path.rpartition(".")
     return getattr(sys.modules.get(module), name, None)
 

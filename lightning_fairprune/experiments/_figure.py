@@ -5,50 +5,48 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_fairprune.experiments._results import Row, by_setting, by_sparsity, ratio
+from lightning_fairprune.experiments._results import ByLevel, Row, by_density, by_sparsity, ratio
 
-# Colours of Okabe and Ito, which colour-blind readers can tell apart; then markers tell on.
+# Colours of Okabe and Ito, for colour-blind readers; with more methods markers distinguish them.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999999")
 MARKERS = "osD^vPX"
 DARK = "#222222"
-WIDTH = 0.45  # that the methods take beside each other at one density
+WIDTH = 0.45  # of the range of the methods around one density
 ALPHAS = (-100, -10, -2, -1, 0, 0.5, 1, 1.5, 2, 5, 10, 100)
 TITLES = {"average": "average recall", "worst": "recall of the worst class"}
-
-Groups = Mapping[tuple[str, float], Sequence[Row]]
 
 
 def curves(rows: Sequence[Row]) -> Any:
     """Returns a figure: mean recalls of each method against density, with bars from lowest to highest seed."""
-    groups = by_setting(rows)
-    across = {name: group for (name, density), group in groups.items() if density == 1}
-    densities = sorted({density for _, density in groups if density < 1}, reverse=True)
+    by_level = by_density(rows)
+    across = {name: seeds for (name, density), seeds in by_level.items() if density == 1}
+    densities = sorted({density for _, density in by_level if density < 1}, reverse=True)
     ticks = {density: f"{density:g}" for density in densities}
-    return _draw(groups, across, ticks, TITLES, "density")
+    return _draw(by_level, across, ticks, TITLES, "density")
 
 
 def sparsity_curves(rows: Sequence[Row]) -> Any:
     """Returns a figure: intensification ratio and mean recalls of each method against sparsity.
 
-    Of the models that were not pruned only those of the first method count.
+    The line across is the first method whose weights were not pruned.
     """
-    groups = by_sparsity(rows)
+    by_level = by_sparsity(rows)
     dense = [row for row in rows if not row.sparsity]
     across = {dense[0].method: [row for row in dense if row.method == dense[0].method]}
-    sparsities = sorted({sparsity for _, sparsity in groups})
+    sparsities = sorted({sparsity for _, sparsity in by_level})
     ticks = {sparsity: f"{sparsity:g}\n({ratio(sparsity):.3g})" for sparsity in sparsities}
     titles = {"alpha": "intensification ratio alpha"} | TITLES
-    return _draw(groups, across, ticks, titles, "sparsity (ratio)")
+    return _draw(by_level, across, ticks, titles, "sparsity (ratio)")
 
 
 def _draw(
-    groups: Groups,
+    rows: ByLevel,
     across: Mapping[str, Sequence[Row]],
     ticks: Mapping[float, str],
     titles: Mapping[str, str],
     label: str,
 ) -> Any:
-    """Draws a panel for each measure; groups that have no place are lines across."""
+    """Draws a panel for each measure, with the rows of `across` as horizontal lines."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -56,23 +54,23 @@ def _draw(
     FigureCanvasAgg(chart)
     axes = chart.subplots(1, len(titles))
     levels = list(ticks)
-    lines = list(dict.fromkeys(name for name, level in groups if level in ticks))
+    lines = list(dict.fromkeys(name for name, level in rows if level in ticks))
     for axis, (measure, title) in zip(axes, titles.items(), strict=True):
-        for i, (name, group) in enumerate(across.items()):
+        for i, (name, seeds) in enumerate(across.items()):
             if measure == "alpha":
                 axis.axhline(1, color=DARK, label=name)
                 continue
-            mean, low, high = _range(_values(group, measure))
+            mean, low, high = _range(_values(seeds, measure))
             axis.axhline(mean, color=DARK, linestyle=("-", "--", ":")[i % 3], label=name)
             axis.axhspan(low, high, color=DARK, alpha=0.06, linewidth=0)
         for i, name in enumerate(lines):
-            known = {x: _values(groups.get((name, x), ()), measure) for x in levels}
+            known = {x: _values(rows.get((name, x), ()), measure) for x in levels}
             known = {x: values for x, values in known.items() if values}
             if not known:
                 continue
             ranges = [_range(values) for values in known.values()]
             means, lows, highs = (list(side) for side in zip(*ranges, strict=True))
-            # Beside each other, so that their ranges can be told apart.
+            # Side by side, so that their ranges do not overlap.
             shift = WIDTH * ((i + 0.5) / len(lines) - 0.5)
             places = [levels.index(x) + shift for x in known]
             colour = COLOURS[i % len(COLOURS)]
@@ -98,8 +96,8 @@ def _draw(
     return chart
 
 
-def _values(group: Sequence[Row], measure: str) -> list[float]:
-    found = (getattr(row, measure) for row in group)
+def _values(rows: Sequence[Row], measure: str) -> list[float]:
+    found = (getattr(row, measure) for row in rows)
     return [float(value) for value in found if value is not None]
 
 

@@ -1,4 +1,4 @@
-"""How long the models of the table are trained."""
+"""The length of trainings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Training(NamedTuple):
 
 
 class Length(NamedTuple):
-    """Length of one training, which `steps` ends, maybe inside the last epoch."""
+    """Length of one training; `steps` may end inside the last epoch."""
 
     epochs: int
     steps: int
@@ -24,12 +24,12 @@ class Length(NamedTuple):
 
 
 def epoch_correction(epochs: int, density: float) -> int:
-    r"""Return the epochs of a model on part of the data, as DRoP's published code has them.
+    r"""Returns the epochs of a model on part of the data, as in the published code of DRoP.
 
     .. math:: E_d = \lfloor (0.5 + 0.5 d) \, E / d \rfloor
 
-    Between the E / d epochs over the kept samples that take as many steps as E on all the data, and half
-    of them. In the code of Vysogorets, Ahuja and Kempe (github avysogorets/fair-data-pruning, 2024), not
+    That is between half of and all the E / d epochs that take as many steps as E on all the data. From the
+    code of Vysogorets, Ahuja and Kempe (github avysogorets/fair-data-pruning, 2024), not
     in their paper.
 
     Args:
@@ -44,10 +44,10 @@ def epoch_correction(epochs: int, density: float) -> int:
 
 
 def final_length(final: Final, kept: int, density: float, training: Training) -> Length:
-    """Return how long a model is trained on `kept` of the training samples, asked for as `density`.
+    """Returns the length of a training on `kept` samples, selected for `density`.
 
     Raises:
-        ValueError: If `kept` samples are less than a batch and `drop_last` leaves that out.
+        ValueError: If `kept` samples are less than a batch, with `drop_last`.
 
     Example:
         100 samples 3 times are 25 samples 12 times, each time in 3 batches of at most 10.
@@ -56,9 +56,7 @@ def final_length(final: Final, kept: int, density: float, training: Training) ->
         Length(epochs=12, steps=36, warmup=0)
         >>> final_length(Final(3, length="epoch_correction"), 25, 0.25, Training(100, 10))
         Length(epochs=7, steps=21, warmup=0)
-        >>> final_length(
-        ...     Final(epochs=3), 70, 0.7, Training(100, 10)
-        ... )  # 4 times, and 20 samples more
+        >>> final_length(Final(epochs=3), 70, 0.7, Training(100, 10))  # 4 times and 20 samples
         Length(epochs=5, steps=30, warmup=0)
     """
     batches = _batches(kept, training)
@@ -71,9 +69,10 @@ def final_length(final: Final, kept: int, density: float, training: Training) ->
 def one_fit_length(
     final: Final, warmup: float, kept: int, density: float, training: Training
 ) -> Length:
-    """Return the length of a fit on all samples for a share `warmup` of those seen, then on `kept` of them.
+    """Returns the length of a fit with a warm-up on all samples and the rest on `kept` of them.
 
-    It sees as many samples as a final model of the same density.
+    It sees as many samples as a final model of the same density; `warmup` is the fraction of them that
+    goes to the warm-up.
 
     Raises:
         ValueError: If the warm-up leaves nothing, or as in `final_length`.

@@ -8,18 +8,17 @@ from typing import Any, Literal
 
 from lightning_fairprune import geometry, quotas
 from lightning_fairprune.callbacks import ClassWeighting, DataPruning, WeightPruning
-
-Keep = Literal["random", "hard", "easy", "stratified"]
+from lightning_fairprune.selection import Keep
 
 
 @dataclass(frozen=True)  # no slots, as of Hardware
 class Query:
-    """The models that tell which classes are hard and which samples.
+    """The models that show which classes and samples are hard.
 
     Args:
-        epochs: of each query model, over all the data; at least 1 where there are `methods`.
-        models: how many of them are trained for each seed; recalls and scores are averaged over them.
-        early: when the scores of methods with ``at: early`` are taken, a fraction of `epochs` in (0, 1].
+        epochs: of each query model, over all the data; at least 1 if there are `methods`.
+        models: number for each seed; recalls and scores are averaged over them.
+        early: fraction of `epochs` in (0, 1] before the scores of methods with ``at: early``.
         shrinkage: pseudo-samples at the mean recall that are added to every class; 0 as published.
 
     Example:
@@ -43,19 +42,19 @@ class Query:
 
     @property
     def early_epoch(self) -> int:
-        """Epochs that are done when early scores are taken, at least 1."""
+        """Number of epochs before early scores are computed, at least 1."""
         return max(1, round(self.early * self.epochs))
 
 
 @dataclass(frozen=True, slots=True)
 class Final:
-    """How long the models are trained that are compared.
+    """The length of the compared trainings.
 
     Args:
         epochs: of a model on all the data.
         length: of a model on part of it. ``"equal_samples"``: until it has seen as many samples;
-            ``"epoch_correction"``: for ``int((0.5 + 0.5 d) epochs / d)`` epochs at density d, as the
-            published code of DRoP has it, which is between half as many samples and as many.
+            ``"epoch_correction"``: ``int((0.5 + 0.5 d) epochs / d)`` epochs at density d, as in the
+            published code of DRoP: between half as many samples and as many.
     """
 
     epochs: int
@@ -68,19 +67,19 @@ class Final:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A way to choose the samples for a final model, from what the query models saw.
+    """A way to select the samples for a final model, by the query models.
 
     Args:
         score: how hard each sample is, higher = harder: a function of
             :mod:`lightning_fairprune.scores`, :mod:`~lightning_fairprune.gradients` or
             :mod:`~lightning_fairprune.geometry`, or your own; None with ``keep: random``.
-        keep: which samples of a class stay.
+        keep: which samples of a class are kept.
         quota: samples per class, ``(sizes, recall, budget)`` or ``(sizes, budget) -> int64 [K]``;
             None for no quotas. :func:`~lightning_fairprune.quotas.of_subset` takes as many of each class
             as `score` and `keep` would without quotas, but at random: StrategyQ of the DRoP paper.
-        score_on: ``"training"``: the score reads what the query models' training steps saw;
+        score_on: ``"training"``: the score reads the signals of the query models' training steps;
             ``"pass"``: one pass over the training set in eval mode, without augmentation.
-        at: whether the score is taken early in the query model's training or at its end.
+        at: whether the score is computed early in the training of a query model or at its end.
     """
 
     score: Callable[..., Any] | None = None
@@ -103,20 +102,17 @@ class Method:
 
     @property
     def models_of_score(self) -> int | None:
-        """From how many query models the score is taken; None for all, whose mean it is then.
-
-        The order of k-center has no mean, and the paper takes it from one model.
-        """
+        """Number of query models that the score averages over; None for all, 1 for k-center orders."""
         return 1 if self.score in (geometry.k_center_distance, geometry.class_k_center) else None
 
 
 @dataclass(frozen=True, slots=True)
 class OneFit:
-    """Pruning inside the one fit of the final model, without a query model.
+    """Pruning inside the single fit of the final model, without a query model.
 
     Args:
-        warmup: fraction of the samples seen that go to the warm-up on all the data, rounded down to
-            whole epochs, at least one.
+        warmup: fraction of the samples seen in the warm-up on all the data, rounded down to whole epochs,
+            at least one.
         prune: :class:`~lightning_fairprune.DataPruning` with any of its arguments but density,
             warmup_epochs and seed.
 
@@ -146,12 +142,12 @@ class Baseline:
 
 @dataclass(frozen=True)  # no slots, as of Hardware
 class Finetune:
-    """How a dense model is trained on while and after its weights are pruned.
+    """The training of a dense model during and after the pruning of its weights.
 
     Args:
-        epochs: over all the data, at least 1 where there are `weights`.
-        lr_factor: what all learning rates of the model's own optimisers and schedules are multiplied
-            by; the schedule begins anew and spans `epochs`.
+        epochs: over all the data, at least 1 if there are `weights`.
+        lr_factor: multiplies all learning rates of the model's own optimisers and schedules; the schedule
+            restarts and spans `epochs`.
     """
 
     epochs: int = 0
@@ -171,12 +167,11 @@ class WeightMethod:
     Args:
         prune: :class:`~lightning_fairprune.WeightPruning` with any of its arguments but sparsity,
             start, end and seed.
-        start: first pruning, as WeightPruning has it, counted within the fine-tuning; 0 prunes before
-            its first step.
-        end: last pruning; with both 0 all is pruned at once.
+        start: of WeightPruning, counted within the fine-tuning; 0 prunes before its first step.
+        end: of WeightPruning; with both 0 all weights are pruned in one step.
 
     Raises:
-        ValueError: If `prune` sets what the experiment does, or an argument is out of range.
+        ValueError: If `prune` sets an argument of the experiment, or an argument is out of range.
 
     Example:
         >>> WeightMethod().at(0.9, seed=3).settings.sparsity
@@ -200,14 +195,14 @@ class WeightMethod:
 
     def at(self, sparsity: float, seed: int) -> WeightPruning:
         """Returns a callback for one model."""
-        # Told with dots, jsonargparse would take its arguments for those of the call.
+        # Annotated with its arguments, jsonargparse would take them for those of the call.
         prune: Callable[..., WeightPruning] = self.prune
         return prune(sparsity=sparsity, start=self.start, end=self.end, seed=seed)
 
 
 @dataclass(frozen=True)  # no slots: jsonargparse takes defaults apart by their __dict__
 class Hardware:
-    """What each training runs on; options of the Trainer.
+    """The hardware of each training; options of the Trainer.
 
     Args:
         accelerator: such as ``"cpu"`` or ``"gpu"``.
@@ -221,7 +216,7 @@ class Hardware:
 
 
 def score_name(score: Callable[..., Any]) -> str:
-    """Returns what to call a score: the name of the function, or of the class.
+    """Returns the name of a score: of its function or class.
 
     Example:
         >>> from lightning_fairprune import scores

@@ -1,4 +1,4 @@
-"""The processes that do the cells, and what is shown of their work meanwhile."""
+"""Runs cells in several processes and shows their progress."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lightning_fairprune.experiments._config import build
 from lightning_fairprune.experiments._store import Status, Store
 
 _SECONDS_BETWEEN_LOOKS = 0.5
-# A worker imports from where the command does, whatever started that.
+# A worker imports from the same path as the command.
 _BEGIN = """
 import json, sys
 task = json.load(sys.stdin)
@@ -41,10 +41,7 @@ def run_all(
     console: Console,
     on_finished: Callable[[], object],
 ) -> Status:
-    """Runs all cells in `jobs` processes, shows progress, and returns how they ended.
-
-    `on_finished` is called after models of the table have been finished.
-    """
+    """Runs all cells in `jobs` processes and calls `on_finished` after those of the table."""
     experiment = build(settings)
     cells = cells_of(experiment)
     store.forget_failures(cells)
@@ -57,7 +54,7 @@ def run_all(
     todo = len(cells) - len(store.status(cells).finished)
     if todo:
         with console.status("Preparing the data"):
-            experiment.data().prepare_data()  # once, before several processes do
+            experiment.data().prepare_data()  # once for all processes
     workers = {i: _start(task, store, i) for i in range(min(jobs, todo))}
     view = _View(cells, store, jobs, console)
     try:
@@ -70,7 +67,7 @@ def run_all(
                     del workers[i]
                     if worker.returncode:
                         _bury(worker, store, cells, i)
-                        # One that began no cell would do so again.
+                        # A process that started no cell would end at once again.
                         if store.has_begun(worker.pid):
                             workers[i] = _start(task, store, i)
                 if view.update():
@@ -85,7 +82,7 @@ def run_all(
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """Has `kill` stop the workers too, as Ctrl-C does."""
+    """Makes `kill` stop the workers too, as Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -110,7 +107,7 @@ def _start(task: Mapping[str, Any], store: Store, number: int) -> subprocess.Pop
             command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment
         )
     assert worker.stdin is not None
-    with contextlib.suppress(BrokenPipeError), worker.stdin as pipe:  # it may have ended at once
+    with contextlib.suppress(BrokenPipeError), worker.stdin as pipe:  # the process may have ended
         pipe.write(json.dumps(task).encode())
     return worker
 
@@ -120,7 +117,7 @@ def _log(store: Store, number: int) -> Path:
 
 
 def _device(number: int) -> dict[str, str]:
-    """Gives each process a GPU of its own, if there are several and the user has not chosen."""
+    """Assigns each process a GPU, if there are several and the user has not chosen."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return {}
     import torch
@@ -132,7 +129,7 @@ def _device(number: int) -> dict[str, str]:
 def _bury(
     worker: subprocess.Popen[bytes], store: Store, cells: Sequence[Cell], number: int
 ) -> None:
-    """Writes down which cells died with a process."""
+    """Marks the cells of a dead process as failed."""
     code = worker.returncode
     how = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
     for cell in store.abandoned(cells, worker.pid):
@@ -142,10 +139,10 @@ def _bury(
 def seconds_left(
     cells: Sequence[Cell], seconds: Mapping[str, float], elapsed: Mapping[str, float], jobs: int
 ) -> float | None:
-    """Returns the time until all cells are done, None as long as nothing is finished.
+    """Returns the time until all cells are finished; None before the first one is.
 
-    A cell takes as long as the mean of those of its kind; kinds that none is finished of, as long as
-    the mean of all. `seconds` are those of each finished cell by key, `elapsed` of each cell in work.
+    A cell takes as long as the mean of its kind, or of all if none of its kind is finished. `seconds`
+    are those of finished cells by key, `elapsed` those of running ones.
 
     Example:
         >>> cells = [Cell("query", 0), Cell("final", 0, "a", 0.5), Cell("final", 0, "b", 0.5)]
@@ -169,7 +166,7 @@ def seconds_left(
 
 
 class _View:
-    """Shows progress over the grid: a bar on a terminal, and a line for each cell that ended."""
+    """Shows progress: a bar on a terminal, and a line for each cell that ended."""
 
     def __init__(self, cells: Sequence[Cell], store: Store, jobs: int, console: Console) -> None:
         self.cells = {cell.key: cell for cell in cells}
@@ -198,7 +195,7 @@ class _View:
         self.bar.stop()
 
     def update(self) -> bool:
-        """Looks at the cells, shows what has changed and returns whether the table has grown."""
+        """Shows the cells that have ended, and returns whether any is one of the table."""
         status, running = self._status(), self.store.running([*self.cells.values()])
         new = self._read(status)
         failed = [key for key in status.failed if key not in self.failed]
@@ -246,7 +243,7 @@ class _View:
 
 
 def _span(seconds: float) -> str:
-    """Returns a time for people.
+    """Returns a time as text.
 
     Example:
         >>> _span(40), _span(200), _span(5000)

@@ -27,28 +27,28 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """Query models, the subsets chosen from what they saw, final models on those, and a test.
+    """A grid of query models, final models on subsets, baselines and models with pruned weights.
 
     Args:
-        data: the LightningDataModule. Its test loader gives the numbers, its validation loader the
-            recalls for the quotas, ``plain_dataloader()`` (if it has one) the training set without
-            augmentation for scoring passes; ``class_names`` are read if there are any.
-        model: the LightningModule; a schedule that steps with every batch is planned with
+        data: the LightningDataModule. Its test loader gives the results, its validation loader the
+            recalls for the quotas, ``plain_dataloader()`` (if there is one) the training set without
+            augmentation for scoring passes; it may have ``class_names``.
+        model: the LightningModule; a schedule that steps with every batch must be planned with
             :func:`~lightning_fairprune.planned_stepping_batches`.
-        final: how long the models are trained that are compared.
-        query: the models that choose.
+        final: length of the compared trainings.
+        query: the models that the methods select by.
         densities: fractions of the training samples to keep, in (0, 1).
-        seeds: of which each has its own query models.
-        methods: by name, how final models' samples are chosen.
-        one_fit: by name, pruning inside one fit.
-        baselines: by name, models on all the data; the first is what distortion is relative to.
+        seeds: each has its own query models.
+        methods: by name, the selections of samples for final models.
+        one_fit: by name, pruning inside a single fit.
+        baselines: by name, models on all the data; distortion is relative to the first.
         sparsities: fractions of the weights to remove, in (0, 1).
-        weights: by name, how weights of the first of `baselines` are pruned.
-        finetune: how it is trained on then.
+        weights: by name, the prunings of the weights of the first baseline.
+        finetune: its training during and after the pruning.
         group_by: groups in place of classes in quotas and results: the key or position of the group
             ids in a batch, or a function from the batch to them.
-        trainer: what a training runs on.
-        name: what the tables call the experiment.
+        trainer: hardware of each training.
+        name: of the experiment, in tables.
 
     Raises:
         ValueError: If a setting is out of range or two rows would have the same name.
@@ -106,7 +106,7 @@ class Experiment:
 
     @property
     def dense(self) -> str:
-        """The baseline whose weights are pruned, and that distortion is relative to."""
+        """The first baseline, whose weights are pruned and which distortion is relative to."""
         return next(iter(self.baselines))
 
     def _check_names(self) -> None:
@@ -149,7 +149,7 @@ class Experiment:
             seen = float(self.final.epochs)
             if self.final.length == "epoch_correction":
                 seen = density * epoch_correction(self.final.epochs, density)
-            if seen <= 1:  # the warm-up takes one epoch at least
+            if seen <= 1:  # the warm-up takes at least one epoch
                 raise ValueError(
                     f"`one_fit` must see more than all samples once, but at density {density:g} "
                     f"final.epochs: {self.final.epochs} are {seen:.3g} times all: raise final.epochs."

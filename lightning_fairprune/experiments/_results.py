@@ -1,10 +1,10 @@
-"""One table over all models of an experiment, and its files."""
+"""The table of all models of an experiment, and its files."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -25,30 +25,33 @@ WEIGHTS_HEAD = ("method", "seeds", "alpha", *MEASURES, "s")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One model: what its `result.json` says."""
+    """One model, from its `result.json`."""
 
     method: str
     kind: str
     density: float
     seed: int
-    average: float  # of the recalls of the test's classes or groups, as the next three
+    average: float  # these four of the recalls of classes or groups in the test
     worst: float
     gap: float
     std: float
     samples_seen: int
     steps: int
     seconds: float  # of the training
-    select_seconds: float | None  # None for models that select nothing or as they train
+    select_seconds: float | None  # None for models without a selection before training
     query_seconds: float | None  # of training its query models
     classes: tuple[str, ...]
-    recall: tuple[float | None, ...]  # None without a test sample
-    kept: tuple[int, ...] | None  # training samples of each class; None where labels are not known
+    recall: tuple[float | None, ...]  # None for a class without a test sample
+    kept: tuple[int, ...] | None  # training samples of each class; None if the labels are not known
     sparsity: float = 0.0
     alpha: float | None = None  # against the dense model of the same seed
 
 
+ByLevel = Mapping[tuple[str, float], Sequence[Row]]  # by method, and density or sparsity
+
+
 def rows_of(store: Store, cells: Sequence[Cell]) -> list[Row]:
-    """Returns the models that are finished: baselines first, then by density, sparsity, method and seed."""
+    """Returns the finished models: baselines first, then by density, sparsity, method and seed."""
     found = [result for cell in cells if cell.in_table and (result := store.result(cell))]
     rows = [_row(result) for result in found]
     names = list(dict.fromkeys(row.method for row in rows))
@@ -65,25 +68,26 @@ def _row(result: Mapping[str, Any]) -> Row:
     return Row(**values)
 
 
-def by_setting(rows: Sequence[Row]) -> dict[tuple[str, float], list[Row]]:
-    """Returns the rows of each method and density: its seeds. Models whose weights were pruned are left out."""
-    return _grouped((row.density, row) for row in rows if not row.sparsity)
+def by_density(rows: Sequence[Row]) -> ByLevel:
+    """Returns the rows of each method and density, without models whose weights were pruned."""
+    return _by_level(rows, "density", sparse=False)
 
 
-def by_sparsity(rows: Sequence[Row]) -> dict[tuple[str, float], list[Row]]:
+def by_sparsity(rows: Sequence[Row]) -> ByLevel:
     """Returns the rows of each method and sparsity, of models whose weights were pruned."""
-    return _grouped((row.sparsity, row) for row in rows if row.sparsity)
+    return _by_level(rows, "sparsity", sparse=True)
 
 
-def _grouped(rows: Iterable[tuple[float, Row]]) -> dict[tuple[str, float], list[Row]]:
-    groups: dict[tuple[str, float], list[Row]] = {}
-    for level, row in rows:
-        groups.setdefault((row.method, level), []).append(row)
-    return groups
+def _by_level(rows: Sequence[Row], name: str, *, sparse: bool) -> ByLevel:
+    found: dict[tuple[str, float], list[Row]] = {}
+    for row in rows:
+        if bool(row.sparsity) == sparse:
+            found.setdefault((row.method, getattr(row, name)), []).append(row)
+    return found
 
 
 def ratio(sparsity: float) -> float:
-    """Returns weights before by weights after, as the papers count.
+    """Returns weights before by weights after, as in the papers.
 
     Example:
         >>> round(ratio(0.9), 3)
@@ -106,17 +110,16 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Returns one table for each density and sparsity, all data first: mean [lowest, highest] over the seeds."""
-    groups, parts = by_setting(rows), []
-    for density in dict.fromkeys(d for _, d in groups):
+    """Returns a table for each density and sparsity, with mean [lowest, highest] over the seeds."""
+    dense, parts = by_density(rows), []
+    for density in dict.fromkeys(d for _, d in dense):
         title = "all data" if density == 1 else f"density {density:g}"
-        parts.append(
-            _table(title, HEAD, [_line(n, g) for (n, d), g in groups.items() if d == density])
-        )
+        lines = [_line(n, seeds) for (n, d), seeds in dense.items() if d == density]
+        parts.append(_table(title, HEAD, lines))
     sparse = by_sparsity(rows)
     for sparsity in sorted({s for _, s in sparse}):
         title = f"sparsity {sparsity:g} (ratio {ratio(sparsity):.3g})"
-        lines = [_weights_line(n, g) for (n, s), g in sparse.items() if s == sparsity]
+        lines = [_weights_line(n, seeds) for (n, s), seeds in sparse.items() if s == sparsity]
         parts.append(_table(title, WEIGHTS_HEAD, lines))
     if sparse:
         parts.append(
@@ -132,18 +135,18 @@ def _table(title: str, head: Sequence[str], lines: Sequence[Sequence[str]]) -> s
     return f"## {title}\n\n{table}\n"
 
 
-def _weights_line(name: str, group: Sequence[Row]) -> tuple[str, ...]:
+def _weights_line(name: str, seeds: Sequence[Row]) -> tuple[str, ...]:
     return (
         name,
-        str(len(group)),
-        _alpha([row.alpha for row in group if row.alpha is not None]),
-        *(spread([getattr(row, measure) for row in group]) for measure in MEASURES),
-        f"{sum(row.seconds for row in group) / len(group):.1f}",
+        str(len(seeds)),
+        _alpha([row.alpha for row in seeds if row.alpha is not None]),
+        *(spread([getattr(row, measure) for row in seeds]) for measure in MEASURES),
+        f"{sum(row.seconds for row in seeds) / len(seeds):.1f}",
     )
 
 
 def _alpha(values: Sequence[float]) -> str:
-    """Returns mean and interval as text; without scipy the mean alone."""
+    """Returns mean and interval as text; without scipy the range."""
     if not values:
         return ""
     try:
@@ -155,22 +158,22 @@ def _alpha(values: Sequence[float]) -> str:
     return f"{narrow.mean:.3f} ± {narrow.high - narrow.mean:.3f} {wide.label}"
 
 
-def _line(name: str, group: Sequence[Row]) -> tuple[str, ...]:
-    fewest = [min(row.kept) for row in group if row.kept]
-    select = [row.select_seconds for row in group if row.select_seconds is not None]
+def _line(name: str, seeds: Sequence[Row]) -> tuple[str, ...]:
+    fewest = [min(row.kept) for row in seeds if row.kept]
+    select = [row.select_seconds for row in seeds if row.select_seconds is not None]
     return (
         name,
-        str(len(group)),
-        *(spread([getattr(row, measure) for row in group]) for measure in MEASURES),
+        str(len(seeds)),
+        *(spread([getattr(row, measure) for row in seeds]) for measure in MEASURES),
         str(min(fewest)) if fewest else "",
-        f"{sum(row.samples_seen for row in group) / len(group):,.0f}",
-        f"{sum(row.seconds for row in group) / len(group):.1f}",
+        f"{sum(row.samples_seen for row in seeds) / len(seeds):,.0f}",
+        f"{sum(row.seconds for row in seeds) / len(seeds):.1f}",
         f"{sum(select) / len(select):.1f}" if select else "",
     )
 
 
 def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Returns flat records for files: recall and kept of each class in columns of their own."""
+    """Returns flat records for files, with a column for the recall and for the kept samples of each class."""
     found = []
     for row in rows:
         record: dict[str, Any] = {name: getattr(row, name) for name in COLUMNS}
@@ -183,7 +186,7 @@ def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _unique(names: Sequence[str]) -> list[str]:
-    """Returns names that tell classes apart; ImageNet has two called crane."""
+    """Returns distinct names of the classes; ImageNet has two cranes."""
     return [name if names.count(name) == 1 else f"{name}_{k}" for k, name in enumerate(names)]
 
 

@@ -1,4 +1,4 @@
-"""What must hold before pruning can work, said before any work is done."""
+"""Checks before data is pruned."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ from lightning_fairprune.selection.decision import needs_recall
 
 
 def quota(settings: DataSettings) -> None:
-    """Tries the quota function on four made-up classes, rather than after the warm-up.
+    """Tries the quota function on four made-up classes and raises if it returns no int64 vector.
 
-    It may need the classes of the data, so that nothing but the type of what it returns is held
-    against it.
+    Exceptions do not count: the function may need the classes of the data.
     """
     if settings.quota is None:
         return
@@ -36,7 +35,7 @@ def quota(settings: DataSettings) -> None:
     try:
         with torch.random.fork_rng(devices=[]):
             found = copy.deepcopy(settings.quota)(*given, budget=200, **options)
-    except Exception:  # of the user's code
+    except Exception:
         return
     if not isinstance(found, Tensor) or found.dtype != torch.int64 or found.ndim != 1:
         raise ValueError(
@@ -47,7 +46,7 @@ def quota(settings: DataSettings) -> None:
 
 
 def validation(settings: DataSettings, trainer: pl.Trainer) -> None:
-    """Checks that recalls will come, as soon as the Trainer has the validation loaders."""
+    """Raises if the quota needs recalls and their validation loader is missing or empty."""
     if not needs_recall(settings.quota) or trainer.val_dataloaders is None:
         return
     batches, wanted = list(trainer.num_val_batches), settings.recall_dataloader
@@ -61,7 +60,7 @@ def validation(settings: DataSettings, trainer: pl.Trainer) -> None:
 
 
 def begins_in_epoch(trainer: pl.Trainer, batch_idx: int) -> None:
-    """Raises before a batch that the Trainer would run of an epoch that it takes for done."""
+    """Raises before the Trainer runs a batch of an epoch that it counts as finished."""
     if batch_idx >= trainer.num_training_batches:
         raise RuntimeError(
             f"the checkpoint was taken before the first batch of epoch {trainer.current_epoch}, as an "
@@ -71,7 +70,7 @@ def begins_in_epoch(trainer: pl.Trainer, batch_idx: int) -> None:
 
 
 def scored(score: object, scores: Tensor, target: Tensor, budget: int) -> None:
-    """Raises if samples were seen, but have no score, and too few remain."""
+    """Raises if too few of the observed samples have a score."""
     seen = target >= 0
     nan = seen & scores.isnan()
     if int(seen.sum()) - int(nan.sum()) < budget <= int(seen.sum()):
@@ -83,14 +82,14 @@ def scored(score: object, scores: Tensor, target: Tensor, budget: int) -> None:
 
 
 def alone(callback: pl.Callback, trainer: pl.Trainer) -> None:
-    """Checks that no other callback of the Trainer prunes the same data."""
+    """Raises if the Trainer has another DataPruning callback."""
     same = [c for c in trainer.callbacks if type(c) is type(callback)]  # type: ignore[attr-defined]
     if len(same) > 1:
         raise ValueError(f"a Trainer takes one DataPruning callback, got {len(same)}.")
 
 
 def trainer(settings: DataSettings, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-    """Checks the Trainer, the module and where the data come from."""
+    """Raises if the Trainer, the module or the data source does not work with pruning."""
     if "dataloader_iter" in inspect.signature(module.training_step).parameters:
         raise TypeError(
             "`training_step(dataloader_iter)` fetches its batches itself, so nothing tells which "
@@ -118,7 +117,7 @@ def trainer(settings: DataSettings, trainer: pl.Trainer, module: pl.LightningMod
             "check_val_every_n_epoch or warmup_epochs so that recalls are there in time."
         )
     whole = is_strategy(trainer.strategy, "SingleDeviceStrategy", "DDPStrategy")
-    # DeepSpeed's derives from DDP's.
+    # DeepSpeed's strategy derives from that of DDP.
     if settings.after == "restart" and (shards_weights(trainer.strategy) or not whole):
         raise ValueError(
             "after='restart' works on one device and with DDP, got "
@@ -144,7 +143,7 @@ def _data_source(trainer: pl.Trainer, module: pl.LightningModule) -> None:
 
 
 def loader(density: float, budget: int, warmup: int, source: TrainSource) -> None:
-    """Checks that an epoch over the kept samples will work, before the first one over all."""
+    """Raises if an epoch over the kept samples cannot work."""
     trainer, batch_size = source.attached, source.loader.batch_size
     batches = limited(source.num_batches(budget), trainer)
     if batches == 0:
@@ -185,7 +184,7 @@ def loader(density: float, budget: int, warmup: int, source: TrainSource) -> Non
 
 
 def stepping(trainer: pl.Trainer, *, planned: bool) -> None:
-    """Warns if a step-wise schedule was planned for epochs that will not be."""
+    """Warns if a step-wise schedule was planned for epochs of full length."""
     stepwise = any(config.interval == "step" for config in trainer.lr_scheduler_configs)
     if stepwise and not planned:
         rank_zero_warn(
@@ -196,7 +195,7 @@ def stepping(trainer: pl.Trainer, *, planned: bool) -> None:
 
 
 def unobserved(target: Tensor, budget: int) -> None:
-    """Says how many samples cannot be chosen, and refuses where too few remain."""
+    """Warns of samples that were never observed, and raises if too few remain."""
     missing = int((target < 0).sum())
     if missing == 0:
         return

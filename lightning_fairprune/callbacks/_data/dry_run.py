@@ -1,4 +1,4 @@
-"""What pruning would do, printed before anything is trained."""
+"""Prints what pruning would do, without training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MOST_ROWS = 40
 
 
 def dry_run(run: PruningRun, trainer: pl.Trainer) -> None:
-    """Prints kept samples per class, memory and steps; then has the Trainer stop."""
+    """Prints kept samples per class, memory and steps, and stops the Trainer."""
     source = run.source
     target = labels_of(source.dataset)
     if target is None:
@@ -33,7 +33,7 @@ def dry_run(run: PruningRun, trainer: pl.Trainer) -> None:
     sizes = torch.bincount(target)
     recall = _assumed(run.settings.dry_run, len(sizes))
     budget = run.decision.budget(len(target))
-    quota = _quota(run, sizes, recall, budget)
+    quota = run.decision.quotas(sizes, recall, budget) if run.settings.quota is not None else None
     _print(run, trainer, sizes, recall, quota, budget)
     # The Trainer honours should_stop only once the minima are met.
     trainer.fit_loop.min_epochs = 0
@@ -51,26 +51,22 @@ def _assumed(given: bool | Sequence[float], num_classes: int) -> Tensor:
     return torch.tensor(given, dtype=torch.float64)
 
 
-def _quota(run: PruningRun, sizes: Tensor, recall: Tensor, budget: int) -> Tensor | None:
-    if run.settings.quota is None:
-        return None
-    return run.decision.quotas(sizes, recall, budget)
-
-
 def _read_labels(loader: Any) -> Tensor:
-    """Returns every sample's label by reading all batches once, where the data set has none."""
+    """Returns every sample's label by reading all batches once."""
     batches = track(loader, description="reading labels", transient=True)
     return torch.cat([_labels_in(b.batch if isinstance(b, IndexedBatch) else b) for b in batches])
 
 
 def _labels_in(batch: Any) -> Tensor:
-    found = None
-    if isinstance(batch, Mapping):
-        found = next((batch[key] for key in _LABEL_KEYS if key in batch), None)
-    elif isinstance(batch, Sequence) and len(batch) > 1:
+    if isinstance(batch, Sequence) and len(batch) > 1:
         found = batch[1]
     else:
-        found = next((getattr(batch, k) for k in _LABEL_KEYS if hasattr(batch, k)), None)
+        named = (
+            batch
+            if isinstance(batch, Mapping)
+            else {k: getattr(batch, k, None) for k in _LABEL_KEYS}
+        )
+        found = next((named[k] for k in _LABEL_KEYS if named.get(k) is not None), None)
     if not isinstance(found, Tensor) or found.ndim != 1 or found.is_floating_point():
         raise ValueError(
             "a dry run must know the labels, but the data set has no `targets` and a batch "

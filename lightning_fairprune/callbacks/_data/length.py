@@ -1,4 +1,4 @@
-"""How long the warm-up and an epoch are."""
+"""The length of the warm-up and of an epoch."""
 
 from __future__ import annotations
 

@@ -21,21 +21,16 @@ from lightning_fairprune.selection.decision import Decision
 
 
 class Due(NamedTuple):
-    """What the end of an epoch asks for."""
+    """What is due at the end of an epoch."""
 
     estimate: bool
     draw: bool
 
 
 class WarmingUp:
-    """Trains on all the data and records labels, and what the score needs of each sample.
+    """The phase on all the data: records labels, and what the score needs of each sample.
 
-    Args:
-        settings: of the callback.
-        trainer: whose fit it is.
-        source: where its samples come from.
-        epochs: length of the warm-up.
-        snapshot: what ``after="restart"`` goes back to; None to continue.
+    ``after="restart"`` restores `snapshot`; it is None with ``after="continue"``.
     """
 
     def __init__(
@@ -47,25 +42,25 @@ class WarmingUp:
         snapshot: Snapshot | None,
     ) -> None:
         self.snapshot, self._score, self._source = snapshot, settings.score, source
-        way = settings.score_pass
-        self._pass = None if way is None else FitPass(settings, way, trainer, source)
+        by_pass = settings.score_pass is not None
+        self._pass = FitPass(settings, trainer, source) if by_pass else None
         self._passed: Dynamics | None = None
         self.observed = WarmUp(
             trainer,
             source,
             epochs,
-            score=settings.score if way is None else None,
+            score=None if by_pass else settings.score,
             group_by=settings.group_by,
             logits_fn=settings.logits_fn,
         )
 
     @property
     def dynamics(self) -> Dynamics:
-        """What was recorded, or what the pass saw."""
+        """What the warm-up recorded, or the pass."""
         return self.observed.dynamics if self._passed is None else self._passed
 
     def close(self, decision: Decision) -> None:
-        """Gives labels (or groups) and scores to the decision, and frees the device memory."""
+        """Passes labels (or groups) and scores to the decision, and frees the device memory."""
         recorder, grouped = self.observed.recorder, self.observed.recorder.group
         target = recorder.target if grouped is None else grouped
         budget, scores = decision.budget(len(target)), None
@@ -89,7 +84,7 @@ class WarmingUp:
         self._source.carry_index = False
 
     def _labels(self, target: Tensor) -> Tensor:
-        """Adds the labels of those that drop_last or a limit kept away, if the data set knows them."""
+        """Adds labels that the data set knows of samples that drop_last or a limit left out."""
         unseen = target < 0
         labels = labels_of(self._source.dataset) if unseen.any() else None
         known = labels is not None and torch.equal(labels[~unseen], target[~unseen])
@@ -97,12 +92,10 @@ class WarmingUp:
 
 
 class Pruned:
-    """Trains on the kept samples.
+    """The phase on the kept samples.
 
-    Args:
-        selection: those in use.
-        warm_up: the phase before, which holds the dynamics; None in a fit that was resumed after it.
-        snapshot: what the model restarts from at the start of the next epoch; None to continue.
+    It keeps the warm-up for its dynamics (None in a fit that was resumed after it), and the snapshot
+    until the model restarts from it.
     """
 
     def __init__(
@@ -111,14 +104,14 @@ class Pruned:
         self.selection, self.warm_up, self.snapshot = selection, warm_up, snapshot
 
     def restart(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Puts the model back, once; not at the swap: the Trainer steps epoch-wise schedules after that."""
+        """Restarts the model, once. At the swap the Trainer would step epoch-wise schedules after it."""
         if self.snapshot is not None:
             self.snapshot.restore(trainer, module)
             self.snapshot = None
 
     @staticmethod
     def due(settings: DataSettings, epochs: int) -> Due:
-        """Returns what is due `epochs` epochs after the warm-up."""
+        """Returns what is due `epochs` epochs after the end of the warm-up."""
         estimate, draw = settings.update_every, settings.resample_every
         return Due(
             isinstance(estimate, int) and epochs % estimate == 0,
@@ -126,6 +119,6 @@ class Pruned:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the selection without its indices, which the source has."""
+        """Returns the selection without its indices, which the source saves."""
         names = ("num_samples", "quota", "sizes", "keep", "seed")
         return {name: getattr(self.selection, name) for name in names}

@@ -1,4 +1,4 @@
-"""How long training will be when its epochs get shorter on the way."""
+"""The length of a training whose epochs get shorter."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lightning_fairprune.callbacks._together import pruning_run
 
 
 def planned_stepping_batches(trainer: pl.Trainer) -> int:
-    """Returns the optimiser steps of a fit whose training data is pruned on the way.
+    """Returns the optimiser steps of a fit whose training data is pruned.
 
     ``W ceil(B / a) + (E - W) ceil(b / a)`` for E epochs, W of them warm-up, with B batches in a full
     epoch, b in a pruned one and a accumulated batches; at most ``max_steps``. Use it in
-    ``configure_optimizers`` where ``trainer.estimated_stepping_batches`` stood, which multiplies the
-    full epoch. With ``after="restart"`` the schedule begins anew with the final model, so the steps
-    are those after the warm-up. Without a DataPruning callback both are the same.
+    ``configure_optimizers`` in place of ``trainer.estimated_stepping_batches``, which assumes full
+    epochs. With ``after="restart"`` the schedule restarts with the final model, so only the steps
+    after the warm-up count. Without a DataPruning callback both are the same.
 
     Args:
         trainer: with the :class:`~lightning_fairprune.DataPruning` callback among its callbacks.
@@ -38,13 +38,9 @@ def planned_stepping_batches(trainer: pl.Trainer) -> int:
 
 
 def planned_steps(run: PruningRun) -> int:
-    """Returns the optimiser steps that a schedule in this fit will see."""
+    """Returns the optimiser steps of a schedule in this fit."""
     trainer, source = run.trainer, run.source
-    epochs, max_steps, accumulated = (
-        trainer.max_epochs,
-        trainer.max_steps,
-        trainer.accumulate_grad_batches,
-    )
+    epochs, max_steps = trainer.max_epochs, trainer.max_steps
     if epochs is None or epochs < 0:
         if max_steps < 0:
             raise ValueError(
@@ -52,10 +48,11 @@ def planned_steps(run: PruningRun) -> int:
                 "or Trainer(max_steps=...)."
             )
         return max_steps
-    full = limited(source.num_batches(source.num_samples), trainer)
-    short = limited(source.num_batches(run.decision.budget(source.num_samples)), trainer)
-    warmup_steps = run.warmup * math.ceil(full / accumulated)
-    steps = (epochs - run.warmup) * math.ceil(short / accumulated)
+    full, short = (
+        math.ceil(limited(source.num_batches(size), trainer) / trainer.accumulate_grad_batches)
+        for size in (source.num_samples, run.decision.budget(source.num_samples))
+    )
+    warmup_steps, steps = run.warmup * full, (epochs - run.warmup) * short
     if run.settings.after == "continue":
         steps += warmup_steps
     elif max_steps > 0:

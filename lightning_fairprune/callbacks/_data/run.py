@@ -25,13 +25,7 @@ from lightning_fairprune.selection.decision import Decision
 
 
 class PruningRun:
-    """One fit: its settings, its data, the decision and the phase that it is in.
-
-    Args:
-        settings: of the callback.
-        trainer: whose fit it is.
-        source: where its training samples come from.
-    """
+    """One fit: its settings, its data, the decision and the current phase."""
 
     def __init__(self, settings: DataSettings, trainer: pl.Trainer, source: TrainSource) -> None:
         self.settings, self.trainer, self.source = settings, trainer, source
@@ -55,12 +49,12 @@ class PruningRun:
 
     @property
     def warming_up(self) -> WarmingUp | None:
-        """The warm-up, while it lasts."""
+        """The current phase, if it is the warm-up."""
         return self.phase if isinstance(self.phase, WarmingUp) else None
 
     @property
     def warm_up(self) -> WarmingUp | None:
-        """The warm-up, also when it is over; None in a fit that was resumed after it."""
+        """The warm-up, current or past; None in a fit that was resumed after it."""
         return self.phase.warm_up if isinstance(self.phase, Pruned) else self.phase
 
     @property
@@ -70,7 +64,7 @@ class PruningRun:
         return self.decision.needs_recall and more
 
     def start(self, module: pl.LightningModule) -> None:
-        """Makes room for what will be observed, and decides now what a checkpoint left undecided."""
+        """Starts the warm-up, or continues where a checkpoint was taken."""
         trainer, restored = self.trainer, self._restored
         checks.validation(self.settings, trainer)
         checks.stepping(trainer, planned=self.steps_are_planned or self.settings.density == 1)
@@ -88,10 +82,10 @@ class PruningRun:
         self._catch_up()
 
     def _catch_up(self) -> None:
-        """Does what the end of an epoch would have done that a checkpoint cut off.
+        """Ends the epoch that the Trainer does not end.
 
-        A checkpoint of an epoch's very last batch is resumed with the next epoch: the Trainer runs
-        neither the validation nor the end of the old one. Nor does it repeat an end that failed.
+        It resumes a checkpoint of an epoch's last batch with the next epoch, without validation and end of
+        the old one, and does not repeat an end that failed.
         """
         epoch = self.trainer.current_epoch - 1
         if epoch < self._epochs_done:
@@ -101,7 +95,7 @@ class PruningRun:
             self.source.request_reload(at_once=True)
 
     def end_epoch(self, epoch: int) -> None:
-        """Closes the epoch's record; estimates quotas and draws under them where that is due."""
+        """Closes the epoch's record; estimates quotas and draws samples if that is due."""
         if self.needs_recall and self.validation.lacks(self.trainer, epoch):
             rank_zero_warn(
                 f"the checkpoint was taken on the last batch of epoch {epoch}, before the end of its "
@@ -114,7 +108,7 @@ class PruningRun:
             if any(due):
                 self._decide(epoch, estimate=due.estimate)
         except BaseException:
-            # A checkpoint on exceptions holds all of the decision or nothing; resuming it decides anew.
+            # A checkpoint on the exception must not hold half a decision.
             self.decision.load_state_dict(before)
             raise
         self._epochs_done = epoch + 1
@@ -166,7 +160,7 @@ class PruningRun:
 
     @property
     def record(self) -> PruningRecord | None:
-        """What was done so far and why; None in the warm-up."""
+        """The selection, its labels, scores and estimates; None in the warm-up."""
         decision = self.decision
         if self.selection is None or decision.target is None:
             return None
@@ -180,7 +174,7 @@ class PruningRun:
 
     @rank_zero_only
     def save(self) -> None:
-        """Leaves the record in the folder of the logger, for `fairprune report`."""
+        """Saves the record in the folder of the logger, for `fairprune report`."""
         folder, record = run_folder(self.trainer), self.record
         if folder is not None and record is not None:
             record.save(folder)
@@ -189,25 +183,25 @@ class PruningRun:
         """Returns CPU tensors and primitives; all ranks must call this."""
         in_data = isinstance(self.trainer.datamodule, Wrapper)  # type: ignore[attr-defined]
         phase, restored = self.phase, self._restored or {}
-        if phase is None:  # training has not started: what was restored still holds
+        if phase is None:  # before training: what was restored
             record, snapshot = restored.get("record"), restored.get("snapshot")
         else:
-            # When it has served, labels and scores are the decision's.
+            # After the warm-up the decision holds labels and scores.
             warming_up = self.warming_up
             record = None if warming_up is None else warming_up.observed.state_dict()
             snapshot = None if phase.snapshot is None else phase.snapshot.state_dict()
-        pruned = isinstance(phase, Pruned)
+        selection = phase.state_dict() if isinstance(phase, Pruned) else None
         return {
             "settings": self.settings.as_text(),
             "source": None if in_data else self.source.state_dict(),
             "record": record,
             "recalls": self.recalls.state_dict(),
             "decision": self.decision.state_dict(),
-            "selection": phase.state_dict() if isinstance(phase, Pruned) else None,
+            "selection": selection,
             "epochs_done": self._epochs_done,
             "validated": self.validation.step,
             "snapshot": snapshot,
-            "restart_due": pruned and snapshot is not None,
+            "restart_due": selection is not None and snapshot is not None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -230,6 +224,6 @@ class PruningRun:
             )
         snapshot = Snapshot.from_state_dict(state["snapshot"]) if state["restart_due"] else None
         selection = Selection(indices=kept, **state["selection"])
-        # A tuner puts back what it tried out during the fit, whose warm-up is known.
+        # A tuner restores a state during the fit, whose warm-up is known.
         self.phase = Pruned(selection, self.warm_up, snapshot)
         self.source.carry_index = False

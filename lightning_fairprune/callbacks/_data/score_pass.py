@@ -1,4 +1,4 @@
-"""The scoring pass of a fit: over which samples, and when it is checked."""
+"""The scoring pass of a fit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_fairprune._lightning.outside_fit import logits_of
 from lightning_fairprune._loading.labels import labels_of
 from lightning_fairprune._loading.rebuild import sampled_dataset
 from lightning_fairprune._loading.source import TrainSource
-from lightning_fairprune.callbacks._data.settings import DataSettings, ScorePass
+from lightning_fairprune.callbacks._data.settings import DataSettings
 from lightning_fairprune.scoring.file import PassFile
 from lightning_fairprune.scoring.run import Passed, run
 from lightning_fairprune.scoring.share import Share
@@ -20,13 +20,12 @@ from lightning_fairprune.scoring.wanted import Wanted
 
 
 class FitPass:
-    """The pass of one fit. It is checked before training begins, and run when the warm-up is over."""
+    """The pass of one fit: checked before training starts, and run at the end of the warm-up."""
 
-    def __init__(
-        self, settings: DataSettings, way: ScorePass, trainer: pl.Trainer, source: TrainSource
-    ) -> None:
-        module, logits_fn = trainer.lightning_module, settings.logits_fn
+    def __init__(self, settings: DataSettings, trainer: pl.Trainer, source: TrainSource) -> None:
+        module, logits_fn, way = trainer.lightning_module, settings.logits_fn, settings.score_pass
         assert settings.score is not None
+        assert way is not None
         self._module, self._way, self._logits_fn = module, way, logits_fn
         self._bar = trainer.progress_bar_callback is not None
         if shards_weights(trainer.strategy):
@@ -36,7 +35,7 @@ class FitPass:
             )
         self._wanted = Wanted.of(module, settings.score, way.layer, way.checkpoints)
         if self._wanted.kind != "model" and logits_fn is None:
-            logits_of(module)  # raises where no step would show them
+            logits_of(module)  # raises if no step computes them
         if way.resume is not None:
             PassFile(way.resume, "0").check()
         self._loader = self._find(trainer, source)
@@ -73,7 +72,7 @@ class FitPass:
             _check_same(labels, known)
 
     def run(self, target: Tensor) -> Passed:
-        """Returns scores [N]; `target` are the labels that training saw, -1 where it saw none."""
+        """Returns scores [N]; `target` holds the labels that training observed, -1 elsewhere."""
         passed = run(
             self._module,
             self._loader,

@@ -7,30 +7,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import numpy as np
-
 from lightning_fairprune._observe.groups import GroupBy, LogitsFn
-from lightning_fairprune.callbacks._arguments import check_same, function, number, one_of
-from lightning_fairprune.records.settings import called, name_of
+from lightning_fairprune.callbacks._arguments import (
+    as_text,
+    at_least,
+    check_same,
+    function,
+    number,
+    one_of,
+)
+from lightning_fairprune.records.settings import called
 from lightning_fairprune.scoring.wanted import kind_of
 from lightning_fairprune.selection import Keep
 
 After = Literal["continue", "restart"]
 Rhythm = int | Literal["auto"] | None
 
-# What decides which samples stay; how often quotas follow may change when a fit is resumed.
-_FIXED = (
-    "density",
-    "warmup_epochs",
-    "score",
-    "score_on",
-    "quota",
-    "keep",
-    "after",
-    "floor",
-    "group_by",
-    "seed",
-)
+# What may change when a fit is resumed: how often quotas and samples are updated.
+_FREE = ("resample_every", "update_every", "recall_window", "shrinkage")
 
 
 @dataclass(frozen=True)
@@ -43,9 +37,9 @@ class ScorePass:
         dataloader: loader over the training samples without augmentation, in the order of the training set: the
             name of a method of the data module or the module, or a function that returns one; None takes the
             training loader, whose data set may augment.
-        layer: name of the layer whose input are the features; None takes the last linear layer.
+        layer: name of the layer whose inputs are the features; None takes the last linear layer.
         checkpoints: weights of query models to average over, instead of those at the end of the warm-up.
-        resume: file that keeps what is done, so that a fit that was stopped in the pass continues there.
+        resume: file for the progress of the pass, so that a fit that was stopped in it resumes there.
 
     Example:
         >>> ScorePass(dataloader="plain_dataloader").checkpoints
@@ -65,6 +59,7 @@ class DataSettings:
     density: float
     warmup_epochs: int | float
     score: Callable[..., Any] | None
+    score_on: Literal["training", "pass"] | ScorePass
     quota: Callable[..., Any] | None
     keep: Keep
     after: After
@@ -77,7 +72,6 @@ class DataSettings:
     group_by: GroupBy | None
     logits_fn: LogitsFn | None
     seed: int
-    score_on: Literal["training", "pass"] | ScorePass
     dry_run: bool | list[float]
 
     def __post_init__(self) -> None:
@@ -85,47 +79,32 @@ class DataSettings:
         if self.resample_every == "auto":
             object.__setattr__(self, "resample_every", None if stays else 1)
         if self.update_every == "auto":
-            # Quotas that answer every epoch overshoot: the recalls have not had time to answer back.
+            # Updated after every epoch quotas overshoot: recalls respond to them with a delay.
             object.__setattr__(self, "update_every", None if stays else 2)
         self._check()
-        self._check_way()
+        self._check_score()
         if self.score_on == "pass":
             object.__setattr__(self, "score_on", ScorePass())
-        # Numbers of numpy would end up in checkpoints, which then do not load.
+        # Checkpoints with numbers of numpy do not load.
         object.__setattr__(self, "density", float(self.density))
         object.__setattr__(self, "seed", int(self.seed))
 
     @property
     def score_pass(self) -> ScorePass | None:
-        """The pass that computes the score; None if training records what it needs."""
+        """The pass that computes the score; None if training records its signals."""
         return self.score_on if isinstance(self.score_on, ScorePass) else None
 
     def as_text(self) -> dict[str, Any]:
         """Returns what the fit was asked for, as text, numbers of Python and lists of them."""
-        settings = {
-            "density": self.density,
-            "warmup_epochs": self.warmup_epochs,
-            "score": name_of(self.score),
-            "score_on": "pass" if self.score_on == ScorePass() else name_of(self.score_on),
-            "quota": name_of(self.quota),
-            "keep": self.keep,
-            "after": self.after,
-            "resample_every": self.resample_every,
-            "update_every": self.update_every,
-            "recall_window": self.recall_window,
-            "shrinkage": self.shrinkage,
-            "floor": self.floor,
-            "group_by": name_of(self.group_by),
-            "seed": self.seed,
-        }
-        return {k: v.item() if isinstance(v, np.generic) else v for k, v in settings.items()}
+        text = as_text(self, without=("recall_dataloader", "logits_fn", "dry_run"))
+        return text | ({"score_on": "pass"} if self.score_on == ScorePass() else {})
 
     def check_resumed(self, before: Mapping[str, Any]) -> None:
-        """Raises unless a fit that is resumed with these settings keeps the samples it would have kept."""
-        now = self.as_text()
-        # An object that is written with its address is another one in each process.
-        names = [name for name in _FIXED if " at 0x" not in f"{before.get(name)} {now[name]}"]
-        check_same("DataPruning", {name: now[name] for name in names}, before)
+        """Raises if a fit that is resumed with these settings would keep other samples."""
+        fixed = {name: value for name, value in self.as_text().items() if name not in _FREE}
+        # The address of an object differs between processes.
+        comparable = {k: v for k, v in fixed.items() if " at 0x" not in f"{before.get(k)} {v}"}
+        check_same("DataPruning", comparable, before)
 
     def _check(self) -> None:
         function("score", self.score, "scores.el2n")
@@ -163,18 +142,10 @@ class DataSettings:
                 number(name, every, whole=True)
                 if every < 1:
                     raise ValueError(f"`{name}` must be None or at least 1 epoch, got {every}.")
-        if self.recall_window < 1:
-            raise ValueError(
-                f"`recall_window` must be at least 1 validation, got {self.recall_window}."
-            )
-        if not self.shrinkage >= 0:
-            raise ValueError(f"`shrinkage` must be 0 or more samples, got {self.shrinkage}.")
-        if self.floor < 0:
-            raise ValueError(f"`floor` must be 0 or more samples, got {self.floor}.")
-        if self.recall_dataloader < 0:
-            raise ValueError(
-                f"`recall_dataloader` must be 0 or more, got {self.recall_dataloader}."
-            )
+        at_least("recall_window", self.recall_window, 1, "validation")
+        at_least("shrinkage", self.shrinkage, 0, "samples")
+        at_least("floor", self.floor, 0, "samples")
+        at_least("recall_dataloader", self.recall_dataloader, 0)
 
     def _check_quota(self) -> None:
         if self.quota is None:
@@ -193,8 +164,7 @@ class DataSettings:
                 "functools.partial."
             )
 
-    def _check_way(self) -> None:
-        """Raises a ValueError unless the score can be computed in the way that was asked for."""
+    def _check_score(self) -> None:
         score, way = self.score, self.score_on
         if way not in ("training", "pass") and not isinstance(way, ScorePass):
             raise ValueError(f"`score_on` must be 'training', 'pass' or a ScorePass, got {way!r}.")

@@ -1,4 +1,4 @@
-"""The counts that a monitor compares with: from a file, a checkpoint, or an epoch of the fit itself."""
+"""The counts that a monitor compares with: from a file, a checkpoint, or an epoch of the fit."""
 
 from __future__ import annotations
 
@@ -24,12 +24,7 @@ CHECKPOINTS = (".ckpt", ".pt", ".pth")
 
 
 class ReferenceCounts:
-    """Counts to compare with, by the name of the data; some are known at once, some come with the fit.
-
-    Args:
-        source: see :class:`~lightning_fairprune.RecallMonitor`.
-        class_names: of the model, to compare with those of the file.
-    """
+    """Counts to compare with, by prefix: read from a file, or counted in the fit."""
 
     def __init__(self, source: Reference, class_names: tuple[str, ...] | None) -> None:
         self.source, self.class_names = source, class_names
@@ -43,16 +38,16 @@ class ReferenceCounts:
 
     @property
     def comes_before_pruning(self) -> bool:
-        """Whether every evaluation before pruning replaces the counts."""
+        """Whether each evaluation before pruning updates the counts."""
         return self.source == BEFORE_PRUNING
 
     @property
     def comes_from_sanity_check(self) -> bool:
-        """Whether the validation before the first epoch gives the counts."""
+        """Whether the validation before the first epoch is the reference."""
         return bool(self._undo)
 
     def setup(self, trainer: pl.Trainer, stage: str) -> None:
-        """Reads the file, or arranges for the evaluation that will give the counts."""
+        """Reads the file, or plans the evaluation that is the reference."""
         if self.source in (None, FIT_START, BEFORE_PRUNING):
             if stage == "fit" and self:
                 self._check_validation(trainer)
@@ -146,20 +141,20 @@ class ReferenceCounts:
         trainer.num_sanity_val_steps = float("inf")
 
     def before_sanity_check(self, module: pl.LightningModule) -> None:
-        """Puts the weights of the reference in."""
+        """Loads the weights of the reference, if they are to be validated."""
         if self._weights is not None:
             self._own = module, own_weights(module)
             put_in(module, self._weights, "reference", self.source)
 
     def after_sanity_check(self) -> None:
-        """Puts the weights of the fit back."""
+        """Restores the weights of the fit."""
         if self._own is not None:
             module, weights = self._own
             module.load_state_dict(weights, strict=False)
             self._own = self._weights = None
 
     def at_train_start(self, trainer: pl.Trainer) -> None:
-        """Checks that there is something to compare with, before any training."""
+        """Raises if there are no counts to compare with, or they are of other data."""
         if self.comes_before_pruning or not self:
             return
         if not self.counts:
@@ -172,7 +167,7 @@ class ReferenceCounts:
             self._check_labels(trainer)
 
     def _check_labels(self, trainer: pl.Trainer) -> None:
-        """Compares sizes of classes now where they cost nothing, rather than after an epoch."""
+        """Raises if the labels of the data set are not those of the reference, if it knows them."""
         loader: Any = trainer.val_dataloaders
         labels = labels_of(getattr(loader, "dataset", None))
         if labels is None or "val" not in self.counts or bool((labels < 0).any()):
@@ -182,25 +177,25 @@ class ReferenceCounts:
         ClassCounts(torch.zeros_like(support), support).check_comparable(reference, "val")
 
     def of(self, name: str, counts: ClassCounts) -> ClassCounts | None:
-        """Returns what to compare an evaluation with, if there is anything."""
+        """Returns the counts to compare an evaluation with, if there are any."""
         reference = self.counts.get(name)
         if reference is not None:
             counts.check_comparable(reference, name)
         return reference
 
     def make_room(self, name: str, num_groups: int) -> None:
-        """Adds groups that the reference had not met."""
+        """Adds groups that the reference lacks."""
         if name in self.counts:
             self.counts[name] = self.counts[name].padded(num_groups)
 
     def restore(self, counts: Mapping[str, ClassCounts]) -> None:
-        """Takes the counts of a checkpoint that the fit goes on from, unless a file has said them."""
+        """Takes the counts of the checkpoint that the fit resumes, unless a file gave them."""
         if counts and not self.counts:
             self.counts, self._weights = dict(counts), None
             self.teardown()
 
     def teardown(self) -> None:
-        """Gives the model its weights and the Trainer its setting back."""
+        """Restores the weights of the model and the setting of the Trainer."""
         self.after_sanity_check()
         if self._undo:
             trainer, trainer.num_sanity_val_steps = self._undo[0], self._undo[1]

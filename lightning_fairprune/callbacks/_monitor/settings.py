@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 from lightning_fairprune._observe.groups import GroupBy, LogitsFn
+from lightning_fairprune.callbacks._arguments import at_least
 from lightning_fairprune.callbacks._monitor.reference import Reference
 
 
@@ -27,19 +28,17 @@ class MonitorSettings:
     def __post_init__(self) -> None:
         for name in ("class_names", "group_names", "dataloader_names"):
             names = getattr(self, name)
+            object.__setattr__(self, name, None if names is None else tuple(names))
             if names is not None and len(set(names)) < len(names):
                 raise ValueError(f"`{name}` must differ from each other, got {list(names)}.")
-        if self.num_classes is not None and self.num_classes < 1:
-            raise ValueError(f"`num_classes` must be at least 1, got {self.num_classes}.")
         if self.num_classes is not None:
-            self.check_names(self.num_classes)
+            at_least("num_classes", self.num_classes, 1)
+            self._check_names(self.num_classes)
         if self.group_names is not None and self.group_by is None:
             raise ValueError("`group_names` needs `group_by`, which says where the groups are.")
-        if self.every_n_epochs < 1:
-            raise ValueError(f"`every_n_epochs` must be at least 1, got {self.every_n_epochs}.")
+        at_least("every_n_epochs", self.every_n_epochs, 1)
 
-    def check_names(self, num_classes: int) -> None:
-        """Raises a ValueError unless there is a name for each class, if there are names."""
+    def _check_names(self, num_classes: int) -> None:
         if self.class_names is not None and len(self.class_names) != num_classes:
             raise ValueError(
                 f"`class_names` must name each of {num_classes} classes, got "
@@ -53,4 +52,4 @@ class MonitorSettings:
                 f"`num_classes` is {self.num_classes}, but the logits are for {num_classes}: leave it "
                 "out, or look at the last layer."
             )
-        self.check_names(num_classes)
+        self._check_names(num_classes)

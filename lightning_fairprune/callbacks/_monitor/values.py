@@ -1,4 +1,4 @@
-"""What a monitor logs of an evaluation, and what it needs to know of the Trainer."""
+"""The values that a monitor logs, and what it reads from the Trainer."""
 
 from __future__ import annotations
 
@@ -13,19 +13,14 @@ from lightning_fairprune import recalls
 from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.records.recall_history import RecallHistory, is_of_groups
 
-# Every value that is logged through the module costs a reduction of its own; more classes than
-# this go to the loggers directly and cannot be monitored.
+# Each value that the module logs costs a reduction; the recalls of more classes go to the loggers
+# directly and cannot be monitored.
 MOST_MONITORED = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """What is logged of one evaluation.
-
-    Args:
-        summary: of all classes.
-        single: of each class that has a sample.
-    """
+    """The values of one evaluation: of all classes, and of each class that has a sample."""
 
     summary: dict[str, float]
     single: dict[str, float]
@@ -34,7 +29,7 @@ class Values:
 def values(
     prefix: str, counts: ClassCounts, reference: ClassCounts | None, names: Sequence[str] | None
 ) -> Values:
-    """Returns what is logged of counts (of classes or groups), by name."""
+    """Returns the values of counts (of classes or groups), by name."""
     summary = {name: getattr(counts, name) for name in ("worst", "gap", "std", "mean")}
     if reference is not None:
         summary |= _distortion(counts, reference)
@@ -52,13 +47,13 @@ def values(
 
 
 def log(trainer: pl.Trainer, module: pl.LightningModule, found: Values) -> None:
-    """Logs values so that callbacks can monitor them; single ones only while they are not too many."""
+    """Logs values so that callbacks can monitor them; of too many classes only the summary."""
     monitored = found.summary
     if len(found.single) <= MOST_MONITORED:
         monitored = monitored | found.single
     else:
         _send(trainer, found.single)
-    # All ranks hold the same values; saying so spares a warning of the Trainer's.
+    # All ranks hold the same values; sync_dist avoids a warning of the Trainer.
     module.log_dict(monitored, sync_dist=trainer.world_size > 1, add_dataloader_idx=False)
 
 
@@ -68,7 +63,7 @@ def log_part(
     found: Mapping[str, ClassCounts],
     history: RecallHistory,
 ) -> None:
-    """Logs what is left of a validation that a checkpoint has cut in two, so that nothing misses it."""
+    """Logs the rest of a validation that a checkpoint has cut in two, for callbacks that monitor it."""
     rank_zero_warn(
         f"the checkpoint was taken inside the validation of epoch {trainer.current_epoch}, and the Trainer "
         "has run only a part of it: its recalls are logged, for callbacks that monitor them, but neither "
@@ -95,13 +90,13 @@ def _distortion(counts: ClassCounts, reference: ClassCounts) -> dict[str, float]
 
 
 def pruned(trainer: pl.Trainer) -> bool:
-    """Whether a callback has pruned data or weights by now."""
+    """Whether a callback has pruned data or weights."""
     return any(getattr(callback, "pruned", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 def seed() -> int | None:
-    """Returns what `seed_everything` was called with."""
-    value = os.environ.get("PL_GLOBAL_SEED")  # it leaves the seed there
+    """Returns the argument of `seed_everything`."""
+    value = os.environ.get("PL_GLOBAL_SEED")
     return int(value) if value is not None else None
 
 

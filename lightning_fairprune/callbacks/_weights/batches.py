@@ -1,4 +1,4 @@
-"""Batches for a criterion: those of the training loader, without a trace in it."""
+"""Batches of the training loader for a criterion, without changing the loader's state."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lightning_fairprune._loading.index import IndexedBatch
 def pairs(
     trainer: pl.Trainer, module: pl.LightningModule, loader: Any, count: int, draw: int
 ) -> Iterator[tuple[Any, None]]:
-    """Yields ``((batch, batch_idx), None)``, brought to the device as for a training step."""
+    """Yields ``((batch, batch_idx), None)``, on the device as in a training step."""
     for batch_idx, batch in enumerate(_first(trainer, loader, count, draw)):
         yield (to_device(module, batch), batch_idx), None
 
@@ -45,9 +45,9 @@ def example(trainer: pl.Trainer, module: pl.LightningModule, loader: Any, draw: 
 
 
 def _first(trainer: pl.Trainer, loader: Any, count: int, draw: int) -> list[Any]:
-    """Returns the first batches of an epoch that `draw` numbers, and leaves the loader as it is.
+    """Returns the first batches of an epoch of seed `draw`.
 
-    Random states are seeded here; `isolated_rng` puts them back.
+    The caller restores the random states with `isolated_rng`.
     """
     torch.manual_seed(draw)
     random.seed(draw)
@@ -81,10 +81,7 @@ def _mapped(function: Callable[[Any], Any], tree: Any) -> Any:
 
 
 def _again(stack: ExitStack, loader: Any, draw: int) -> Any:
-    """Returns a second reader of the same loader, with samplers at an epoch of their own.
-
-    Undone by `stack`, which the caller closes after it has read.
-    """
+    """Returns a second reader of a loader; `stack` restores its samplers and generators."""
     if isinstance(loader, Iterator):
         raise TypeError(
             f"a {type(loader).__name__} can be read only once, so the criterion would take batches from "
@@ -93,22 +90,16 @@ def _again(stack: ExitStack, loader: Any, draw: int) -> Any:
     if not isinstance(loader, DataLoader):
         return loader
     again = copy.copy(loader)
-    again._iterator = None  # persistent workers are those of the running epoch
+    again._iterator = None  # its persistent workers serve the running epoch
     batch_sampler: Any = loader.batch_sampler
     samplers: list[Any] = [loader.sampler, batch_sampler, getattr(batch_sampler, "sampler", None)]
     for sampler in {id(s): s for s in samplers if s is not None}.values():
         if hasattr(sampler, "set_epoch") and hasattr(sampler, "epoch"):
             stack.callback(setattr, sampler, "epoch", sampler.epoch)
-            # No epoch of training has this number, nor a position to be resumed at.
-            sampler.epoch = -1 - draw
-    for generator in {
-        id(g): g for g in (loader.generator, *map(_generator, samplers)) if g
-    }.values():
+            sampler.epoch = -1 - draw  # no epoch of training, so there is no position to resume at
+    found = [loader.generator, *(getattr(sampler, "generator", None) for sampler in samplers)]
+    generators = [g for g in found if isinstance(g, torch.Generator)]
+    for generator in {id(g): g for g in generators}.values():
         stack.callback(generator.set_state, generator.get_state())
         generator.manual_seed(draw)
     return again
-
-
-def _generator(sampler: Any) -> torch.Generator | None:
-    found = getattr(sampler, "generator", None)
-    return found if isinstance(found, torch.Generator) else None

@@ -1,4 +1,4 @@
-"""What must hold before weights can be pruned, said before any work is done where that can be."""
+"""Checks before weights are pruned."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_fairprune.callbacks._weights.settings import WeightSettings
 
 
 def strategy(trainer: pl.Trainer) -> None:
-    """Checks that every process has whole weights."""
+    """Raises if the strategy shards the weights."""
     if shards_weights(trainer.strategy):
         raise ValueError(
             "WeightPruning ranks whole weights, which no process has with "
@@ -21,7 +21,7 @@ def strategy(trainer: pl.Trainer) -> None:
 
 
 def sizes(settings: WeightSettings, sizes: dict[str, int]) -> None:
-    """Checks that the last target leaves what `floor` keeps."""
+    """Raises if the last target leaves less than `floor` keeps."""
     total, sparsity = sum(sizes.values()), settings.sparsity
     least = sum(min(settings.floor, size) for size in sizes.values())
     remaining = total - round(sparsity * total)
@@ -33,7 +33,7 @@ def sizes(settings: WeightSettings, sizes: dict[str, int]) -> None:
 
 
 def plan(settings: WeightSettings, trainer: pl.Trainer, plan: Plan) -> None:
-    """Checks what the plan must leave room for."""
+    """Raises if the plan does not fit the rewind, the steps of training or the restart of DataPruning."""
     steps, interval = steps_per_epoch(trainer), settings.interval
     per_epoch = 1 if interval == "epoch" else steps
     first, last = plan.at[0], plan.at[-1]

@@ -1,7 +1,8 @@
-"""Masks at work: weights, gradients, optimiser states and averages that obey them."""
+"""Applies masks to weights, gradients, optimiser states and averages."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -22,15 +23,11 @@ Masks = dict[str, Tensor]
 
 
 class MaskedWeights:
-    """Keeps the removed weights of a model at zero while optimisers work on it.
+    """Keeps the removed weights of a model at zero during training.
 
-    Parameters stay what they are. After every step of an optimiser, whoever calls it, a hook sets the
-    removed weights back to zero. For that it has a second copy of the masks, 0 and 1 in the precision
-    of the weights: multiplying all layers at once is ten times faster than filling by booleans.
-
-    Args:
-        module: whose weights.
-        optimizers: that train it.
+    A hook sets them back to zero after every step of an optimiser. It multiplies by a second copy of
+    the masks, 0 and 1 in the precision of the weights: for all layers at once that is ten times faster
+    than filling by booleans.
     """
 
     def __init__(self, module: nn.Module, optimizers: Iterable[Optimizer]) -> None:
@@ -38,7 +35,7 @@ class MaskedWeights:
         self._module = module
         self._optimizers: list[Optimizer] = []
         self._factors: dict[int, Tensor] = {}
-        # Of each optimiser: how many parameters it had, those of them that are pruned, their factors.
+        # By optimiser: number of its parameters, the pruned ones, their factors.
         self._pruned: dict[int, tuple[int, list[Tensor], list[Tensor]]] = {}
         self._hooks: list[Any] = []
         for optimizer in optimizers:
@@ -51,11 +48,11 @@ class MaskedWeights:
 
     @property
     def at_work(self) -> bool:
-        """Whether there are optimisers."""
+        """Whether it is attached to optimisers."""
         return bool(self._optimizers)
 
     def set(self, found: Mapping[str, Tensor]) -> None:
-        """Takes over masks, which the model and its optimisers obey already if they are restored."""
+        """Sets the masks without applying them: restored weights are masked already."""
         parameters = dict(self._module.named_parameters())
         self.masks = {name: mask.to(parameters[name].device) for name, mask in found.items()}
         self._factors = {
@@ -65,11 +62,11 @@ class MaskedWeights:
         self._pruned = {}
 
     def enforce(self) -> None:
-        """Zeroes removed weights and what optimisers remember of them."""
+        """Zeroes removed weights and their entries in optimiser states."""
         masks.apply(self._module, self.masks)
         for optimizer in self._optimizers:
             if isinstance(optimizer, LBFGS):
-                optimizer.state.clear()  # curvature of another function, in one vector for all
+                optimizer.state.clear()  # the curvature of the dense model, in one vector for all
             for parameter, factor in zip(*self._of(optimizer), strict=True):
                 for value in optimizer.state.get(parameter, {}).values():
                     if isinstance(value, Tensor) and value.shape == parameter.shape:
@@ -81,21 +78,21 @@ class MaskedWeights:
             return [], []
         count = sum(len(group["params"]) for group in optimizer.param_groups)
         known = self._pruned.get(id(optimizer))
-        if known is None or known[0] != count:  # layers that are unfrozen later are added later
-            every: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
-            pruned = [p for p in every if id(p) in self._factors]
+        if known is None or known[0] != count:  # an optimiser gets parameters when layers unfreeze
+            every = (p for group in optimizer.param_groups for p in group["params"])
+            pruned: list[Tensor] = [p for p in every if id(p) in self._factors]
             known = count, pruned, [self._factors[id(p)] for p in pruned]
             self._pruned[id(optimizer)] = known
         return known[1:]
 
     def zero_gradients(self, optimizer: Any) -> None:
-        """Before clipping and the step, so that neither norms nor momenta see removed weights."""
+        """Zeroes gradients before clipping and the step, for the sake of norms and momenta."""
         optimizer = getattr(optimizer, "optimizer", optimizer)  # of a LightningOptimizer
-        self._follow(optimizer)  # one that was made in the middle of training
-        pairs = [(p.grad, f) for p, f in zip(*self._of(optimizer), strict=True)]
-        grads = [(grad, factor) for grad, factor in pairs if grad is not None]
-        if grads:
-            torch._foreach_mul_([grad for grad, _ in grads], [factor for _, factor in grads])
+        self._follow(optimizer)  # it may have been created during training
+        pairs = zip(*self._of(optimizer), strict=True)
+        known = [(p.grad, factor) for p, factor in pairs if p.grad is not None]
+        if known:
+            torch._foreach_mul_([grad for grad, _ in known], [factor for _, factor in known])
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
@@ -104,7 +101,7 @@ class MaskedWeights:
             torch._foreach_mul_(pruned, factors)
 
     def detach(self) -> None:
-        """Lets go of the optimisers and the device; the masks stay."""
+        """Removes the hooks, frees the device memory and moves the masks to the host."""
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._optimizers, self._factors, self._pruned = [], [], {}, {}
@@ -118,30 +115,24 @@ class MaskedWeights:
 
 
 def unpack(state: Mapping[str, Any]) -> Masks:
-    """Returns the masks of a state."""
-    found = {}
-    for name, (bits, shape) in state.items():
-        found[name] = unpack_bits(bits, torch.Size(shape).numel()).view(shape)
-    return found
+    """Returns the masks of a `state_dict`."""
+    return {
+        name: unpack_bits(bits, math.prod(shape)).view(shape)
+        for name, (bits, shape) in state.items()
+    }
 
 
 def selected(
-    module: nn.Module,
-    include: list[str] | None,
-    exclude: list[str] | None,
-    keep_classifier: bool,
+    module: nn.Module, include: list[str] | None, exclude: list[str] | None, keep_classifier: bool
 ) -> tuple[str, ...]:
     """Returns the names of the parameters to prune, in the order of the model."""
     measuring = {id(p) for m in module.modules() if isinstance(m, Metric) for p in m.parameters()}
     parameters = {n: p for n, p in module.named_parameters() if id(p) not in measuring}
     prunable = tuple(name for name in criteria.prunable(module) if name in parameters)
     every = list(parameters)
-    if include is not None:
-        _check_match("include", include, every)
-    names = [n for n in every if (n in prunable if include is None else _matches(n, include))]
-    if exclude is not None:
-        _check_match("exclude", exclude, every)
-        names = [name for name in names if not _matches(name, exclude)]
+    named = prunable if include is None else _matching("include", include, every)
+    left_out = () if exclude is None else _matching("exclude", exclude, every)
+    names = [name for name in every if name in named and name not in left_out]
     if keep_classifier:
         last = _classifier(module, prunable, parameters)
         names = [name for name in names if name != last]
@@ -164,33 +155,31 @@ def selected(
 def _classifier(
     module: nn.Module, prunable: tuple[str, ...], parameters: Mapping[str, nn.Parameter]
 ) -> str | None:
-    """Returns the weight of the last linear layer; models without any often end in a convolution.
-
-    Of those that are trained, if any is: the classifier of a frozen teacher may come after it.
-    """
+    """Returns the weight of the last linear layer, else of the last convolution; None without any."""
+    # The classifier of a frozen teacher may come after that of the model.
     trained = [name for name in prunable if parameters[name].requires_grad] or list(prunable)
-    # By the shape: the weight of a layer with a parametrisation goes by another name.
+    # By shape, because a parametrisation renames the weight.
     names = [name for name in trained if parameters[name].ndim == 2] or trained
     return names[-1] if names else None
 
 
-def _matches(name: str, patterns: list[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _check_match(argument: str, patterns: list[str] | str, names: list[str]) -> None:
+def _matching(argument: str, patterns: list[str] | str, names: list[str]) -> set[str]:
     if isinstance(patterns, str):
         raise TypeError(f"`{argument}` must be a list of patterns, got the string {patterns!r}.")
+    found: set[str] = set()
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        like = {name for name in names if fnmatchcase(name, pattern)}
+        if not like:
             raise ValueError(
                 f"`{argument}`: no parameter has a name like {pattern!r}; there are "
                 f"{', '.join(names)}."
             )
+        found |= like
+    return found
 
 
 def averages(trainer: pl.Trainer) -> Iterator[nn.Module]:
-    """Yields the averaged models that other callbacks keep (EMA, SWA)."""
+    """Yields the averaged models of other callbacks (EMA, SWA)."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         average = getattr(callback, "_average_model", None)
         if isinstance(average, nn.Module):
@@ -200,9 +189,8 @@ def averages(trainer: pl.Trainer) -> Iterator[nn.Module]:
 def agreed(trainer: pl.Trainer, found: Masks, *, from_data: bool) -> Masks:
     """Returns rank 0's masks on every rank.
 
-    Raises:
-        RuntimeError: On every rank, if masks that come from data differ: each rank would have seen
-            its own part of the data, and rank 0's part alone would decide.
+    Raises a RuntimeError on every rank if masks `from_data` differ: rank 0's part of the data alone
+    would decide.
     """
     if trainer.world_size == 1:
         return found

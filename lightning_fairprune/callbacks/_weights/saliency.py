@@ -1,4 +1,4 @@
-"""Calling a criterion from inside a fit, with the loss of the user's own training step."""
+"""Calls a criterion inside a fit, with the loss of the user's own training step."""
 
 from __future__ import annotations
 
@@ -20,27 +20,18 @@ from lightning_fairprune.callbacks._weights.batches import example, pairs
 from lightning_fairprune.callbacks._weights.settings import LossFn, WeightSettings
 from lightning_fairprune.records.settings import name_of
 
-# What a criterion may ask for, besides the model as its first argument.
-OFFERED = (
-    "batches",
-    "loss_fn",
-    "example_input",
-    "parameters",
-    "seed",
-    "masks",
-    "sparsity",
-    "weight_decay",
-    "groups",
-)
+# Parameters of a criterion that the callback fills in, besides the model as the first one.
+_OFFERED = {"batches", "loss_fn", "example_input", "parameters", "seed", "masks", "sparsity"}
+_OFFERED |= {"weight_decay", "groups"}
 
 
 def reads_batches(criterion: Callable[..., Any]) -> bool:
-    """Whether a criterion is given batches and a loss."""
+    """Whether a criterion reads batches and their loss."""
     return "batches" in inspect.signature(criterion).parameters
 
 
 def check_criterion(settings: WeightSettings, module: pl.LightningModule) -> None:
-    """Raises, before any work, if the criterion could not be called."""
+    """Raises if the criterion cannot be called in this fit."""
     criterion, options = settings.criterion, settings.criterion_options
     name = name_of(criterion)
     if getattr(criterion, "func", criterion) is criteria.fairprune:
@@ -59,7 +50,7 @@ def check_criterion(settings: WeightSettings, module: pl.LightningModule) -> Non
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     for p in others:
         needs = p.name
-        if p.default is p.empty and p.kind not in variable and needs not in {*OFFERED, *options}:
+        if p.default is p.empty and p.kind not in variable and needs not in {*_OFFERED, *options}:
             raise ValueError(
                 f"the criterion `{name}` needs `{needs}`: give criterion_options={{{needs!r}: ...}}."
             )
@@ -88,16 +79,10 @@ def saliency(
     sparsity: float,
     draw: int,
 ) -> dict[str, Tensor]:
-    """Calls the criterion with what it has parameters for, and returns what it found for `names`.
+    """Calls the criterion with the arguments that it takes, and returns the saliencies of `names`.
 
-    Args:
-        settings: of the callback.
-        trainer: of the fit.
-        module: whose weights.
-        names: of the parameters to score.
-        masks: so far.
-        sparsity: the target, for criteria that make masks themselves.
-        draw: a number that differs from pruning to pruning, by which batches are drawn.
+    `sparsity` is the target, for criteria that make masks themselves; `draw` seeds the choice of
+    batches and differs from pruning to pruning.
     """
     criterion, options = settings.criterion, settings.criterion_options
     wanted = inspect.signature(criterion).parameters
@@ -133,7 +118,7 @@ def _weight_decay(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, 
 
 
 def _groups(group_by: GroupBy | None, raw: Any) -> Tensor:
-    """Returns the group of each sample of what `pairs` yields; its class by default."""
+    """Returns the group of each sample in an item of `pairs`; by default its class."""
     (batch, _), _ = raw
     if group_by is None:
         if not isinstance(batch, tuple | list) or len(batch) < 2:
@@ -167,9 +152,9 @@ def _checked(
 def _loss_as_model(
     trainer: pl.Trainer, module: pl.LightningModule, loss_fn: LossFn | None
 ) -> Iterator[None]:
-    """Makes ``module(batch, batch_idx)`` return the loss of the training step, and nothing be logged."""
+    """Makes ``module(batch, batch_idx)`` return the loss of the training step, without logging."""
     own, loggers = vars(module), trainer.loggers
-    # A module that was compiled in place would compile this, too.
+    # The second is what a module that was compiled in place calls.
     patched = ("forward", "_compiled_call_impl")
     before = {name: own[name] for name in patched if name in own}
 
