@@ -252,5 +252,5 @@ def _formula(name: str) -> Callable[[_Batch], Tensor]:
         return _FORMULAS[name]
     except KeyError:
         raise ValueError(
-            f"`names` must be out of {', '.join(map(repr, _FORMULAS))}, got {name!r}."
+            f"`names` must be among {', '.join(map(repr, _FORMULAS))}, got {name!r}."
         ) from None

@@ -49,7 +49,7 @@ def fit(
         ({"keep": "best"}, "`keep` must be one of random, hard, easy, stratified, got 'best'"),
         ({"after": "stop"}, "`after` must be one of continue, restart, got 'stop'"),
         ({"keep": "hard"}, "need a score, got score=None and keep='hard'"),
-        ({"score": lfp.scores.el2n}, "`score` decides who stays only with"),
+        ({"score": lfp.scores.el2n}, "`score` selects samples only with"),
         ({"resample_every": 0}, "`resample_every` must be None or at least 1"),
         ({"update_every": 0}, "`update_every` must be None or at least 1"),
         ({"recall_window": 0}, "`recall_window` must be at least 1"),
@@ -77,7 +77,7 @@ def test_arguments(arguments: dict[str, Any], match: str) -> None:
             {"max_epochs": -1, "max_steps": 33},
             r"got 3 epochs of 11 batches \(33 steps\) with max_steps=33",
         ),
-        ({}, {"val_check_interval": 6}, "more batches than the 5 of a pruned epoch"),
+        ({}, {"val_check_interval": 6}, "exceeds the 5 batches of a pruned epoch"),
         ({}, {"limit_val_batches": 0}, "`quota` drop needs the recall of each class"),
         ({}, {"check_val_every_n_epoch": 3}, "every 3 epochs, later than the warm-up of 2"),
         ({}, {"overfit_batches": 2}, "nothing to prune"),
@@ -151,12 +151,12 @@ LOADERS: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "batch_sampler": (
         lambda d: DataLoader(d, batch_sampler=[[0, 1], [2, 3]]),
         TypeError,
-        r"batch sampler of the user's own \(list\)",
+        r"custom batch sampler \(list\)",
     ),
     "no_batch_size": (
         lambda d: DataLoader(d, batch_size=None, sampler=BatchSampler(RandomSampler(d), 5, False)),
         TypeError,
-        r"batch sampler of the user's own \(BatchSampler\)",
+        r"custom batch sampler \(BatchSampler\)",
     ),
     "collate": (
         lambda d: DataLoader(d, 10, collate_fn=drop_a_sample),

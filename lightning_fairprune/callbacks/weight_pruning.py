@@ -231,7 +231,7 @@ class WeightPruning(pl.Callback):
             reached = self.history[-1].total if self.history else 0.0
             rank_zero_warn(
                 f"training ended at a sparsity of {reached:.4g} where {self.settings.sparsity} was planned, "
-                f"before pruning {self._done + 1} of {len(self._plan.at)}: keep early stopping from it "
+                f"before pruning {self._done + 1} of {len(self._plan.at)}: prevent early stopping "
                 "with Trainer(min_epochs=...), or lower `end`."
             )
 
@@ -357,8 +357,8 @@ class WeightPruning(pl.Callback):
             self._snapshot = Snapshot.take(trainer, module)
         elif trainer.current_epoch > self.settings.rewind_epoch:
             raise ValueError(
-                f"`rewind` goes back to epoch {self.settings.rewind_epoch}, whose weights the checkpoint does not "
-                "have: resume from one that was written with the same `rewind`."
+                f"`rewind` goes back to epoch {self.settings.rewind_epoch}, but the checkpoint lacks its "
+                "weights: resume from one that was written with the same `rewind`."
             )
 
     # --------------------------------------------------------------------------------------- resuming

@@ -117,7 +117,7 @@ class Timing:
             return when
         if when and not math.isfinite(total):
             raise ValueError(
-                f"`start` and `end` are fractions of training, whose length in {self.interval}s nobody knows: "
+                f"`start` and `end` are fractions of training, whose length in {self.interval}s is unknown: "
                 f"give Trainer(max_{self.interval}s=...), or whole numbers of {self.interval}s."
             )
         return round(when * total) if when else 0
