@@ -23,7 +23,7 @@ from torch import Tensor
 RUN_FOLDER = "fairprune"
 
 _SUM = "checksum"  # in the metadata; older files and those of other programs have none
-_AGAIN = "copy it again, or write it anew"
+_AGAIN = "copy or write it again"
 
 
 def write_whole(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
@@ -36,7 +36,7 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[Path], object]) -
     if path.is_dir():
         raise IsADirectoryError(f"{str(path)!r} is a folder: give the name of a file in it.")
     if not path.parent.is_dir():
-        what = "is no folder" if path.parent.exists() else "is not there"
+        what = "is not a folder" if path.parent.exists() else "does not exist"
         raise NotADirectoryError(
             f"{str(path)!r} cannot be written: {str(path.parent)!r} {what}; make the folder first."
         )
@@ -86,7 +86,8 @@ def read_tensors(
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(
-            f"{name!r} cannot be loaded: it is no safetensors file or was cut short ({error}); {_AGAIN}."
+            f"{name!r} cannot be loaded: it is not a safetensors file, or it is truncated ({error}); "
+            f"{_AGAIN}."
         ) from error
     expected = metadata.pop(_SUM, None)
     if expected is not None and expected != _checksum(tensors, metadata):
@@ -140,7 +141,7 @@ def understanding(path: str | os.PathLike[str]) -> Iterator[None]:
         # The text of a KeyError is only the key, that of a UnicodeError contains the whole file.
         why = str(error) if isinstance(error, ValueError) else repr(error)
         if isinstance(error, StopIteration):
-            why = "it has fewer entries than it says"
+            why = "it has fewer entries than its header states"
         why = why.rstrip(".")[:400]
         raise ValueError(
             f"{os.fspath(path)!r} cannot be loaded: it is damaged ({why}); {_AGAIN}."

@@ -139,7 +139,7 @@ def compute(names: Iterable[str], logits: Tensor, target: Tensor) -> dict[str, T
         return {name: _FORMULAS[name](batch) for name in names}
     except KeyError as error:
         known = ", ".join(map(repr, _FORMULAS))
-        raise ValueError(f"`names` must be out of {known}, got {error.args[0]!r}.") from None
+        raise ValueError(f"`names` must be among {known}, got {error.args[0]!r}.") from None
 
 
 class _Batch:

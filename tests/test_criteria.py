@@ -703,7 +703,7 @@ def test_bad_batches(batches: Any, message: str) -> None:
         (lambda z, y: torch.ones((), requires_grad=True), "must return a loss that depends on"),
         (
             lambda z, y: z.abs().sqrt().sum(),
-            "every gradient must be finite, got others for `weight`",
+            "every gradient must be finite, got NaN or infinity for `weight`",
         ),
     ],
 )

@@ -211,8 +211,8 @@ def test_time_left_is_by_kind_of_cell() -> None:
         ({"query": Query()}, "`query.epochs` must be at least 1 where there are `methods`, got 0"),
         ({"seeds": (1, 1)}, r"`seeds` must be different numbers.*\(1, 1\)"),
         ({"one_fit": {"random": OneFit()}}, "different names, got 'random' twice"),
-        ({"methods": {"a/b": Method()}}, "the name 'a/b' is also that of a folder"),
-        ({"name": "../../etc"}, r"the name '\.\./\.\./etc' is also that of a folder"),
+        ({"methods": {"a/b": Method()}}, "the name 'a/b' is also used as a folder name"),
+        ({"name": "../../etc"}, r"the name '\.\./\.\./etc' is also used as a folder name"),
         (
             {"methods": {"a": EL2N, "b": Method(lambda dynamics: 0, "hard", score_on="pass")}},
             None,

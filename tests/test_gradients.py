@@ -622,7 +622,7 @@ def test_error_loss(loss: Any, error: type[Exception], words: str) -> None:
         ([], "must name at least one parameter, got none"),
         ("0.weight", "must be an iterable of names, got the string '0.weight'"),
         (["0.wieght"], "got '0.wieght'; it has 0.weight, 0.bias, 1.weight"),
-        ([nn.Parameter(torch.ones(2))], r"got a tensor \[2\] that is none"),
+        ([nn.Parameter(torch.ones(2))], r"got a tensor \[2\] that is not one"),
     ],
 )
 def test_error_parameters(parameters: Any, words: str) -> None:

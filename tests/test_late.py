@@ -223,7 +223,9 @@ def test_a_mode_of_the_step_is_left_alone(capture: LateCapture) -> None:
         plain(net, x)
     assert counting.calls > 0
     capture.leave()
-    with pytest.raises(ValueError, match="looked for once Network is done, as in the second batch"):
+    with pytest.raises(
+        ValueError, match="looked for after Network was done, as in the second batch"
+    ):
         capture.pick(2)
 
 

@@ -234,7 +234,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "weights": (
         lambda: lfp.WeightPruning(sparsity=0.5),
-        "WeightPruning ranks whole weights, which no process has with FSDPStrategy",
+        "must have all weights on every process, but FSDPStrategy shards them",
     ),
 }
 

@@ -447,11 +447,11 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "iterable": (DataLoader(Stream()), r"an iterable dataset \(Stream\) has no stable sample"),
     "batch_sampler": (
         DataLoader(DATA, batch_sampler=OwnBatches(SequentialSampler(DATA), 4, False)),
-        r"a batch sampler of the user's own \(OwnBatches\).*give the DataLoader a `batch_size`",
+        r"a custom batch sampler \(OwnBatches\).*give the DataLoader a `batch_size`",
     ),
     "plain_batch_sampler": (
         DataLoader(DATA, batch_sampler=BatchSampler(SequentialSampler(DATA), 4, False)),
-        r"a batch sampler of the user's own \(BatchSampler\)",
+        r"a custom batch sampler \(BatchSampler\)",
     ),
     "no_batches": (DataLoader(DATA, batch_size=None), "give the DataLoader a `batch_size`"),
     "sampler": (DataLoader(DATA, sampler=Own()), "a sampler of type Own cannot be restricted"),

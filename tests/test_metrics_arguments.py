@@ -135,7 +135,7 @@ IDS = torch.tensor([0, 1])
         (
             (torch.rand(2, 4), IDS),
             ValueError,
-            r"`preds` must be \[2, 3\] to go with `target` \[2\]",
+            r"`preds` must be \[2, 3\] to match `target` \[2\]",
         ),
         ((torch.rand(4, 3), IDS), ValueError, r"3 classes, got \[4, 3\]"),
         ((torch.rand(2), IDS), ValueError, r"`preds` must be \[2, 3\]"),

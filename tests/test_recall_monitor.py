@@ -697,7 +697,7 @@ def test_a_reference_that_cannot_be_had_is_named(tmp_path: Path) -> None:
     users.trainer(callbacks=[inside], max_steps=3, enable_checkpointing=True).fit(
         Model(), Data(**DATA)
     )
-    with pytest.raises(ValueError, match="goes on inside an epoch, from a checkpoint that has no"):
+    with pytest.raises(ValueError, match="resumes inside an epoch from a checkpoint without"):
         fit("fit_start", resume=tmp_path / "run" / "inside.ckpt")
 
 

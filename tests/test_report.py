@@ -666,11 +666,11 @@ def broken(folder: Path, kind: str) -> list[str]:
     [
         ("names", "class 1 is 'dog' in '.*one' and 'cow' in '.*two'"),
         ("empty", "the last evaluation of 'test' in '.*two' has no samples"),
-        ("damaged record", r"pruning.safetensors' cannot be loaded: it is no safetensors file"),
+        ("damaged record", r"pruning.safetensors' cannot be loaded: it is not a safetensors file"),
         ("support", "on the same data, but class dog has 100 and 109 samples in 'test'"),
         ("saved support", "has 100 and 130 samples"),
         ("reference", "all runs must have the same classes"),
-        ("itself", "the runs must be others than those of the reference"),
+        ("itself", "the runs must differ from those of the reference"),
     ],
 )
 def test_what_is_wrong_is_told_in_one_sentence(

@@ -458,7 +458,7 @@ def test_files_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
         raise OSError("No space left on device")
 
     monkeypatch.setattr(pass_file, "write_tensors", full)
-    with pytest.warns(UserWarning, match="cannot write .* goes on without .*No space left"):
+    with pytest.warns(UserWarning, match="cannot write .* continues without it .*No space left"):
         found = lfp.score_pass(net, loader, gradients.grad_norm, resume=file, progress=False)
     torch.testing.assert_close(found, own_norm(net))
     assert written.read_bytes() == before

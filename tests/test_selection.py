@@ -464,10 +464,10 @@ def test_parquet_of_the_table_command(tmp_path: Path) -> None:
     [
         ({"index": [0, 5]}, r"must hold indices in \[0, 5\), .* got 0 to 5"),
         ({"index": [-1, 2]}, r"must hold indices in \[0, 5\), .* got -1 to 2"),
-        ({"index": [2, 0, 2]}, "must hold each index once, 2 is there twice"),
+        ({"index": [2, 0, 2]}, "must hold each index once, but 2 occurs twice"),
         ({"index": [0, 3]}, "keeps sample 3, which is in no class: its `target` is -1"),
         ({"index": [0, None]}, "must hold an index in every row, 1 are null"),
-        ({"index": np.array([2**63], np.uint64)}, "holds an index that is no int64"),
+        ({"index": np.array([2**63], np.uint64)}, "holds an index that is not int64"),
         ({"id": ["a", "b"]}, r"must have one column of integers, .* got id \(string\)"),
         ({"id": [0.0]}, r"must have one column of integers, .* got id \(double\)"),
         ({"id": [0], "x": [1]}, r"got id \(int64\), x \(int64\)"),
@@ -499,7 +499,9 @@ def test_parquet_of_other_samples_damaged_or_missing(
     whole = path.read_bytes()
     for size in (0, 3, len(whole) // 2):
         path.write_bytes(whole[:size])
-        with pytest.raises(ValueError, match=r"kept\.parquet' is no Parquet file or was cut short"):
+        with pytest.raises(
+            ValueError, match=r"kept\.parquet' is not a Parquet file, or it is truncated"
+        ):
             Selection.from_parquet(path, target[:6])
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(ImportError, match=r"from_parquet needs pyarrow: pip install 'lightning-f"):

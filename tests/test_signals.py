@@ -147,7 +147,7 @@ def test_narrow_integer_targets_are_taken():
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match=r"`names` must be out of 'correct', .*, got 'el3n'"):
+    with pytest.raises(ValueError, match=r"`names` must be among 'correct', .*, got 'el3n'"):
         signals.compute(["el3n"], *random_batch())
 
 

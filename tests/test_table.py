@@ -536,8 +536,8 @@ NAN = float("nan")
         ({"score": [0.1, 0.2, None, 0.2]}, r"1 rows have no score \(NULL or NaN\), first id 2"),
         ({"label": [-1] * 4}, "all rows have the label -1"),
         ({"label": [0, 0, -1, -1], "score": [0.1, NAN, NAN, 0.2]}, "1 rows have no score .* id 1"),
-        ({"id": [-200, 7, -200, -200]}, "'id' must tell rows apart, but -200 occurs 3 times"),
-        ({"id": ["a", "b", "b", "c"]}, "'id' must tell rows apart, but 'b' occurs 2 times"),
+        ({"id": [-200, 7, -200, -200]}, "'id' must be unique, but -200 occurs 3 times"),
+        ({"id": ["a", "b", "b", "c"]}, "'id' must be unique, but 'b' occurs 2 times"),
         ({"id": [0, 1, None, 3]}, r"1 rows have no id \(column 'id' is NULL\)"),
         ({"id": [0.5, 1.5, 2.5, 3.5]}, "must hold integers or strings for the id, got DOUBLE"),
     ],
@@ -622,7 +622,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(
     path, out = write(tmp_path / "t.parquet", **GOOD), tmp_path / "kept.parquet"
     for there in ("kept.parquet", "kept.json"):
         (tmp_path / there).write_text("mine")
-        with pytest.raises(ValueError, match=f"{re.escape(there)} is there already"):
+        with pytest.raises(ValueError, match=f"{re.escape(there)} already exists"):
             select_table(path, 0.5, quota="proportional", out=out)
         assert (tmp_path / there).read_text() == "mine"
         (tmp_path / there).unlink()
@@ -694,7 +694,7 @@ def test_command(tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit) as ending:
         cli.main([*arguments, "--out", str(out)])
     assert ending.value.code == 2
-    assert "kept.parquet is there already" in capsys.readouterr().err
+    assert "kept.parquet already exists" in capsys.readouterr().err
 
 
 def test_command_that_writes_nothing(

@@ -226,7 +226,7 @@ def test_small_images_stay_crisp_and_large_ones_are_averaged() -> None:
 def test_what_is_no_image_gives_a_reason(sample: Any, words: str) -> None:
     found = examples(record_of([0], [1]), [sample])
     assert found.classes == ()
-    assert re.search(f"The samples are no images: sample 0 is {words}", found.reason)
+    assert re.search(f"The samples are not images: sample 0 is {words}", found.reason)
 
 
 def test_datasets_that_cannot_be_looked_up_give_a_reason() -> None:

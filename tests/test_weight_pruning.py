@@ -957,7 +957,7 @@ def test_with_data_pruning(form: DataPruning) -> None:
 def test_a_restart_that_would_undo_pruning_is_refused() -> None:
     data = DataPruning(0.5, 2, after="restart", quota=None)
     for start in (0, 2):
-        with pytest.raises(ValueError, match="puts all weights back after its 2 epochs of warm-up"):
+        with pytest.raises(ValueError, match="resets all weights after its warm-up of 2 epochs"):
             fit(WeightPruning(sparsity=0.8, start=start, end=4), data)
 
 
@@ -985,14 +985,14 @@ def test_arguments_are_checked(options: dict[str, Any], match: str) -> None:
     [
         ({"start": 66, "end": 66, "interval": "step"}, {}, "at least one step .* after 66 of 66"),
         ({"start": 1, "end": 3}, {"max_steps": 33}, "at least one step .* 3 epochs of 11 steps"),
-        ({"start": 0.5}, {"max_epochs": -1, "max_steps": 5}, "length in epochs nobody knows"),
+        ({"start": 0.5}, {"max_epochs": -1, "max_steps": 5}, "length in epochs is unknown"),
         ({"start": 5, "end": 0.2}, {}, "`end` must not be before `start`, got 0.2 and 5"),
         ({"exclude": ["no.such"]}, {}, "`exclude`: no parameter has a name like 'no.such'"),
         ({"schedule": lambda s, n: [0.5] * n}, {}, "end with 0.9"),
         (
             {"criterion_options": {"rounds": 3}},
             {},
-            "has 'rounds', which is no parameter of `magnitude`",
+            "has 'rounds', which is not a parameter of `magnitude`",
         ),
         (
             {"criterion": criteria.fairgrape_masks},
@@ -1025,7 +1025,7 @@ def test_other_refusals() -> None:
     with pytest.raises(TypeError, match="can be read only once"):
         fit(WeightPruning(criteria.gradient, dataloader=iter([(torch.zeros(2, DIM), [])])))
     average = StochasticWeightAveraging(0.01, swa_epoch_start=4)
-    with pytest.raises(ValueError, match="`rewind` puts the weights back, but not the average"):
+    with pytest.raises(ValueError, match="`rewind` resets the weights, but not the average"):
         fit(WeightPruning(rewind="start"), average)
 
     class Fetches(Net):

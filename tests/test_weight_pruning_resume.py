@@ -238,7 +238,7 @@ def test_from_a_checkpoint_without_the_callback(tmp_path: Path) -> None:
         callback = WeightPruning(sparsity=SPARSITY, start=2, end=3, rewind=rewind)
         trainer = users.trainer(callbacks=[callback], max_epochs=5)
         if rewind:
-            with pytest.raises(ValueError, match="epoch 1, whose weights the checkpoint does not"):
+            with pytest.raises(ValueError, match="epoch 1, but the checkpoint lacks its weights"):
                 trainer.fit(Net(), datamodule=users.Data(n=104), ckpt_path=path)
         else:
             trainer.fit(Net(), datamodule=users.Data(n=104), ckpt_path=path)

@@ -207,7 +207,7 @@ def test_steps_of_manual_optimisation_are_counted_as_they_come() -> None:
     assert zeros(fit(prune, model=TwoSteps())) == round(0.8 * PRUNABLE)
     assert [(h.epoch, h.step) for h in prune.history] == [(1, 20), (3, 60), (5, 100)]
     prune = WeightPruning(sparsity=0.8, start=0.25, end=0.75, every=11, interval="step")
-    with pytest.raises(ValueError, match=r"length in steps nobody knows: give Trainer\(max_steps="):
+    with pytest.raises(ValueError, match=r"length in steps is unknown: give Trainer\(max_steps="):
         fit(prune, model=TwoSteps())
     fit(prune, model=TwoSteps(), max_steps=88)
     assert [h.step for h in prune.history] == [22, 34, 44, 56, 66]

@@ -149,13 +149,13 @@ def check_restrictable(loader: object) -> None:
         )
     if hasattr(loader.dataset, "__len__") and not len(loader.dataset):
         raise ValueError(
-            "the training set must have at least one sample to prune data, it is empty: look at where "
+            "the training set must have at least one sample to prune data, got none: check where "
             f"{type(loader.dataset).__name__} reads them."
         )
     if loader.batch_size is None or not _is_plain(loader.batch_sampler):
         found = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
         raise TypeError(
-            f"a batch sampler of the user's own ({type(found).__name__}) cannot be restricted to "
+            f"a custom batch sampler ({type(found).__name__}) cannot be restricted to "
             "the kept samples: give the DataLoader a `batch_size` and a plain sampler instead."
         )
     sampler: Any = loader.sampler

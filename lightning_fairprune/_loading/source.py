@@ -197,14 +197,14 @@ class TrainSource:
             return
         if expected["length"] != found["length"]:
             raise ValueError(
-                f"the training set has {found['length']} samples, but pruning began with "
-                f"{expected['length']}: indices of the checkpoint mean other samples here; resume "
+                f"the training set has {found['length']} samples, but pruning started with "
+                f"{expected['length']}, so the checkpoint's indices refer to other samples: resume "
                 "with the same data."
             )
         if None not in (expected["labels"], found["labels"]) and expected != found:
             raise ValueError(
-                f"the labels of the {found['length']} training samples are not those that pruning "
-                "began with: the data or its order changed; resume with the same data."
+                f"the labels of the {found['length']} training samples are different from those "
+                "at the start of pruning: the data or its order changed; resume with the same data."
             )
 
     @property

@@ -43,7 +43,7 @@ class Wrapper:
             if not len(self.selection):
                 raise ValueError(
                     "`selection` must keep at least one sample to train on, it keeps none of "
-                    f"{self.selection.num_samples}: look at the quotas that it was made with."
+                    f"{self.selection.num_samples}: check the quotas that it was made with."
                 )
             self.source.kept = self.selection.indices
             self.source.on_load = self._check_selection

@@ -157,8 +157,8 @@ class LossCapture(TorchFunctionMode):
         if logits.ndim == 2 and len(logits) == len(target):
             return (
                 f"the loss saw {len(logits)} samples of a batch with {batch_size} indices: the "
-                "collate function and the step must neither drop nor repeat samples, or nobody "
-                f"knows which ones they are; else {remedy}"
+                "collate function and the step must neither drop nor repeat samples, or their "
+                f"indices are unknown; if the loss needs that, {remedy}"
             )
         wanted = "[B, C]" if batch_size is None else f"[{batch_size}, C]"
         return (

@@ -24,7 +24,8 @@ def _name(item: object, every: Mapping[str, nn.Parameter], first: Mapping[int, s
     if isinstance(item, Tensor):
         if id(item) not in first:
             raise ValueError(
-                f"`parameters` must be parameters of `model`, got a tensor {list(item.shape)} that is none."
+                f"`parameters` must be parameters of `model`, got a tensor {list(item.shape)} that is "
+                "not one."
             )
         return first[id(item)]
     if item not in every:

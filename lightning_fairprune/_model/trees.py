@@ -75,7 +75,7 @@ def first_tensor(batch: Any) -> Tensor:
         batch = batch[0]
     if not isinstance(batch, Tensor):
         raise TypeError(
-            "a batch must be a tensor, or a tuple or list that begins with one, got "
+            "a batch must be a tensor, or a tuple or list that starts with one, got "
             f"{type(batch).__name__}: pass `forward`, which runs the model on a batch."
         )
     return batch

@@ -88,8 +88,8 @@ class LateCapture(LossCapture):
         if self.noted or module is None:
             return why
         return (
-            f"{why} (It was looked for once {type(module).__name__} is done, as in the second batch of "
-            "this evaluation; a step that goes another way in other batches must return them.)"
+            f"{why} (They were looked for after {type(module).__name__} was done, as in the second batch "
+            "of this evaluation; a step that takes another path in other batches must return them.)"
         )
 
     def _module_begins(self, module: nn.Module, args: Any) -> None:

@@ -190,8 +190,8 @@ class EpochRecorder:
             raise ValueError(
                 f"the {name} of {int(changed.sum())} samples changed in epoch {epoch}, first for "
                 f"sample {first} from {int(known[first])} to {int(label[first])}: either the "
-                "training set is not the one that training began with, or the loss is not given "
-                "the samples' own labels (return 'logits' and 'target' from training_step then)."
+                "training set has changed since the start of training, or the loss does not get the "
+                "samples' own labels (then return 'logits' and 'target' from training_step)."
             )
         setattr(self, name, torch.where(observed, label, known))
         # Cached, because every step reads it.

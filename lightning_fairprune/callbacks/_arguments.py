@@ -60,11 +60,11 @@ def check_same(owner: str, now: Mapping[str, Any], before: Mapping[str, Any]) ->
     changed = [name for name in now if name in before and now[name] != before[name]]
     if changed:
         raise ValueError(
-            f"a resumed fit must go on with the arguments it began with, but {owner} has "
+            f"a resumed fit must use the arguments of the original fit, but {owner} has "
             + ", ".join(f"`{name}`={now[name]!r}" for name in changed)
             + " where the checkpoint has "
             + ", ".join(repr(before[name]) for name in changed)
-            + ": give the same, or begin a new fit from the weights of the checkpoint."
+            + ": give the same, or start a new fit from the weights of the checkpoint."
         )
 
 

@@ -25,8 +25,8 @@ def check_restart(trainer: pl.Trainer, first: int, per_epoch: int) -> None:
     run = pruning_run(trainer)
     if run is not None and run.settings.after == "restart" and first <= run.warmup * per_epoch:
         raise ValueError(
-            f"DataPruning(after='restart') puts all weights back after its {run.warmup} epochs of "
-            "warm-up, so weights must be pruned later: raise `start`."
+            f"DataPruning(after='restart') resets all weights after its warm-up of {run.warmup} "
+            "epochs, so weights must be pruned later: raise `start`."
         )
 
 

@@ -174,7 +174,7 @@ class Counting:
             shape = (target.shape[0], self.num_classes, *target.shape[1:])
             if preds.shape != shape:
                 raise ValueError(
-                    f"`preds` must be {list(shape)} to go with `target` {list(target.shape)} and "
+                    f"`preds` must be {list(shape)} to match `target` {list(target.shape)} and "
                     f"{self.num_classes} classes, got {list(preds.shape)}."
                 )
         else:

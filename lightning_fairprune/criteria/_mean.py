@@ -97,7 +97,8 @@ def check_finite(values: Mapping[str, Tensor]) -> None:
     for name, value in values.items():
         if not value.isfinite().all():
             raise ValueError(
-                f"every gradient must be finite, got others for `{name}`: is the model in half precision?"
+                f"every gradient must be finite, got NaN or infinity for `{name}`: is the model in half "
+                "precision?"
             )
 
 

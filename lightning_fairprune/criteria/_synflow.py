@@ -137,7 +137,7 @@ def _checked(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]
     for name, mask in masks.items():
         if name not in weights:
             raise ValueError(
-                f"`masks` must go by names as in `model.named_parameters()`, got {name!r}."
+                f"`masks` must have the names of `model.named_parameters()`, got {name!r}."
             )
         if mask.shape != weights[name].shape:
             raise ValueError(

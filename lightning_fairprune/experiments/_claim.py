@@ -71,7 +71,7 @@ def markdown(claims: Sequence[Claim], name: str) -> str:
         f"# Claims of the papers, tested by {name}",
         "",
         "A claim holds if the means over the seeds say so in every comparison, in part if they do in some;",
-        "in how many of the seeds it does stands beside.",
+        "the column 'seeds' says in how many of them it does.",
     ]
     for paper in dict.fromkeys(claim.paper for claim in claims):
         own = [claim for claim in claims if claim.paper == paper]

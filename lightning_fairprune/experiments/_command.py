@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:
-        console.print("Stopped. The same command goes on where it was.")
+        console.print("Stopped. Run the same command to continue.")
         return 130
 
 
@@ -122,7 +122,7 @@ def _say_what_failed(
     if left:
         causes = Counter(left.values())
         text = ", ".join(f"{count} for {key}" for key, count in causes.items())
-        console.print(f"Not begun, because of these: {text}.")
+        console.print(f"Not started, because these failed: {text}.")
     rest = len(cells) - len(status.finished) - len(status.failed) - len(left)
     if rest:
         logs = store.out / "logs"

@@ -38,7 +38,7 @@ def parser() -> ArgumentParser:
         prog="fairprune experiment",
         description="Train query models, choose subsets, train final models on them from scratch and "
         "compare their classes: a grid of methods, densities and seeds. What is finished is never "
-        "done again, so the same command goes on where it was stopped.",
+        "done again, so run the same command to continue.",
     )
     made.add_argument("--config", action="config", help="YAML file; also the first argument")
     made.add_class_arguments(Experiment)

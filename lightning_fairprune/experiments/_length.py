@@ -91,8 +91,8 @@ def one_fit_length(
     rest = seen - epochs * total
     if rest <= 0:
         raise ValueError(
-            f"`warmup` must leave something to train on, but one epoch over all {total} samples is "
-            f"all that {seen} samples are: raise final.epochs."
+            f"`warmup` must leave something to train on, but {seen} samples are no more "
+            f"than one epoch over all {total}: raise final.epochs."
         )
     after = _until(rest, kept, training.batch_size, _batches(kept, training))
     full = epochs * _batches(total, training)

@@ -96,8 +96,8 @@ class Method:
             )
         if self.quota is quotas.of_subset and self.score is None:
             raise ValueError(
-                "quota: of_subset needs the `score` whose own subset tells how many samples of each class "
-                "are kept, got score: null: give one with keep: hard, or take quotas.proportional."
+                "quota: of_subset needs the `score` whose own subset determines how many samples of each "
+                "class are kept, got score: null: give one with keep: hard, or take quotas.proportional."
             )
 
     @property
@@ -189,7 +189,7 @@ class WeightMethod:
             if value != getattr(default, name):
                 raise ValueError(
                     f"`prune` of weights must leave {name} to the experiment, got {value}: sparsity "
-                    "and seed come from `sparsities` and `seeds`, start and end stand beside `prune`."
+                    "and seed come from `sparsities` and `seeds`, start and end are set beside `prune`."
                 )
         self.at(0.5, seed=0)
 

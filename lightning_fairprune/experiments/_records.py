@@ -120,7 +120,7 @@ class Experiment:
         for name in (*names, self.name):
             if not _NAME.fullmatch(name):
                 raise ValueError(
-                    f"the name {name!r} is also that of a folder: letters, digits and . _ + - please."
+                    f"the name {name!r} is also used as a folder name: use only letters, digits and . _ + -."
                 )
         if self.weights and not self.baselines:
             raise ValueError(

@@ -83,6 +83,6 @@ def check_dense(store: Store, cells: Sequence[Cell], experiment: Experiment) -> 
         folder = store.folder(dense)
         if store.result(dense) is not None and not (folder / END).exists():
             raise ValueError(
-                f"`weights` start from the weights of {dense.label}, which was trained before they were "
-                f"asked for and has not kept its own: remove {str(folder)!r}, and it is trained again."
+                f"`weights` start from the weights of {dense.label}, which was trained without saving "
+                f"them: remove {str(folder)!r} to train it again."
             )

@@ -83,7 +83,7 @@ class Minimax:
         if len(old) != len(size):
             raise ValueError(
                 f"`sizes` must have {len(old)} classes as in the calls before, got {len(size)}; "
-                "call reset() to start afresh."
+                "call reset() to start again."
             )
         known = ~rate.isnan() & (size > 0)
         push = torch.where(known, rate[known].mean() - rate, 0.0)

@@ -178,7 +178,7 @@ class Dynamics:
         if missing or foreign:
             raise ValueError(
                 "it must hold `target`, `observed`, maybe `group` and signals, "
-                f"but misses {sorted(missing)} and has {sorted(foreign)} besides."
+                f"but lacks {sorted(missing)} and also has {sorted(foreign)}."
             )
         n = tensors["target"].numel()
         if "correct" in signals:

@@ -159,7 +159,7 @@ def compare(
     homes = {run.path.resolve() for run in reference}
     compared = [run for run in runs if run.path.resolve() not in homes]
     if not compared:
-        raise ValueError("the runs must be others than those of the reference, got the same.")
+        raise ValueError("the runs must differ from those of the reference, got the same.")
     everything = [*reference, *compared]
     data = _check.common_data(everything, data)
     names = _check.class_names(everything, data)

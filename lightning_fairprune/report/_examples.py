@@ -61,7 +61,7 @@ def check_dataset(dataset: Any, comparison: Comparison) -> None:
         )
     records = [run.record for run in comparison.runs if run.record is not None]
     if not records:
-        raise ValueError("`dataset` is of no use here: no run has pruned its data.")
+        raise ValueError("`dataset` has no effect: no run has pruned its data.")
     for record in records:
         if len(dataset) != record.selection.num_samples:
             raise ValueError(

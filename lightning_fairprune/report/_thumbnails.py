@@ -188,7 +188,7 @@ def _picture(dataset: Any, index: int, size: int) -> tuple[bytes, bool] | str:
     if not isinstance(image, Image.Image) or image.mode.startswith(("I", "F")):
         pixels = None if image is None else _pixels(image)
         if pixels is None:
-            return f"The samples are no images: sample {index} is {_in_words(sample)}."
+            return f"The samples are not images: sample {index} is {_in_words(sample)}."
         image, stretched = Image.fromarray(pixels[0]), pixels[1]
     elif image.mode not in ("L", "RGB", "RGBA"):
         transparent = "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBa")

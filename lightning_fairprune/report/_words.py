@@ -9,7 +9,7 @@ from lightning_fairprune.report._compare import RATE, Comparison, Setting
 NOTHING = "–"
 
 HOW_TO_GET_DISTORTION = (
-    "There is no reference, so nothing is said about distortion: name runs on all the data with "
+    "There is no reference, so distortion is not reported: name runs on all the data with "
     "--reference, or train with RecallMonitor(reference=...)."
 )
 

@@ -39,7 +39,7 @@ class Observer:
             except NotImplementedError as error:
                 raise ValueError(
                     f"`score` calls {type(self.model).__name__}, which must have a forward(input) that "
-                    "returns logits: write one, or wrap the score in a function of your own that "
+                    "returns logits: write one, or wrap the score in your own function that "
                     "calls what the model has."
                 ) from error
             return {"score": scores_in(values)}
@@ -68,7 +68,7 @@ class Observer:
         if len(outside):
             raise ValueError(
                 f"targets must be class indices in [0, {logits.shape[1]}), got {int(outside[0])} for "
-                f"{len(outside)} of {len(target)} samples: take them out, or give `logits_fn`."
+                f"{len(outside)} of {len(target)} samples: remove them, or give `logits_fn`."
             )
         return {name: torch.cat(part) for name, part in parts.items()} | {"target": target}
 

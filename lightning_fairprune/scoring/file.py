@@ -85,7 +85,7 @@ class PassFile:
             write_tensors(self.path, values, facts | {"batches": str(batches)})
         except (OSError, SafetensorError) as error:
             warnings.warn(
-                f"a scoring pass cannot write {str(self.path)!r} and goes on without ({error}): if it "
-                "is stopped, the next one repeats what came after the last file.",
+                f"a scoring pass cannot write {str(self.path)!r} and continues without it ({error}): "
+                "if it stops, the next pass repeats the work since the last save.",
                 stacklevel=2,
             )

@@ -38,7 +38,7 @@ def read_indices(path: str | os.PathLike[str]) -> tuple[Tensor, dict[str, Any]]:
         kinds = {field.name: field.type for field in table.schema}
     except (pa.ArrowException, OSError, UnicodeError) as error:
         raise ValueError(
-            f"{name!r} is no Parquet file or was cut short ({error}); copy it again, or write it anew."
+            f"{name!r} is not a Parquet file, or it is truncated ({error}); copy or write it again."
         ) from error
     if table.num_columns != 1 or not all(map(pa.types.is_integer, kinds.values())):
         found = ", ".join(f"{column} ({kind})" for column, kind in kinds.items())
@@ -52,7 +52,7 @@ def read_indices(path: str | os.PathLike[str]) -> tuple[Tensor, dict[str, Any]]:
     try:
         values = column.cast(pa.int64()).to_numpy()
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{name!r} holds an index that is no int64 ({error}).") from error
+        raise ValueError(f"{name!r} holds an index that is not int64 ({error}).") from error
     indices = torch.tensor(values, dtype=torch.int64).sort().values
     settings = (table.schema.metadata or {}).get(KEY)
     if settings is None:

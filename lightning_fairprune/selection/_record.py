@@ -173,7 +173,9 @@ class Selection:
             )
         twice = indices[1:][indices[1:] == indices[:-1]]
         if len(twice):
-            raise ValueError(f"{name!r} must hold each index once, {int(twice[0])} is there twice.")
+            raise ValueError(
+                f"{name!r} must hold each index once, but {int(twice[0])} occurs twice."
+            )
         kept = target[indices]
         if bool((kept < 0).any()):
             outside = int(indices[kept < 0][0])

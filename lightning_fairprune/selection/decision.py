@@ -105,7 +105,7 @@ class Decision:
 
     def _learned(self) -> Tensor:
         if self.target is None:
-            raise RuntimeError("nothing is known of the samples yet: call learn() first.")
+            raise RuntimeError("no samples were recorded yet: call learn() first.")
         return self.target
 
     def state_dict(self) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     console, progress = Console(), Console(stderr=True)
     try:
-        with progress.status("Looking at the tables") as status:
+        with progress.status("Reading the tables") as status:
             options = {name: getattr(given, name) for name in OPTIONS}
             chosen = select_table(
                 given.tables,

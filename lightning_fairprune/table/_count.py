@@ -138,9 +138,7 @@ def refuse_doubles(connection: DuckDBPyConnection, numbered: bool, column: str) 
     ).fetchall()
     if found:
         name, times = found[0]
-        raise ValueError(
-            f"column {column!r} must tell rows apart, but {name!r} occurs {times} times."
-        )
+        raise ValueError(f"column {column!r} must be unique, but {name!r} occurs {times} times.")
 
 
 def shares(connection: DuckDBPyConnection, quota: Tensor, strata: int) -> None:

@@ -238,7 +238,7 @@ def _free(out: Path) -> Path:
         raise FileNotFoundError(f"There is no folder {str(out.parent)!r} for `out`.")
     for path in (out, _summary(out)):
         if path.exists():
-            raise ValueError(f"{path} is there already: remove it or choose another `out`.")
+            raise ValueError(f"{path} already exists: remove it or choose another `out`.")
     return out
 
 

@@ -57,7 +57,7 @@ def plain_errors(memory: str) -> Iterator[None]:
         ) from error
     except duckdb.Error as error:
         raise ValueError(
-            f"the tables cannot be read: {_first(error)}; copy them again, or write them anew."
+            f"the tables cannot be read: {_first(error)}; copy or write them again."
         ) from error
 
 

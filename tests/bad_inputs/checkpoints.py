@@ -163,9 +163,9 @@ def said(where: str, form: str) -> tuple[type[Exception], str, str, str]:
 
 # fmt: off
 ROWS = [
-    Bad("checkpoint of another number of samples", resumed(data=users.Data(90)), ValueError, "the training set has 90 samples", "but pruning began with 103: indices of the", "resume with the same data", given=saved),
+    Bad("checkpoint of another number of samples", resumed(data=users.Data(90)), ValueError, "the training set has 90 samples", "but pruning started with 103, so the", "resume with the same data", given=saved),
     *(
-        Bad(f"checkpoint of another {name}", resumed(**{name: value} | more), ValueError, "a resumed fit must go on with the arguments it began", f"but DataPruning has `{name}`=", "give the same, or begin a new fit from the", given=saved)
+        Bad(f"checkpoint of another {name}", resumed(**{name: value} | more), ValueError, "a resumed fit must use the arguments of the original fit", f"but DataPruning has `{name}`=", "give the same, or start a new fit from the", given=saved)
         for name, value, more in (
             ("score", lfp.scores.el2n, {"keep": "hard"}),
             ("density", 0.3, {}),
@@ -175,7 +175,7 @@ ROWS = [
             ("floor", 1, {}),
         )
     ),
-    Bad("checkpoint of another sparsity", resumed(weights={"sparsity": 0.9}), ValueError, "a resumed fit must go on with the arguments it began", r"but WeightPruning has `sparsity`=0\.9 where the", "give the same, or begin a new fit from the", given=saved),
+    Bad("checkpoint of another sparsity", resumed(weights={"sparsity": 0.9}), ValueError, "a resumed fit must use the arguments of the original fit", r"but WeightPruning has `sparsity`=0\.9 where the", "give the same, or start a new fit from the", given=saved),
     *(Bad(f"{where} {form}", do, *said(where, form), given=given) for where, do in WHERE.items() for form, given in FORMS.items()),
 ]
 # fmt: on

@@ -129,7 +129,7 @@ TEXT: dict[str, Callable[[Path, Step], object]] = {
     "nested ten thousand deep": lambda path, save: path.write_text("[" * 10_000),
     "that is no UTF-8": lambda path, save: path.write_bytes(b'{"format": "\xff"}'),
 }
-AGAIN = "copy it again, or write it anew"
+AGAIN = "copy or write it again"
 SENTENCES = {
     "that is not there": ("There (is|are) no", "file|recalls|sparsity", ""),
     "that is a folder": ("There (is|are) no", "file|recalls|sparsity", ""),
@@ -141,7 +141,7 @@ SENTENCES = {
     ),
     "of another tool": ("must be written by `", "its format is None", "give a file of that kind"),
 }
-UNREADABLE = ("cannot be loaded|is no Parquet file", "it is damaged|was cut short", AGAIN)
+UNREADABLE = ("cannot be loaded|is not a Parquet file", "it is damaged|it is truncated", AGAIN)
 
 
 def rows_of(kind: str) -> list[Bad]:
@@ -191,7 +191,7 @@ ROWS = [
     Bad("recalls with fewer names than classes", read_recalls, ValueError, "must name each of the 1 classes", "got 2", AGAIN, given=edited({"tp": [9], "support": [10]})),
     Bad("selection that is a pipe", lambda at: lfp.Selection.load(at / "kept.safetensors"), FileNotFoundError, "There is no file", "kept.safetensors", given=fifo),
     Bad("selection of other samples as Parquet", lambda at: lfp.Selection.from_parquet(at / "a.parquet", TARGET[:5]), ValueError, "was made from 6 samples", "`target` has 5", "pass the labels of the same training set", given=lambda at: parquet(at / "a.parquet")),
-    Bad("save to a folder that is a file", lambda at: selection(at / "a" / "kept.safetensors"), OSError, "cannot be written", "is no folder", "make the folder first", given=lambda at: (at / "a").touch()),
+    Bad("save to a folder that is a file", lambda at: selection(at / "a" / "kept.safetensors"), OSError, "cannot be written", "is not a folder", "make the folder first", given=lambda at: (at / "a").touch()),
     Bad("save in place of a folder", lambda at: selection(at / "kept.safetensors"), OSError, "kept.safetensors", "is a folder", "give the name of a file in it", given=lambda at: (at / "kept.safetensors").mkdir()),
     Bad("similarity out of range", lambda at: representation.save(at, {"conv": 1.7}), ValueError, "`layers` must have values in", "got 1.7 of 'conv'"),
 ]

@@ -39,7 +39,7 @@ ROWS = [
     Bad("worst 0 classes", lambda at: metrics.WorstKRecall(3, k=0), ValueError, r"`k` must be between 1 and the 3 classes \(or groups\)", "got 0"),
     Bad("CVaR of level 0", lambda at: metrics.RecallCVaR(3, level=0.0), ValueError, r"`level` must be in \(0, 1\]", r"got 0\.0"),
     Bad("update with other lengths", updated(torch.tensor([0, 1]), SOME), ValueError, "`preds` must be logits or probabilities, or class ids", r"got torch\.int64 \[2\] for \[3\]"),
-    Bad("update with logits of other classes", updated(torch.rand(3, 5), SOME), ValueError, r"`preds` must be \[3, 3\] to go with `target` \[3\] and 3", r"got \[3, 5\]"),
+    Bad("update with logits of other classes", updated(torch.rand(3, 5), SOME), ValueError, r"`preds` must be \[3, 3\] to match `target` \[3\] and 3", r"got \[3, 5\]"),
     Bad("update with a list", updated([0, 1, 2], SOME), TypeError, "`preds` must be a tensor", "got list"),
     Bad("update with float labels", updated(SOME, SOME.float()), TypeError, "`target` must hold class ids", r"got torch\.float32"),
     Bad("labels out of range in a metric", computed(SOME, SOME + 1), ValueError, "samples have a label", r"outside \[0, 3\)", "correct them or name the label to leave out"),

@@ -75,7 +75,7 @@ ROWS = [
     Bad("interval of batches", made(interval="batch"), ValueError, "`interval` must be one of epoch, step", "got 'batch'"),
     Bad("weight floor -1", made(floor=-1), ValueError, "`floor` must be 0 or more weights a layer", "got -1"),
     Bad("weight floor above what is left", fitted(floor=1000), ValueError, "`floor`=1000 keeps 128 weights in 1 layers", r"but `sparsity`=0\.9 leaves 13 of 128", "lower one of them"),
-    Bad("rewind to the future", fitted(rewind=3), ValueError, "`rewind` must lie before the first pruning", "got epoch 3 and a first pruning after 1 epochs"),
+    Bad("rewind to the future", fitted(rewind=3), ValueError, "`rewind` must be before the first pruning", "got epoch 3 and a first pruning after 1 epochs"),
     Bad("rewind to a word", made(rewind="end"), ValueError, "`rewind` must be None, 'start' or 0 or more epochs", "got 'end'"),
     Bad("layer that is not there", fitted(include=["fc"]), ValueError, "`include`: no parameter", "has a name like 'fc'", r"there are net\.0\.weight, net\.0\.bias,"),
     Bad("layer named by a broken pattern", fitted(include=["net.[0"]), ValueError, "`include`: no parameter", r"a name like 'net\.\[0'", r"there are net\.0\.weight, net\.0\.bias,"),

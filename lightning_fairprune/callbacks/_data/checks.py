@@ -41,7 +41,7 @@ def quota(settings: DataSettings) -> None:
         raise ValueError(
             f"`quota` must return int64 [{len(sizes)}], got "
             f"{getattr(found, 'dtype', type(found).__name__)} {list(getattr(found, 'shape', []))} from "
-            f"{called(settings.quota)} for made-up classes: quotas.apportion makes whole numbers of shares."
+            f"{called(settings.quota)} for made-up classes: quotas.apportion rounds shares to whole numbers."
         )
 
 
@@ -63,9 +63,9 @@ def begins_in_epoch(trainer: pl.Trainer, batch_idx: int) -> None:
     """Raises before the Trainer runs a batch of an epoch that it counts as finished."""
     if batch_idx >= trainer.num_training_batches:
         raise RuntimeError(
-            f"the checkpoint was taken before the first batch of epoch {trainer.current_epoch}, as an "
-            "exception in `on_train_epoch_start` has it, and the Trainer takes that epoch for nearly "
-            "done: resume from the checkpoint before it."
+            f"the checkpoint was taken before the first batch of epoch {trainer.current_epoch}, as "
+            "after an exception in `on_train_epoch_start`, and the Trainer would skip most of that "
+            "epoch: resume from the checkpoint before it."
         )
 
 
@@ -77,7 +77,7 @@ def scored(score: object, scores: Tensor, target: Tensor, budget: int) -> None:
         raise ValueError(
             f"`score` {called(score)} must be a number for the samples that were seen, but it is NaN for "
             f"{int(nan.sum())} of {int(seen.sum())}, first for sample {int(nan.nonzero()[0])}, which "
-            f"leaves less than the {budget} to keep: look at what it divides by, or warm up longer."
+            f"leaves less than the {budget} to keep: check its divisions, or warm up longer."
         )
 
 
@@ -92,14 +92,14 @@ def trainer(settings: DataSettings, trainer: pl.Trainer, module: pl.LightningMod
     """Raises if the Trainer, the module or the data source does not work with pruning."""
     if "dataloader_iter" in inspect.signature(module.training_step).parameters:
         raise TypeError(
-            "`training_step(dataloader_iter)` fetches its batches itself, so nothing tells which "
-            "samples it saw: take `batch` instead."
+            "`training_step(dataloader_iter)` fetches its batches itself, so DataPruning cannot see "
+            "which samples it used: take `batch` instead."
         )
     overfit = trainer.overfit_batches  # type: ignore[attr-defined]
     if overfit > 0:
         raise ValueError(
-            f"Trainer(overfit_batches={overfit}) trains on a fixed handful of "
-            "samples, so there is nothing to prune: leave it out or leave out DataPruning."
+            f"Trainer(overfit_batches={overfit}) trains on a few fixed samples, "
+            "so there is nothing to prune: remove `overfit_batches` or DataPruning."
         )
     _data_source(trainer, module)
     quota(settings)
@@ -114,7 +114,7 @@ def trainer(settings: DataSettings, trainer: pl.Trainer, module: pl.LightningMod
     if needs_recall(settings.quota) and every is not None and every > warmup:
         raise ValueError(
             f"validation runs every {every} epochs, later than the warm-up of {warmup} ends: set "
-            "check_val_every_n_epoch or warmup_epochs so that recalls are there in time."
+            "check_val_every_n_epoch or warmup_epochs so that a validation runs before the warm-up ends."
         )
     whole = is_strategy(trainer.strategy, "SingleDeviceStrategy", "DDPStrategy")
     # DeepSpeed's strategy derives from that of DDP.
@@ -170,8 +170,8 @@ def loader(density: float, budget: int, warmup: int, source: TrainSource) -> Non
         and trainer.limit_val_batches > 0
     ):
         raise ValueError(
-            f"Trainer(val_check_interval={every}) asks for a validation after more batches than the "
-            f"{batches} of a pruned epoch: use a fraction such as val_check_interval=1.0, or "
+            f"Trainer(val_check_interval={every}) exceeds the {batches} batches of a pruned "
+            f"epoch: use a fraction such as val_check_interval=1.0, or "
             "check_val_every_n_epoch=None to count across epochs."
         )
     full = limited(source.num_batches(source.num_samples), trainer)
@@ -188,8 +188,8 @@ def stepping(trainer: pl.Trainer, *, planned: bool) -> None:
     stepwise = any(config.interval == "step" for config in trainer.lr_scheduler_configs)
     if stepwise and not planned:
         rank_zero_warn(
-            "a learning-rate schedule steps with every batch, and epochs get shorter after the "
-            "warm-up: plan it with lightning_fairprune.planned_stepping_batches(trainer) in place "
+            "a learning-rate schedule steps after every batch, and epochs get shorter after the "
+            "warm-up: plan it with lightning_fairprune.planned_stepping_batches(trainer) instead "
             "of trainer.estimated_stepping_batches, or it will not reach its end."
         )
 

@@ -69,8 +69,9 @@ def _labels_in(batch: Any) -> Tensor:
         found = next((named[k] for k in _LABEL_KEYS if named.get(k) is not None), None)
     if not isinstance(found, Tensor) or found.ndim != 1 or found.is_floating_point():
         raise ValueError(
-            "a dry run must know the labels, but the data set has no `targets` and a batch "
-            f"({type(batch).__name__}) no class indices second or under {', '.join(_LABEL_KEYS)}."
+            "a dry run must know the labels, but the data set has no `targets`, and a batch "
+            f"({type(batch).__name__}) has no class indices as its second element or under "
+            f"{', '.join(_LABEL_KEYS)}: add one of them."
         )
     return found.long()
 

@@ -85,8 +85,8 @@ class FitPass:
             _check_same(passed.target, target)
         if passed.score.isnan().all():
             raise ValueError(
-                f"`score` is NaN for all {len(passed.score)} samples: look at what the model puts out in "
-                "eval mode when the warm-up is over; a diverged training is the usual cause."
+                f"`score` is NaN for all {len(passed.score)} samples: check the model's outputs in eval mode "
+                "after the warm-up; a diverged training is the usual cause."
             )
         return passed
 

@@ -131,7 +131,7 @@ class DataSettings:
         one_of("after", self.after, get_args(After))
         if (self.score is None) != (self.keep == "random"):
             raise ValueError(
-                "`score` decides who stays only with keep='hard', 'easy' or 'stratified', and those "
+                "`score` selects samples only with keep='hard', 'easy' or 'stratified', and those "
                 f"need a score, got score={'None' if self.score is None else 'a function'} and "
                 f"keep={self.keep!r}."
             )

@@ -126,7 +126,7 @@ class ReferenceCounts:
         if not trainer.enable_validation or trainer.limit_val_batches == 0:
             raise ValueError(
                 f"`reference={str(self.source)!r}` must be counted in validation, and this fit has "
-                "none: give a validation loader, or the counts of a run that is done."
+                "none: give a validation loader, or the counts of a finished run."
             )
 
     def _ask_for_sanity_check(self, trainer: pl.Trainer) -> None:
@@ -159,8 +159,8 @@ class ReferenceCounts:
             return
         if not self.counts:
             raise ValueError(
-                f"`reference={str(self.source)!r}` is counted before training begins, but this fit goes "
-                "on inside an epoch, from a checkpoint that has no such counts: give the folder of a "
+                f"`reference={str(self.source)!r}` is counted before training starts, but this fit "
+                "resumes inside an epoch from a checkpoint without these counts: give the folder of a "
                 "run with RecallMonitor."
             )
         if trainer.limit_val_batches == 1.0:

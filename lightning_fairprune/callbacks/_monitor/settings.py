@@ -50,6 +50,6 @@ class MonitorSettings:
         if self.num_classes not in (None, num_classes):
             raise ValueError(
                 f"`num_classes` is {self.num_classes}, but the logits are for {num_classes}: leave it "
-                "out, or look at the last layer."
+                "out, or check the last layer."
             )
         self._check_names(num_classes)

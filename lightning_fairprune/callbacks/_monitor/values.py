@@ -66,8 +66,8 @@ def log_part(
     """Logs the rest of a validation that a checkpoint has cut in two, for callbacks that monitor it."""
     rank_zero_warn(
         f"the checkpoint was taken inside the validation of epoch {trainer.current_epoch}, and the Trainer "
-        "has run only a part of it: its recalls are logged, for callbacks that monitor them, but neither "
-        "compared nor kept. Checkpoints at the end of an epoch resume exactly."
+        "has run only a part of it: its recalls are logged for callbacks that monitor them, but not "
+        "compared or saved. Checkpoints at the end of an epoch resume exactly."
     )
     for prefix, counts in found.items():
         log(trainer, module, values(prefix, counts, None, history.names_of(prefix)))

@@ -39,7 +39,7 @@ def example(trainer: pl.Trainer, module: pl.LightningModule, loader: Any, draw: 
     if not isinstance(first, Tensor) or not first.is_floating_point():
         raise ValueError(
             "the criterion needs an input of the model, and the first element of a batch is "
-            f"{type(first).__name__}, no tensor of floats: set `example_input_array` of the module."
+            f"{type(first).__name__}, not a float tensor: set `example_input_array` of the module."
         )
     return first[:1]
 
@@ -85,7 +85,7 @@ def _again(stack: ExitStack, loader: Any, draw: int) -> Any:
     if isinstance(loader, Iterator):
         raise TypeError(
             f"a {type(loader).__name__} can be read only once, so the criterion would take batches from "
-            "training: give the criterion a `dataloader` of its own."
+            "training: give the criterion its own `dataloader`."
         )
     if not isinstance(loader, DataLoader):
         return loader

@@ -15,8 +15,8 @@ def strategy(trainer: pl.Trainer) -> None:
     """Raises if the strategy shards the weights."""
     if shards_weights(trainer.strategy):
         raise ValueError(
-            "WeightPruning ranks whole weights, which no process has with "
-            f"{type(trainer.strategy).__name__}: use DDP or one device."
+            "WeightPruning must have all weights on every process, but "
+            f"{type(trainer.strategy).__name__} shards them: use DDP or one device."
         )
 
 
@@ -39,13 +39,13 @@ def plan(settings: WeightSettings, trainer: pl.Trainer, plan: Plan) -> None:
     first, last = plan.at[0], plan.at[-1]
     if settings.rewind is not None and settings.rewind_epoch * per_epoch >= max(first, 1):
         raise ValueError(
-            f"`rewind` must lie before the first pruning, got epoch {settings.rewind_epoch} and a first "
+            f"`rewind` must be before the first pruning, got epoch {settings.rewind_epoch} and a first "
             f"pruning after {first} {interval}s."
         )
     if settings.rewind is not None and any(True for _ in averages(trainer)):
         raise ValueError(
-            "`rewind` puts the weights back, but not the average of them that another callback keeps: "
-            "leave out either."
+            "`rewind` resets the weights, but not the average of them that another callback keeps: "
+            "remove one of them."
         )
     shrinks = pruning_run(trainer) is not None
     if interval == "epoch" and not shrinks and 0 <= trainer.max_steps <= last * steps:

@@ -74,7 +74,7 @@ def _resolved(when: int | float, interval: str, total: float) -> int:
         return when
     if when and not math.isfinite(total):
         raise ValueError(
-            f"`start` and `end` are fractions of training, whose length in {interval}s nobody knows: "
+            f"`start` and `end` are fractions of training, whose length in {interval}s is unknown: "
             f"give Trainer(max_{interval}s=...), or whole numbers of {interval}s."
         )
     return round(when * total) if when else 0

@@ -111,7 +111,7 @@ class WeightRun:
         if self._plan is not None and self._done < len(self._plan.at):
             rank_zero_warn(
                 f"training ended at a sparsity of {self._sparsity:.4g} where {self.settings.sparsity} was planned, "
-                f"before pruning {self._done + 1} of {len(self._plan.at)}: keep early stopping from it "
+                f"before pruning {self._done + 1} of {len(self._plan.at)}: prevent early stopping "
                 "with Trainer(min_epochs=...), or lower `end`."
             )
         self._save(trainer)  # also of a resumed fit that had nothing left to prune
@@ -137,8 +137,8 @@ class WeightRun:
             self._snapshot = Snapshot.take(trainer, module)
         elif trainer.current_epoch > epoch:
             raise ValueError(
-                f"`rewind` goes back to epoch {epoch}, whose weights the checkpoint does not "
-                "have: resume from one that was written with the same `rewind`."
+                f"`rewind` goes back to epoch {epoch}, but the checkpoint lacks its "
+                "weights: resume from one that was written with the same `rewind`."
             )
 
     def rewind_if_due(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

@@ -44,7 +44,7 @@ def check_criterion(settings: WeightSettings, module: pl.LightningModule) -> Non
     for option in options:
         if option not in [p.name for p in others] and not several:
             raise ValueError(
-                f"`criterion_options` has {option!r}, which is no parameter of `{name}`; it has "
+                f"`criterion_options` has {option!r}, which is not a parameter of `{name}`; it has "
                 f"{', '.join(p.name for p in others)}."
             )
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -59,7 +59,7 @@ def check_criterion(settings: WeightSettings, module: pl.LightningModule) -> Non
     if not module.automatic_optimization:
         raise ValueError(
             f"the criterion `{name}` needs one loss of a batch, and with manual optimisation a "
-            "training_step may have any: give `loss_fn`, (module, batch) -> loss, or a criterion that "
+            "training_step may compute several: give `loss_fn`, (module, batch) -> loss, or a criterion that "
             "needs no gradient, such as criteria.magnitude."
         )
     if "dataloader_iter" in inspect.signature(module.training_step).parameters:
@@ -123,7 +123,7 @@ def _groups(group_by: GroupBy | None, raw: Any) -> Tensor:
     if group_by is None:
         if not isinstance(batch, tuple | list) or len(batch) < 2:
             raise ValueError(
-                "the criterion needs the group of each sample, and a batch is no pair (input, class): "
+                "the criterion needs the group of each sample, and a batch is not a pair (input, class): "
                 "give `group_by`."
             )
         group_by = 1
