@@ -274,7 +274,7 @@ def rewrite(path, change, version="1"):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda t: t.pop("observed"), r"misses \['observed'\]"),
+        (lambda t: t.pop("observed"), r"lacks \['observed'\]"),
         (lambda t: t.update(more=torch.ones(1)), r"also has \['more'\]"),
         (lambda t: t.update(observed=torch.zeros(3, 1, dtype=torch.uint8)), "2 bytes a row for 11"),
         (lambda t: t.update({"signals/loss": torch.ones(3, 12)}), r"must have shape \[3, 11\]"),

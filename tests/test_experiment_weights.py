@@ -205,7 +205,9 @@ def test_weights_can_be_added_to_a_folder_that_has_kept_none(tmp_path: Path) -> 
     dense = Cell("baseline", 0, "full")
     assert not (store.folder(dense) / "end.pt").exists()
     settings = plain(**WEIGHTS | {"seeds": [0], "sparsities": [0.5]})
-    with pytest.raises(ValueError, match=r"weights of full, seed 0, .* remove '.*full-seed0', and"):
+    with pytest.raises(
+        ValueError, match=r"weights of full, seed 0, .* remove '.*full-seed0' to train"
+    ):
         experiments.run(settings, tmp_path)
     for path in store.folder(dense).glob("*.json"):
         path.unlink()  # as if it were removed

@@ -1053,5 +1053,5 @@ def test_sharded_strategies_are_refused() -> None:
     from lightning.pytorch.strategies import FSDPStrategy
 
     trainer = SimpleNamespace(callbacks=[], strategy=FSDPStrategy())
-    with pytest.raises(ValueError, match="no process has with FSDPStrategy: use DDP or one device"):
+    with pytest.raises(ValueError, match="but FSDPStrategy shards them: use DDP or one device"):
         WeightPruning().setup(trainer, Net(), "fit")  # type: ignore[arg-type]

@@ -184,7 +184,7 @@ ROWS = [
     Bad("logits of segments", pruned(model=Segments()), ValueError, r"training_step: the loss must be given logits \[10, C\] and one class", r"got logits \[10, 4, 3\] and targets \[10, 3\]"),
     Bad("validation step without a loss", pruned(model=SilentValidation()), ValueError, "validation_step: ", "never called", steps=11),
     Bad("validation step without a loss, with a sanity check", pruned(model=SilentValidation(), trainer={"num_sanity_val_steps": 1}), ValueError, "validation_step: ", "never called"),
-    Bad("validation more rarely than a pruned epoch ends", pruned(trainer={"val_check_interval": 6}), ValueError, "use a fraction such as", "more batches than the 5 of a pruned epoch"),
-    Bad("overfit_batches", pruned(trainer={"overfit_batches": 2}), ValueError, "trains on a fixed handful of samples", "nothing to prune", "leave it out or leave out DataPruning"),
+    Bad("validation more rarely than a pruned epoch ends", pruned(trainer={"val_check_interval": 6}), ValueError, "use a fraction such as", "exceeds the 5 batches of a pruned epoch"),
+    Bad("overfit_batches", pruned(trainer={"overfit_batches": 2}), ValueError, "trains on a few fixed samples", "nothing to prune", "remove `overfit_batches` or DataPruning"),
 ]
 # fmt: on
