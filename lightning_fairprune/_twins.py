@@ -1,6 +1,6 @@
 """The callbacks as callbacks of `pytorch_lightning` too.
 
-In a private module, because LightningCLI finds classes by their short names, and `DataPruning` must go on to mean
+In a private module, because LightningCLI finds classes by their short names, and `DataPruning` must keep meaning
 the one of `lightning_fairprune` where both are imported.
 """
 

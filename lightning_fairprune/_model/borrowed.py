@@ -181,7 +181,7 @@ def _memory(tensor: Tensor) -> Tensor:
     """Returns a view of a tensor to write to.
 
     By `data`, so that a backward pass that is still to come does not see a write; each number once, where an
-    expanded tensor has it many times.
+    expanded tensor repeats it.
     """
     view = tensor.data
     if view.layout == torch.strided and not view.is_nested:

@@ -1,4 +1,4 @@
-"""Reading logits and targets out of a training or validation step that nobody changed.
+"""Reading logits and targets of an unchanged training or validation step.
 
 Two ways. A function mode sees every call of the loss, in any step, and costs a few microseconds for
 each tensor function that the step calls. The autograd graph of the loss, where there is one, holds what

@@ -18,7 +18,7 @@ Reduce = Callable[[Tensor], Tensor]
 class Tally:
     """Collects the predictions of one evaluation, to be counted once at its end by class and by groups.
 
-    Batches are put by and looked at together: on a small batch the dozen tensor functions that it takes
+    Batches are kept and counted together: on a small batch the dozen tensor functions that it takes
     cost their fixed price, not their arithmetic. Nothing is copied to the host before `compute`.
 
     Args:

@@ -195,7 +195,7 @@ def _keep_shares(importance: Tensor, count: int, block: int) -> Tensor:
 
 
 def _next(order: Tensor, taken: Tensor, start: int, count: int) -> tuple[Tensor, int]:
-    """Returns the first `count` of an order that are not taken, from `start` on, and where to go on."""
+    """Returns the first `count` of an order that are not taken, from `start` on, and where to continue."""
     width = count
     while True:
         window = order[start : start + width]

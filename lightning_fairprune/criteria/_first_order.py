@@ -1,4 +1,4 @@
-"""Saliency from one gradient: how much the loss changes when a weight is taken away, to first order."""
+"""Saliency from one gradient: how much the loss changes, to first order, when a weight is removed."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def undecayed(
     form: Literal["code", "paper"] = "code",
     parameters: Iterable[str] | None = None,
 ) -> dict[str, Tensor]:
-    r"""Return the first-order change of the loss, with the part that weight decay has in it put apart.
+    r"""Return the first-order change of the loss, without the part that is due to weight decay.
 
     `|-\theta G + \epsilon \theta^2|`: Good et al., "Recall Distortion in Neural Network Pruning and the Undecayed
     Pruning Algorithm" (NeurIPS 2022, section 3). The two forms differ in what G is the gradient of:

@@ -25,7 +25,7 @@ NUM_VAL = 40  # of each class, for the recalls that quotas read; the rest, 54 to
 def load() -> tuple[Tensor, Tensor, Tensor]:
     """Returns images float [1797, 1, 8, 8] in [0, 1], labels [1797] and classes by difficulty [10].
 
-    How hard a class is was not chosen by hand: it is the recall of a linear classifier (ridge
+    The difficulty of a class is the recall of a linear classifier (ridge
     regression, 5-fold cross-validation over all the images), the lowest last.
     """
     from sklearn.datasets import load_digits

@@ -64,7 +64,7 @@ def run_query(cell: Cell, experiment: Experiment, folder: Path, seed: int) -> di
 
 
 def _all_signals(dynamics: Dynamics) -> Tensor:
-    # All of them, in 11 bytes a sample and epoch, so that methods can be added to a grid that has begun.
+    # All of them, in 11 bytes a sample and epoch, so that methods can be added to a grid that was started.
     return sum(dynamics.signal(name)[-1].float() for name in signals.__all__)  # type: ignore[return-value]
 
 
@@ -199,7 +199,7 @@ def known(
         scores = [method.score(_first(d, last)).detach().float().cpu() for d in dynamics]
     for folder in passes:
         tensors, _ = read_tensors(folder / "scores.safetensors", _KIND, _VERSION)
-        found = tensors["score"]  # in float64 stays what is told apart in it
+        found = tensors["score"]  # float64 keeps differences that float32 loses
         scores.append(found if found.dtype == torch.float64 else found.float())
         seconds += json.loads((folder / "result.json").read_text())["pass_seconds"]
     score = torch.stack(scores).nanmean(0) if scores else None

@@ -64,7 +64,7 @@ class Store:
         return Status(frozenset(finished), frozenset(failed - finished))
 
     def running(self, cells: Sequence[Cell]) -> dict[str, float]:
-        """Returns when the cells in work were begun, by key, in seconds since 1970."""
+        """Returns when the running cells were started, by key, in seconds since 1970."""
         return {
             cell.key: line["time"]
             for cell, line in self._last(cells)
@@ -72,7 +72,7 @@ class Store:
         }
 
     def take(self, cell: Cell) -> bool:
-        """Begins a cell anew, unless another process has begun or finished it."""
+        """Starts a cell, unless another process has started or finished it."""
         lock = FileLock(self._lock(cell))
         try:
             lock.acquire(timeout=0)
@@ -109,7 +109,7 @@ class Store:
             (self.folder(cell) / ERROR).unlink(missing_ok=True)
 
     def abandoned(self, cells: Sequence[Cell], pid: int) -> list[Cell]:
-        """Returns the cells that a process of this host had begun and not ended when it died."""
+        """Returns the cells that a process of this host had started and not ended when it died."""
         return [
             cell
             for cell, line in self._last(cells)
@@ -119,7 +119,7 @@ class Store:
         ]
 
     def has_begun(self, pid: int) -> bool:
-        """Whether a process of this host has begun any cell."""
+        """Whether a process of this host has started any cell."""
         who = (socket.gethostname(), pid)
         return any((line["host"], line["pid"]) == who for line in self._diary())
 

@@ -71,7 +71,7 @@ class Slower(pl.Callback):
 
 
 def check_dense(store: Store, cells: Sequence[Cell], experiment: Experiment) -> None:
-    """Refuses to go on from dense models that were trained before there were `weights`.
+    """Refuses to continue from dense models that were trained before there were `weights`.
 
     Raises:
         ValueError: If the weights of one are needed and were not kept.

@@ -101,5 +101,5 @@ def main(task: Mapping[str, Any]) -> None:
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
     parent = os.getppid()
-    # When the command was killed nobody shows what its workers do: they end after their cell.
+    # The workers of a command that was killed end after their cell: nothing shows what they do.
     work(task["settings"], Store(task["out"]), wanted=lambda: os.getppid() == parent)

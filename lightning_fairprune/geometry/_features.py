@@ -1,4 +1,4 @@
-"""Features out of a network that nobody changed."""
+"""Features of an unchanged network."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def k_center_distance(features: Tensor) -> Tensor:
 
     `k_center` as a score, whatever the budget: ``select(target, budget, score=..., keep="hard")`` keeps exactly the
     samples that it chooses, as the distance at which a sample is chosen never grows along the order. Under quotas take
-    `class_k_center`, which begins anew in every class.
+    `class_k_center`, which starts again in every class.
 
     All samples are put in order, which costs several times what a third of them would: `k_center` with a budget
     is quicker.

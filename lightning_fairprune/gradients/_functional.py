@@ -99,7 +99,7 @@ def _piece(
 
     zeros = [call.zero.expand(call.y) for call in calls]
     # torch.func goes sample by sample through the other kernels of attention. Where it does so anyhow, it
-    # says so, which nobody who reads it here can change.
+    # says so, which the user cannot change.
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
         losses, norms2, inputs, ends = torch.vmap(of_each)(*leaves(tree))

@@ -161,7 +161,7 @@ def _ranked(todo: Task) -> Masks:
 
 
 def _shared(todo: Task, weights: Mapping[str, float]) -> Masks:
-    """Keeps the highest of each layer, as many as its weight among all layers has it."""
+    """Keeps the highest of each layer, as many as its share among all layers."""
     names = [name for name, value in todo.saliency.items() if value.numel()]
     shares = apportion(
         [weights[name] for name in names],

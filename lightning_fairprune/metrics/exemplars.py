@@ -244,7 +244,7 @@ def class_histogram(ids: Tensor, target: Tensor, num_classes: int) -> ClassHisto
 
     Raises:
         TypeError: If `ids` or `target` are not whole numbers.
-        ValueError: If a shape is wrong, an id or a class is out of range or an id stands twice.
+        ValueError: If a shape is wrong, an id or a class is out of range or an id is repeated.
 
     Example:
         The one sample of class 1 and one of three of class 0.

@@ -143,7 +143,7 @@ def _transforms() -> Any:
 
 
 class ImageNet(_ImagesOnDisk):
-    """ImageNet (Russakovsky et al. 2015), or any folder of its form, read as training goes on.
+    """ImageNet (Russakovsky et al. 2015), or any folder of its form, read during training.
 
     Under `root` it is read from ``imagenet/train/CLASS/*.JPEG`` and ``imagenet/val/CLASS/*.JPEG``.
     The labels of its test part are not public, so its validation part is the test set here.

@@ -170,7 +170,7 @@ def rgb_array(file: Path | IO[bytes]) -> np.ndarray:
 
 
 def rgb_image(file: Path | IO[bytes]) -> Any:
-    """Returns an image file as Pillow has it, with three channels."""
+    """Returns an image file as a Pillow image with three channels."""
     try:
         from PIL import Image
     except ImportError as error:

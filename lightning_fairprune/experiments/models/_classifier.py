@@ -73,7 +73,7 @@ class Classifier(pl.LightningModule):
             epochs, whole numbers from 1.
         gamma: factor of each milestone.
         rise: share of training in which ``"triangle"`` and ``"cosine"`` rise.
-        init: ``"xavier"`` draws the weights of convolutions and linear layers anew as the published
+        init: ``"xavier"`` redraws the weights of convolutions and linear layers as the published
             code of DRoP does, normal with gain sqrt(2), with biases 0; None leaves the network's own.
         channels_last: whether weights and images are laid out so, which convolutions like.
 
