@@ -64,8 +64,6 @@ def test_every_rule_is_found() -> None:
     assert "recall" not in inspect.signature(proportional).parameters
 
 
-# --- known values ---------------------------------------------------------------------------------
-
 GOLDEN = [
     (
         [5000] * 10,
@@ -109,10 +107,35 @@ def test_drop_reference_is_within_one_sample_of_the_published_code() -> None:
     assert (quota - torch.tensor([246, 493, 987, 1080, 648])).abs().max() <= 5
 
 
-def test_equal_recalls_keep_proportions_in_drop_and_balance_in_drop_reference() -> None:
-    sizes = [5000, 2500, 1000, 100]
-    assert drop(sizes, [0.5] * 4, 4300).tolist() == [2500, 1250, 500, 50]
-    assert drop_reference(sizes, [0.5] * 4, 4300).tolist() == [1600, 1600, 1000, 100]
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        # Equal recalls keep proportions in drop and balance in drop_reference.
+        (lambda: drop([5000, 2500, 1000, 100], [0.5] * 4, 4300), [2500, 1250, 500, 50]),
+        (lambda: drop_reference([5000, 2500, 1000, 100], [0.5] * 4, 4300), [1600, 1600, 1000, 100]),
+        (lambda: balanced([100, 10, 50], 90), [40, 10, 40]),
+        # A class of recall 1 keeps nothing or its floor; several share what the others cannot take.
+        (lambda: drop([50, 50, 50], [1.0, 0.5, 0.5], 60), [0, 30, 30]),
+        (lambda: drop([50, 50, 50], [1.0, 0.5, 0.5], 60, floor=10), [10, 25, 25]),
+        (lambda: drop([100, 50, 20], [1.0, 1.0, 0.5], 80), [40, 20, 20]),
+        # A class of recall 0 is filled first.
+        (lambda: drop([50, 50, 50], [0.0, 0.8, 0.8], 70), [50, 10, 10]),
+        # An unknown recall counts as the mean of the known.
+        (lambda: drop([60, 40, 10], [0.9, 0.7, NAN], 23), [7, 14, 2]),
+        # 1 / fl(1 / 99) is a little below 99: a division alone would miss the fiftieth seat.
+        (lambda: apportion([1.0, math.nextafter(1 / 99, 0.0)], [100, 10**6], 50), [50, 0]),
+        # Tiny and huge weights together.
+        (lambda: apportion([1e300, 1e-300], [5, 5], 7), [5, 2]),
+        (lambda: apportion([5e-324, 5e-324], [50, 50], 20), [10, 10]),
+        (lambda: apportion([1e-280, 1e308, 0.0], [50, 50, 50], 120), [50, 50, 20]),
+        (lambda: apportion([1e-300, 3e-300], [10**8, 10**8], 10**7), [2_500_000, 7_500_000]),
+        (lambda: of_subset([2, 0, 1, 1, 2, -1], [0, 2, 3]), [0, 2, 1]),
+        (lambda: of_subset([2, 0, 1, 1, 2, -1], [], num_classes=2), [0, 0]),
+        (lambda: of_subset([], []), []),
+    ],
+)
+def test_known_values(call: Callable[[], Tensor], expected: list[int]) -> None:
+    assert call().tolist() == expected
 
 
 def test_both_forms_agree_on_equal_sizes() -> None:
@@ -133,12 +156,6 @@ def test_drop_reference_equals_whole_shares_where_no_class_is_full(seed: int, k:
     assert int((quota - shares).min()) >= -1
     assert int((quota - shares).max()) <= 1 + (k > 3)
 
-
-def test_balanced_fills_equal_levels() -> None:
-    assert balanced([100, 10, 50], 90).tolist() == [40, 10, 40]
-
-
-# --- the rule -------------------------------------------------------------------------------------
 
 weight = st.one_of(
     st.sampled_from([0.0, 1.0, 3.0, 0.1, 0.3]),
@@ -258,9 +275,6 @@ def test_rcap_has_the_least_sum_of_losses_over_quotas() -> None:
     assert tuple(rcap(sizes, loss, budget).tolist()) == min(cost, key=cost.__getitem__)
 
 
-# --- corner cases ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("recall", [1.0, NAN, 0.0])
 def test_recalls_that_tell_nothing_keep_the_proportions(recall: float) -> None:
     sizes = [60, 40, 10]
@@ -269,19 +283,6 @@ def test_recalls_that_tell_nothing_keep_the_proportions(recall: float) -> None:
         assert torch.equal(drop(sizes, [recall] * 3, 33, cap=cap), expected)
         expected = balanced(sizes, 33, cap=cap)
         assert torch.equal(drop_reference(sizes, [recall] * 3, 33, cap=cap), expected)
-
-
-def test_a_class_of_recall_1_keeps_nothing_or_its_floor() -> None:
-    assert drop([50, 50, 50], [1.0, 0.5, 0.5], 60).tolist() == [0, 30, 30]
-    assert drop([50, 50, 50], [1.0, 0.5, 0.5], 60, floor=10).tolist() == [10, 25, 25]
-
-
-def test_classes_of_recall_1_share_what_the_others_cannot_take() -> None:
-    assert drop([100, 50, 20], [1.0, 1.0, 0.5], 80).tolist() == [40, 20, 20]
-
-
-def test_a_class_of_recall_0_is_filled_first() -> None:
-    assert drop([50, 50, 50], [0.0, 0.8, 0.8], 70).tolist() == [50, 10, 10]
 
 
 def test_an_empty_class_gets_nothing_whatever_its_recall() -> None:
@@ -297,11 +298,6 @@ def test_one_class_and_no_class(rule: Callable[..., Tensor]) -> None:
     assert rule([], [], 0).tolist() == []
 
 
-def test_an_unknown_recall_counts_as_the_mean_of_the_known() -> None:
-    sizes = [60, 40, 10]
-    assert torch.equal(drop(sizes, [0.9, 0.7, NAN], 23), drop(sizes, [0.9, 0.7, 0.8], 23))
-
-
 @every_rule
 def test_tensors_lists_and_narrow_types_give_the_same(rule: Callable[..., Tensor]) -> None:
     recall = [0.5, 0.25, 0.75]
@@ -313,22 +309,6 @@ def test_tensors_lists_and_narrow_types_give_the_same(rule: Callable[..., Tensor
     sizes = torch.tensor([60, 40, 10])
     rule(sizes, recall, 33)
     assert sizes.tolist() == [60, 40, 10]
-
-
-def test_tiny_and_huge_weights_together() -> None:
-    assert apportion([1e300, 1e-300], [5, 5], 7).tolist() == [5, 2]
-    assert apportion([5e-324, 5e-324], [50, 50], 20).tolist() == [10, 10]
-    assert apportion([1e-280, 1e308, 0.0], [50, 50, 50], 120).tolist() == [50, 50, 20]
-    share = apportion([1e-300, 3e-300], [10**8, 10**8], 10**7)
-    assert share.tolist() == [2_500_000, 7_500_000]
-
-
-def test_a_seat_just_above_another_comes_first() -> None:
-    # 1 / fl(1 / 99) is a little below 99: a division alone would miss the fiftieth seat.
-    assert apportion([1.0, math.nextafter(1 / 99, 0.0)], [100, 10**6], 50).tolist() == [50, 0]
-
-
-# --- Minimax --------------------------------------------------------------------------------------
 
 
 def test_minimax_multiplies_weights_by_the_exponential_of_the_gap() -> None:
@@ -388,19 +368,6 @@ def test_minimax_says_what_it_is() -> None:
     assert repr(Minimax(step=0.5, leak=0.1)) == "Minimax(step=0.5, leak=0.1)"
 
 
-# --- of_subset ------------------------------------------------------------------------------------
-
-
-def test_of_subset_counts_the_classes_of_the_subset() -> None:
-    target = torch.tensor([2, 0, 1, 1, 2, -1])
-    assert of_subset(target, torch.tensor([0, 2, 3])).tolist() == [0, 2, 1]
-    assert of_subset(target, [], num_classes=2).tolist() == [0, 0]
-    assert of_subset([], []).tolist() == []
-
-
-# --- errors ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [
@@ -455,8 +422,6 @@ def test_budget_may_be_any_integer_type() -> None:
     assert operator.index(torch.tensor(4)) == 4
     assert drop([5, 5], [0.5, 0.5], torch.tensor(4)).tolist() == [2, 2]  # type: ignore[arg-type]
 
-
-# --- groups that only one side knows --------------------------------------------------------------
 
 # Label x background: group 1 has no validation sample, group 2 none in training, group 3 neither.
 HALF_KNOWN = [600, 40, 0, 0, 60]

@@ -30,6 +30,8 @@ from lightning_fairprune.scoring.file import text_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
 N, CLASSES = 47, 3
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+score_pass = partial(lfp.score_pass, progress=False)
 
 
 def annotated(kind: Any, score: Any) -> Any:
@@ -82,13 +84,13 @@ def own_norm(net: nn.Module) -> Tensor:
 def test_el2n_of_every_sample(options: dict[str, Any]) -> None:
     net = Net()
     loader = DataLoader(data(), batch_size=10, **options)
-    found = lfp.score_pass(net, loader, scores.el2n, progress=False)
+    found = score_pass(net, loader, scores.el2n)
     torch.testing.assert_close(found, one_by_one(net, signals.el2n))
 
 
 def test_grand_of_every_sample() -> None:
     net = Net()
-    found = lfp.score_pass(net, DataLoader(data(), 10), gradients.grad_norm, progress=False)
+    found = score_pass(net, DataLoader(data(), 10), gradients.grad_norm)
     torch.testing.assert_close(found, own_norm(net))
 
 
@@ -100,7 +102,7 @@ def test_features_are_the_input_of_the_last_linear_layer() -> None:
         seen.append((features, target))
         return geometry.prototype_distance(features, target)
 
-    found = lfp.score_pass(net, DataLoader(data(), 10), score, progress=False)
+    found = score_pass(net, DataLoader(data(), 10), score)
     net.eval()
     x, y = data().tensors
     features = net.body(x).detach()
@@ -116,7 +118,7 @@ def test_another_layer() -> None:
         widths.append(features.shape[1])
         return features.sum(1)
 
-    lfp.score_pass(net, DataLoader(data(), 10), score, layer="body.1", progress=False)
+    score_pass(net, DataLoader(data(), 10), score, layer="body.1")
     assert widths == [8]
 
 
@@ -131,22 +133,24 @@ def test_query_models_are_averaged(score: Callable[..., Tensor], form: str, tmp_
     net = Net()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     loader = DataLoader(data(), 10)
-    found = lfp.score_pass(net, loader, score, checkpoints=paths, progress=False)
-    each = [lfp.score_pass(Net(seed), loader, score, progress=False) for seed in (1, 2, 3)]
+    found = score_pass(net, loader, score, checkpoints=paths)
+    each = [score_pass(Net(seed), loader, score) for seed in (1, 2, 3)]
     torch.testing.assert_close(found, torch.stack(each).mean(0))
     for name, value in net.state_dict().items():
         assert torch.equal(value, before[name]), name
 
 
+def weights(folder: Path, *seeds: int) -> list[Path]:
+    paths = [folder / f"{seed}.pt" for seed in seeds]
+    for seed, path in zip(seeds, paths, strict=True):
+        torch.save(Net(seed).state_dict(), path)
+    return paths
+
+
 def test_query_models_are_the_epochs_of_the_dynamics(tmp_path: Path) -> None:
-    paths = []
-    for seed in (1, 2):
-        paths.append(tmp_path / f"{seed}.pt")
-        torch.save(Net(seed).state_dict(), paths[-1])
+    paths = weights(tmp_path, 1, 2)
     loader = DataLoader(data(), 10)
-    found = lfp.score_pass(
-        Net(), loader, lambda seen: seen.signal("loss")[1], checkpoints=paths, progress=False
-    )
+    found = score_pass(Net(), loader, lambda seen: seen.signal("loss")[1], checkpoints=paths)
     torch.testing.assert_close(found, one_by_one(Net(2), signals.loss))
 
 
@@ -161,12 +165,10 @@ def test_batches_of_another_form() -> None:
 
     net = Net()
     loader = DataLoader(Dicts(), 10)
-    found = lfp.score_pass(
-        net, loader, scores.el2n, logits_fn=lambda m, b: (m(b["image"]), b["class"]), progress=False
-    )
+    found = score_pass(net, loader, scores.el2n, logits_fn=lambda m, b: (m(b["image"]), b["class"]))
     torch.testing.assert_close(found, one_by_one(net, signals.el2n))
     with pytest.raises(ValueError, match=r"pairs \(input, target\), got dict: pass `logits_fn`"):
-        lfp.score_pass(net, loader, scores.el2n, progress=False)
+        score_pass(net, loader, scores.el2n)
 
 
 # --------------------------------------------------------------------------- what it leaves alone
@@ -212,7 +214,7 @@ def test_what_steps_collect_is_as_it_was() -> None:
     module.grouped.update(module(x), y)
     before = {name: value.clone() for name, value in module.grouped.compute().items()}
     groups, same, kept = dict(module.grouped.compute_groups), module.outputs, module.of_loader
-    lfp.score_pass(module, DataLoader(users.Blobs(23), 5), scores.el2n, progress=False)
+    score_pass(module, DataLoader(users.Blobs(23), 5), scores.el2n)
     assert module.outputs is module.same is same
     assert same == []
     assert module.of_loader is kept
@@ -249,21 +251,13 @@ def test_loggers_see_nothing(tmp_path: Path) -> None:
     assert counts[0] == counts[1] == 12  # three batches in four validations
 
 
-@pytest.mark.parametrize(
-    "form", ["idx", "args", "none", "positional", "keyword", "loader", "stage"]
-)
+@pytest.mark.parametrize("form", ["loss", "args", "positional", "keyword", "loader", "stage"])
 def test_steps_take_what_the_trainer_gives_them(form: str) -> None:
     def loss(self: Any, batch: Any) -> None:
         F.cross_entropy(self(batch[0]), batch[1])
 
-    def idx(self: Any, batch: Any, idx: int) -> None:
-        loss(self, batch)
-
     def args(self: Any, *args: Any) -> None:
         batch, _ = args
-        loss(self, batch)
-
-    def none(self: Any, batch: Any) -> None:
         loss(self, batch)
 
     def positional(self: Any, batch: Any, _: int, loader: int, /) -> None:
@@ -281,8 +275,7 @@ def test_steps_take_what_the_trainer_gives_them(form: str) -> None:
         loss(self, batch)
 
     kind = type("Model", (users.Model,), {"validation_step": locals()[form]})
-    loader_ = DataLoader(users.Blobs(23), 5)
-    assert len(lfp.score_pass(kind(), loader_, scores.el2n, progress=False)) == 23
+    assert len(score_pass(kind(), DataLoader(users.Blobs(23), 5), scores.el2n)) == 23
 
 
 @pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="needs torch 2.6")
@@ -290,10 +283,10 @@ def test_parts_that_are_compiled() -> None:
     module, loader = users.Model(), DataLoader(users.Blobs(23), 5)
     # EL2N first: it compiles the part without the hooks that look for features.
     every = (scores.el2n, geometry.prototype_distance, gradients.grad_norm)
-    plain = [lfp.score_pass(module, loader, score, progress=False) for score in every]
+    plain = [score_pass(module, loader, score) for score in every]
     module.net = torch.compile(module.net, backend="eager")
     for score, expected in zip(every, plain, strict=True):
-        found = lfp.score_pass(module, loader, score, progress=False)
+        found = score_pass(module, loader, score)
         torch.testing.assert_close(found, expected)
 
 
@@ -306,29 +299,33 @@ def test_a_step_without_a_forward() -> None:
 
     module = NoForward()
     loader = DataLoader(users.Blobs(23), 5)
-    found = lfp.score_pass(module, loader, scores.el2n, progress=False)
+    found = score_pass(module, loader, scores.el2n)
     x, y = users.Blobs(23).x, users.Blobs(23).y
     torch.testing.assert_close(found, signals.el2n(module.net(x), y))
     with pytest.raises(ValueError, match=r"must have a forward\(input\) that returns logits"):
-        lfp.score_pass(module, loader, gradients.grad_norm, progress=False)
+        score_pass(module, loader, gradients.grad_norm)
+
+
+class Manual(users.Model):
+    validation_step = pl.LightningModule.validation_step
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        raise AssertionError("trained")
 
 
 def test_a_manual_step_is_not_run() -> None:
-    class Manual(users.Model):
-        validation_step = pl.LightningModule.validation_step
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.automatic_optimization = False
-
     with pytest.raises(ValueError, match=r"Manual must have a validation_step.*pass `logits_fn`"):
-        lfp.score_pass(Manual(), DataLoader(users.Blobs(23), 5), scores.el2n, progress=False)
+        score_pass(Manual(), DataLoader(users.Blobs(23), 5), scores.el2n)
 
 
 def test_scores_of_users() -> None:
     loader, x, y = DataLoader(data(), 10), *data().tensors
     seen = partial(geometry.prototype_distance, target=y % 2)  # own classes
-    found = lfp.score_pass(Net(), loader, seen, progress=False)
+    found = score_pass(Net(), loader, seen)
     features = Net().eval().body(x).detach()
     torch.testing.assert_close(found, geometry.prototype_distance(features, y % 2))
 
@@ -336,26 +333,22 @@ def test_scores_of_users() -> None:
         assert target is not None
         return features.sum(1) * factor + target
 
-    found = lfp.score_pass(Net(), loader, target_is_third, progress=False)
+    found = score_pass(Net(), loader, target_is_third)
     torch.testing.assert_close(found, features.sum(1) * 3 + y)
 
     def label(model: nn.Module, loader: Any) -> Tensor:
         return torch.cat([target for _, target in loader])
 
-    assert torch.equal(lfp.score_pass(Net(), loader, label, progress=False), y)
+    assert torch.equal(score_pass(Net(), loader, label), y)
 
 
 def test_whole_numbers_are_averaged_too(tmp_path: Path) -> None:
-    paths = [tmp_path / "1.pt", tmp_path / "2.pt"]
-    for seed, path in enumerate(paths):
-        torch.save(Net(seed).state_dict(), path)
+    paths = weights(tmp_path, 0, 1)
     for score in (
         annotated(nn.Module, lambda model, batches: torch.cat([y for _, y in batches])),
         annotated(Tensor, lambda features, target: target),
     ):
-        found = lfp.score_pass(
-            Net(), DataLoader(data(), 10), score, checkpoints=paths, progress=False
-        )
+        found = score_pass(Net(), DataLoader(data(), 10), score, checkpoints=paths)
         assert torch.equal(found, data().tensors[1].float())
 
 
@@ -378,59 +371,62 @@ class Fragile(Dataset[Any]):
         return data()[i]
 
 
-@pytest.mark.parametrize("score", [scores.el2n, gradients.grad_norm, geometry.prototype_distance])
-def test_a_stopped_pass_goes_on(
-    score: Callable[..., Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def write_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_look, "_SECONDS_BETWEEN_FILES", -1.0)
     monkeypatch.setattr(_look, "_TIMES_A_WRITE", 0.0)
-    monkeypatch.setattr(_look, "_BATCHES_AT_ONCE", 2)
-    net, dataset, file = Net(), Fragile(), tmp_path / "new" / "pass.safetensors"
+    monkeypatch.setattr(_look, "_BATCHES_AT_ONCE", batches)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+@pytest.mark.parametrize("score", [scores.el2n, gradients.grad_norm, geometry.prototype_distance])
+def test_a_stopped_pass_goes_on(
+    score: Callable[..., Tensor], device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_after(2, monkeypatch)
+    net, dataset, file = Net().to(device), Fragile(), tmp_path / "new" / "pass.safetensors"
     loader = DataLoader(dataset, 5)
     with pytest.raises(OSError, match="disk is gone"):
-        lfp.score_pass(net, loader, score, resume=file, progress=False)
+        score_pass(net, loader, score, resume=file)
     dataset.broken, dataset.fetched = False, 0
-    found = lfp.score_pass(net, loader, score, resume=file, progress=False)
+    found = score_pass(net, loader, score, resume=file)
     assert dataset.fetched == N - 30  # the first six batches were kept
-    torch.testing.assert_close(found, lfp.score_pass(net, loader, score, progress=False))
+    torch.testing.assert_close(found, score_pass(net, loader, score).cpu())
     dataset.fetched = 0
-    again = lfp.score_pass(net, loader, score, resume=file, progress=False)
+    again = score_pass(net, loader, score, resume=file)
     assert dataset.fetched == 0
     assert torch.equal(found, again)
     # Other weights, another score: nothing that is on disk counts.
     with torch.no_grad():
         net.head.bias += 1
-    lfp.score_pass(net, loader, score, resume=file, progress=False)
+    score_pass(net, loader, score, resume=file)
     assert dataset.fetched == N
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     net, file = Net(), tmp_path / "pass.safetensors"
     loader = DataLoader(data(), 5)
-    lfp.score_pass(net, loader, scores.el2n, resume=file, progress=False)
+    score_pass(net, loader, scores.el2n, resume=file)
     (written,) = tmp_path.glob("*.safetensors")
     written.write_bytes(written.read_bytes()[:100])
     with pytest.raises(ValueError, match="cannot be loaded"):
-        lfp.score_pass(net, loader, scores.el2n, resume=file, progress=False)
+        score_pass(net, loader, scores.el2n, resume=file)
 
 
 def test_other_batches_or_arguments_begin_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_look, "_SECONDS_BETWEEN_FILES", -1.0)
-    monkeypatch.setattr(_look, "_BATCHES_AT_ONCE", 1)
-    monkeypatch.setattr(_look, "_TIMES_A_WRITE", 0.0)
+    write_after(1, monkeypatch)
     net, dataset, file = Net(), Fragile(), tmp_path / "pass"
     with pytest.raises(OSError, match="disk is gone"):  # as many batches of 16 as of 20
-        lfp.score_pass(net, DataLoader(dataset, 16), scores.el2n, resume=file, progress=False)
+        score_pass(net, DataLoader(dataset, 16), scores.el2n, resume=file)
     dataset.broken = False
     loader = DataLoader(dataset, 20)
-    found = lfp.score_pass(net, loader, scores.el2n, resume=file, progress=False)
+    found = score_pass(net, loader, scores.el2n, resume=file)
     torch.testing.assert_close(found, one_by_one(net, signals.el2n))
     each = []
     for parameters in (["head.bias"], ["head.weight"], list(net.head.parameters())):
         score = partial(gradients.grad_norm, parameters=parameters)
-        each.append(lfp.score_pass(net, loader, score, resume=file, progress=False))
+        each.append(score_pass(net, loader, score, resume=file))
     torch.testing.assert_close((each[0].square() + each[1].square()).sqrt(), each[2])
     # The same arguments in another process, where objects have other addresses.
     assert text_of(partial(one_by_one, Net, k=[object(), F.relu])) == (
@@ -443,14 +439,14 @@ def test_files_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "taken").touch()
     loader = DataLoader(dataset, 10)
     with pytest.raises(OSError, match="taken"):
-        lfp.score_pass(net, loader, scores.el2n, resume=tmp_path / "taken" / "f", progress=False)
+        score_pass(net, loader, scores.el2n, resume=tmp_path / "taken" / "f")
     monkeypatch.setattr(pass_file.os, "access", lambda *_: False)
     with pytest.raises(PermissionError, match=r"`resume`: .*new' cannot be written to"):
-        lfp.score_pass(net, loader, scores.el2n, resume=tmp_path / "new" / "f", progress=False)
+        score_pass(net, loader, scores.el2n, resume=tmp_path / "new" / "f")
     assert dataset.fetched == 0  # before the first sample
     monkeypatch.undo()
     dataset.broken, file = False, tmp_path / "f"
-    lfp.score_pass(net, loader, scores.el2n, resume=file, progress=False)
+    score_pass(net, loader, scores.el2n, resume=file)
     (written,) = tmp_path.glob("f.*")
     before = written.read_bytes()
 
@@ -459,27 +455,9 @@ def test_files_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(pass_file, "write_tensors", full)
     with pytest.warns(UserWarning, match="cannot write .* continues without it .*No space left"):
-        found = lfp.score_pass(net, loader, gradients.grad_norm, resume=file, progress=False)
+        found = score_pass(net, loader, gradients.grad_norm, resume=file)
     torch.testing.assert_close(found, own_norm(net))
     assert written.read_bytes() == before
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("score", [scores.el2n, gradients.grad_norm, geometry.prototype_distance])
-def test_a_stopped_pass_goes_on_on_the_device(
-    score: Callable[..., Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_look, "_BATCHES_AT_ONCE", 2)
-    monkeypatch.setattr(_look, "_SECONDS_BETWEEN_FILES", -1.0)
-    monkeypatch.setattr(_look, "_TIMES_A_WRITE", 0.0)
-    net, dataset, file = Net().cuda(), Fragile(), tmp_path / "pass"
-    loader = DataLoader(dataset, 5)
-    with pytest.raises(OSError, match="disk is gone"):
-        lfp.score_pass(net, loader, score, resume=file, progress=False)
-    dataset.broken, dataset.fetched = False, 0
-    found = lfp.score_pass(net, loader, score, resume=file, progress=False)
-    assert dataset.fetched < N
-    torch.testing.assert_close(found, lfp.score_pass(net, loader, score, progress=False).cpu())
 
 
 # -------------------------------------------------------------------------------------- in one fit
@@ -540,7 +518,7 @@ def test_the_scores_are_those_of_the_model_at_the_end_of_the_warm_up(
     users.trainer(callbacks=[at, callback]).fit(module, datamodule=wrapped)
     module.load_state_dict(at.weights)
     module._trainer = None
-    found = lfp.score_pass(module, users_data.plain(), score, progress=False)
+    found = score_pass(module, users_data.plain(), score)
     torch.testing.assert_close(callback.run.decision.scores, found, equal_nan=True)
     assert callback.record.settings["score_on"].startswith("ScorePass(dataloader='plain'")
     if score is scores.el2n:
@@ -560,16 +538,6 @@ def test_samples_that_the_warm_up_has_not_seen(score: Callable[..., Tensor]) -> 
 
 @pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`")
 def test_steps_that_show_nothing_are_refused_before_the_first() -> None:
-    class Manual(users.Model):
-        validation_step = pl.LightningModule.validation_step
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.automatic_optimization = False
-
-        def training_step(self, batch: Any, batch_idx: int) -> None:
-            raise AssertionError("trained")
-
     with pytest.raises(ValueError, match="Manual must have a validation_step"):
         users.trainer(callbacks=[prune(quota=None)]).fit(Manual(), datamodule=Plain())
 
@@ -639,25 +607,27 @@ def test_other_labels_are_found_in_the_pass_at_the_latest() -> None:
         ),
         ({"score": geometry.k_means_distance, "score_on": "training"}, "from features, not from"),
         ({"score": None, "keep": "random"}, "there is no `score` to compute"),
-        *(
-            (
-                {"score": signal, "score_on": way},
-                rf"signals\.{name} is the value of one batch: .*\.{same}\.$",
-            )
-            for signal, name, same in (
-                (lfp.signals.el2n, "el2n", "el2n"),
-                (partial(lfp.signals.margin), "margin", "margin"),
-                (lfp.signals.p_true, "p_true", "confidence"),
-                (lfp.signals.correct, "correct", "forgetting"),
-            )
-            for way in ("training", "pass")
-        ),
         ({"score": annotated(int, lambda k: k)}, "got a parameter 'k: int': change its annotation"),
     ],
 )
 def test_arguments_that_cannot_go_together(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         prune(**options)
+
+
+@pytest.mark.parametrize("score_on", ["training", "pass"])
+@pytest.mark.parametrize(
+    ("signal", "name", "score"),
+    [
+        (signals.el2n, "el2n", "el2n"),
+        (partial(signals.margin), "margin", "margin"),
+        (signals.p_true, "p_true", "confidence"),
+        (signals.correct, "correct", "forgetting"),
+    ],
+)
+def test_signals_are_no_scores(signal: Any, name: str, score: str, score_on: str) -> None:
+    with pytest.raises(ValueError, match=rf"signals\.{name} is the value .*\.{score}\.$"):
+        prune(signal, score_on=score_on)
 
 
 def test_a_resumed_fit_decides_the_same(tmp_path: Path) -> None:
@@ -722,66 +692,57 @@ def test_written_in_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "message"),
+    ("score", "message"),
     [
         (
-            {"score": annotated(Tensor, lambda features, target, k, *, scale: features)},
-            ValueError,
+            annotated(Tensor, lambda features, target, k, *, scale: features),
             r"`score` <lambda> also needs k, scale: give it with functools.partial",
         ),
+        (annotated(nn.Module, lambda model, batches, k: batches), "also needs k: give it"),
         (
-            {"score": annotated(nn.Module, lambda model, batches, k: batches)},
-            ValueError,
-            "also needs k: give it",
-        ),
-        ({"checkpoints": "last.pt"}, ValueError, "must be a list of files, got 'last.pt'"),
-        (
-            {"score": annotated(Tensor, lambda features: features[:, 0].numpy())},
-            ValueError,
+            annotated(Tensor, lambda features: features[:, 0].numpy()),
             "tensor with one value per sample, got ndarray",
         ),
         (
-            {
-                "score": annotated(
-                    nn.Module, lambda m, batches: torch.cat([y > 0 for _, y in batches])
-                )
-            },
-            ValueError,
+            annotated(nn.Module, lambda m, batches: torch.cat([y > 0 for _, y in batches])),
             "tensor with one value per sample, got torch.bool",
         ),
-        ({"checkpoints": ["gone.pt"]}, ValueError, "there is no file 'gone.pt'"),
-        (
-            {"score": annotated(nn.Module, lambda model, batches: torch.zeros(3))},
-            ValueError,
-            "must use every batch once",
-        ),
+        (annotated(nn.Module, lambda model, batches: torch.zeros(3)), "must use every batch once"),
+        (lambda dynamics: torch.zeros(3), "one value per sample"),
+    ],
+)
+def test_bad_scores(score: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        score_pass(Net(), DataLoader(data(), 10), score)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"checkpoints": "last.pt"}, "must be a list of files, got 'last.pt'"),
+        ({"checkpoints": ["gone.pt"]}, "there is no file 'gone.pt'"),
         (
             {"loader": DataLoader(data(), 10, collate_fn=lambda rows: default_collate(rows[1:]))},
-            ValueError,
             r"got \[42\] for 47 samples.*collate function .* must neither drop nor repeat",
         ),
-        ({"score": lambda dynamics: torch.zeros(3)}, ValueError, "one value per sample"),
         (
             {"loader": DataLoader(TensorDataset(torch.rand(3, 5), torch.tensor([0, -100, 3])), 2)},
-            ValueError,
             r"class indices in \[0, 3\), got -100 .*`logits_fn`",
         ),
         (
             {"logits_fn": lambda m, b: (m(b[0])[:, 0], b[1])},
-            ValueError,
             r"needs logits \[B, C\] and one class index per sample \[B\]",
         ),
         (
             {"model": nn.Conv1d(1, 1, 1), "score": geometry.prototype_distance},
-            ValueError,
             "Conv1d must have a linear layer",
         ),
     ],
 )
-def test_bad_input(change: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_bad_input(change: dict[str, Any], message: str) -> None:
     given: dict[str, Any] = {"model": Net(), "loader": DataLoader(data(), 10), "score": scores.el2n}
-    with pytest.raises(error, match=message):
-        lfp.score_pass(**(given | change), progress=False)
+    with pytest.raises(ValueError, match=message):
+        score_pass(**(given | change))
 
 
 def test_weights_that_half_fit_leave_the_model_alone(tmp_path: Path) -> None:
@@ -789,7 +750,7 @@ def test_weights_that_half_fit_leave_the_model_alone(tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in net.state_dict().items()}
     torch.save(Net(1).state_dict() | {"head.weight": torch.zeros(2, 2)}, path)
     with pytest.raises(ValueError, match="must fit the model"):
-        lfp.score_pass(net, DataLoader(data(), 10), scores.el2n, checkpoints=[path], progress=False)
+        score_pass(net, DataLoader(data(), 10), scores.el2n, checkpoints=[path])
     for name, value in net.state_dict().items():
         assert torch.equal(value, before[name]), name
 
@@ -806,7 +767,7 @@ def test_state_besides_tensors_is_put_back(tmp_path: Path) -> None:
 
     path, net = tmp_path / "extra.pt", Extra()
     torch.save(net.state_dict() | {"_extra_state": {"extra": 5}}, path)
-    lfp.score_pass(net, DataLoader(data(), 10), scores.el2n, checkpoints=[path], progress=False)
+    score_pass(net, DataLoader(data(), 10), scores.el2n, checkpoints=[path])
     assert net.extra == 1
 
 
@@ -817,10 +778,10 @@ def test_modules_that_load_a_part(tmp_path: Path) -> None:
     torch.save({"state_dict": frozen}, path)
     loader = DataLoader(users.Blobs(23), 5)
     with pytest.raises(ValueError, match=r"it has no net\.0\.weight and 1 more"):
-        lfp.score_pass(module, loader, scores.el2n, checkpoints=[path], progress=False)
+        score_pass(module, loader, scores.el2n, checkpoints=[path])
     module.strict_loading = False
-    found = lfp.score_pass(module, loader, scores.el2n, checkpoints=[path], progress=False)
-    assert torch.equal(found, lfp.score_pass(module, loader, scores.el2n, progress=False))
+    found = score_pass(module, loader, scores.el2n, checkpoints=[path])
+    assert torch.equal(found, score_pass(module, loader, scores.el2n))
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -76,17 +77,6 @@ def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(_order, "CHUNK", request.param)
 
 
-# --- hard, easy -----------------------------------------------------------------------------------
-
-
-def test_hard_keeps_the_highest_and_easy_the_lowest_scores_of_each_class() -> None:
-    target = torch.tensor([0, 1, 0, 1, 0, 1])
-    score = torch.tensor([0.3, 5.0, 0.1, 4.0, 0.2, 6.0])
-    quota = torch.tensor([2, 1])
-    assert select(target, quota, score=score, keep="hard").indices.tolist() == [0, 4, 5]
-    assert select(target, quota, score=score, keep="easy").indices.tolist() == [2, 3, 4]
-
-
 def test_infinite_scores_are_the_hardest_and_the_easiest() -> None:
     target, score = torch.zeros(4, dtype=torch.int64), torch.tensor([1.0, math.inf, -math.inf, 2.0])
     assert select(target, [1], score=score, keep="hard").indices.tolist() == [1]
@@ -118,9 +108,6 @@ def test_selection_by_score_equals_sorting_where_digits_and_chunks_matter() -> N
     start += int((p.target < 0).sum())
     expected = torch.cat([order[s : s + q] for s, q in zip(start, p.quota, strict=False)])
     assert torch.equal(p.select(p.quota, "hard").indices, expected.sort().values)
-
-
-# --- every order ----------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("_chunks")
@@ -187,9 +174,6 @@ def test_random_keeps_every_sample_equally_often() -> None:
     torch.testing.assert_close(times.mean(0), expected, atol=0.05, rtol=0)
 
 
-# --- stratified -----------------------------------------------------------------------------------
-
-
 def test_strata_share_equally_and_small_ones_give_what_they_have() -> None:
     # Strata of width 1/50: 0.0 has 6 samples, 0.5 has 2, 1.0 has 4. Nine samples: 4, 2, 3.
     score = torch.tensor([0.0] * 6 + [0.5] * 2 + [1.0] * 4)
@@ -222,70 +206,55 @@ def test_strata_of_extreme_scores_do_not_overflow() -> None:
     assert {0, 1} < set(kept.indices.tolist())
 
 
-# --- errors ---------------------------------------------------------------------------------------
-
 TARGET = torch.tensor([0, 0, 1, -1])
 SCORE = torch.tensor([0.1, 0.2, 0.3, 0.4])
 HOLES = torch.tensor([0.1, math.nan, math.nan, math.nan])
 
 
+INFINITE = SCORE / torch.tensor([0, 1, 1, 1])
+
+
 @pytest.mark.parametrize(
-    ("call", "error", "match"),
+    ("quota", "options", "match"),
     [
+        ([0, 0, 1], {}, "asks for 1 samples of class 2, which has 0"),
+        ([1], {}, "`quota` has 1 classes, but .* holds the label 1"),
+        ([-1, 1], {}, "`quota` must be >= 0, got -1 for class 0"),
+        (torch.ones(1, 2).long(), {}, r"`quota` must be .* \(1, 2\)"),
+        (4, {}, "`quota` must be between 0 and the 3 samples .* got 4"),
+        (-1, {}, "`quota` must be between 0 and the 3 samples"),
+        (1, {"target": [0, 1]}, r"`target` must be a tensor of shape \[N\]"),
+        (1, {"target": TARGET - 1}, "`target` must be >= -1, got -2"),
+        (1, {"score": SCORE}, "`score` has no effect with keep='random'"),
+        (1, {"score": SCORE[1:], "keep": "easy"}, r"`score` .* \[4\]"),
         (
-            lambda: select(TARGET, [0, 0, 1]),
-            ValueError,
-            "asks for 1 samples of class 2, which has 0",
-        ),
-        (
-            lambda: select(TARGET, [1]),
-            ValueError,
-            "`quota` has 1 classes, but .* holds the label 1",
-        ),
-        (lambda: select(TARGET, [-1, 1]), ValueError, "`quota` must be >= 0, got -1 for class 0"),
-        (
-            lambda: select(TARGET, torch.ones(1, 2).long()),
-            ValueError,
-            r"`quota` must be .* \(1, 2\)",
-        ),
-        (lambda: select(TARGET, 1.5), TypeError, r"`quota` must be an int or int64 \[K\], got 1.5"),
-        (
-            lambda: select(TARGET, 4),
-            ValueError,
-            "`quota` must be between 0 and the 3 samples .* got 4",
-        ),
-        (lambda: select(TARGET, -1), ValueError, "`quota` must be between 0 and the 3 samples"),
-        (lambda: select([0, 1], 1), ValueError, r"`target` must be a tensor of shape \[N\]"),
-        (lambda: select(TARGET - 1, 1), ValueError, "`target` must be >= -1, got -2"),
-        (
-            lambda: select(TARGET, 1, score=SCORE),
-            ValueError,
-            "`score` has no effect with keep='random'",
-        ),
-        (lambda: select(TARGET, 1, score=SCORE[1:], keep="easy"), ValueError, r"`score` .* \[4\]"),
-        (
-            lambda: select(TARGET, 1, score=SCORE * 1j, keep="easy"),
-            TypeError,
-            "`score` must be real",
-        ),
-        (
-            lambda: select(TARGET, 1, score=HOLES, keep="easy"),
-            ValueError,
+            1,
+            {"score": HOLES, "keep": "easy"},
             r"2 of 4 samples have no score \(NaN\), first at index 1: observe",
         ),
         (
-            lambda: select(TARGET, 1, score=SCORE / torch.tensor([0, 1, 1, 1]), keep="stratified"),
-            ValueError,
+            1,
+            {"score": INFINITE, "keep": "stratified"},
             "1 of 4 samples have no finite score, first at index 0",
         ),
-        (lambda: select(TARGET, 1, seed=0.5), TypeError, "`seed` must be an int, got 0.5"),  # type: ignore[arg-type]
     ],
 )
-def test_errors_say_what_must_hold(
-    call: Callable[[], Any], error: type[Exception], match: str
-) -> None:
-    with pytest.raises(error, match=match):
-        call()
+def test_values_that_cannot_be(quota: Any, options: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        select(**{"target": TARGET, "quota": quota} | options)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"quota": 1.5}, r"`quota` must be an int or int64 \[K\], got 1.5"),
+        ({"score": SCORE * 1j, "keep": "easy"}, "`score` must be real"),
+        ({"seed": 0.5}, "`seed` must be an int, got 0.5"),
+    ],
+)
+def test_types_that_cannot_be(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(TypeError, match=match):
+        select(**{"target": TARGET, "quota": 1} | options)
 
 
 @pytest.mark.parametrize("keep", ["hard", "easy", "stratified"])
@@ -293,9 +262,6 @@ def test_samples_left_out_need_no_score(keep: Keep) -> None:
     score = torch.tensor([0.1, 0.2, 0.3, math.nan])
     assert select(TARGET, [2, 1], score=score, keep=keep).indices.tolist() == [0, 1, 2]
     assert select(TARGET, 3, score=score, keep=keep).indices.tolist() == [0, 1, 2]
-
-
-# --- Selection ------------------------------------------------------------------------------------
 
 
 def example() -> Selection:
@@ -384,14 +350,17 @@ def test_a_selection_that_contradicts_itself_is_refused(
     metadata = {"format": _record.FORMAT, "version": "1", "selection": json.dumps(record)}
     tensors = load_file(tmp_path / "bad.safetensors") | change
     save_file(tensors, tmp_path / "bad.safetensors", metadata=metadata)
-    with pytest.raises(
-        ValueError, match=r"bad\.safetensors' cannot be loaded: it is damaged .*" + match
-    ):
+    damaged = r"bad\.safetensors' cannot be loaded: it is damaged .*"
+    with pytest.raises(ValueError, match=damaged + match):
         Selection.load(tmp_path / "bad.safetensors")
 
 
-def test_parquet_has_the_indices(tmp_path: Path) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
+@pytest.fixture
+def parquet() -> Any:
+    return pytest.importorskip("pyarrow.parquet")
+
+
+def test_parquet_has_the_indices(parquet: Any, tmp_path: Path) -> None:
     example().to_parquet(tmp_path / "kept.parquet")
     assert parquet.read_table(tmp_path / "kept.parquet").to_pydict() == {"index": [2, 3, 5]}
 
@@ -399,28 +368,28 @@ def test_parquet_has_the_indices(tmp_path: Path) -> None:
 def test_parquet_without_pyarrow_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ImportError, match=r"pip install 'lightning-fairprune\[parquet\]'"):
         example().to_parquet(tmp_path / "kept.parquet")
+    with pytest.raises(ImportError, match=r"from_parquet needs pyarrow: pip install 'lightning-f"):
+        Selection.from_parquet(tmp_path / "kept.parquet", TARGET)
 
 
+@pytest.mark.usefixtures("parquet")
 def test_parquet_there_and_back(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow")
-    target = torch.tensor([0, 2, 1, -1, 0, 2, 2, 0])
+    target, none = torch.tensor([0, 2, 1, -1, 0, 2, 2, 0]), torch.zeros(0, dtype=torch.int64)
+    every = [(none, select(none, 0))]
     for quota in ([2, 0, 1, 0], [0, 0, 0, 0], [3, 1, 3, 0]):  # class 3 has no sample
         chosen = select(target, torch.tensor(quota), score=torch.arange(8.0), keep="hard", seed=5)
+        every.append((target, chosen))
+    for labels, chosen in every:
         chosen.to_parquet(tmp_path / "kept.parquet")
-        assert same(Selection.from_parquet(tmp_path / "kept.parquet", target), chosen)
-    empty = select(torch.zeros(0, dtype=torch.int64), 0)
-    empty.to_parquet(tmp_path / "kept.parquet")
-    back = Selection.from_parquet(tmp_path / "kept.parquet", torch.zeros(0, dtype=torch.int64))
-    assert same(back, empty)
+        assert same(Selection.from_parquet(tmp_path / "kept.parquet", labels), chosen)
 
 
 @pytest.mark.parametrize("kind", ["int16", "uint64", "int64"])
-def test_parquet_of_another_tool(tmp_path: Path, kind: str) -> None:
+def test_parquet_of_another_tool(parquet: Any, tmp_path: Path, kind: str) -> None:
     pa = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
     # a folder that looks like a partition adds no column
     path = tmp_path / "part=1" / "rows.parquet"
     path.parent.mkdir()
@@ -431,28 +400,17 @@ def test_parquet_of_another_tool(tmp_path: Path, kind: str) -> None:
     assert (chosen.keep, chosen.seed, chosen.num_samples) == ("given", 0, 5)
 
 
-def test_parquet_of_the_table_command(tmp_path: Path) -> None:
+def test_parquet_of_the_table_command(parquet: Any, tmp_path: Path) -> None:
     pytest.importorskip("duckdb")
     pa = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
     generator = torch.Generator().manual_seed(2)
     target = torch.randint(-1, 4, (500,), generator=generator)
     score = torch.rand(500, generator=generator)
     columns = {"id": torch.arange(500), "label": target, "score": score}
-    parquet.write_table(
-        pa.table({name: values.numpy() for name, values in columns.items()}),
-        tmp_path / "train.parquet",
-    )
-    out = tmp_path / "kept.parquet"
-    arguments = [
-        "select",
-        str(tmp_path / "train.parquet"),
-        "--density",
-        "0.3",
-        "--quota",
-        "balanced",
-    ]
-    assert main([*arguments, "--keep", "hard", "--out", str(out)]) == 0
+    table, out = tmp_path / "train.parquet", tmp_path / "kept.parquet"
+    parquet.write_table(pa.table({name: v.numpy() for name, v in columns.items()}), table)
+    options = "--density 0.3 --quota balanced --keep hard --out"
+    assert main(["select", str(table), *options.split(), str(out)]) == 0
     chosen = Selection.from_parquet(out, target)
     expected = select(target, chosen.quota, score=score, keep="hard")
     assert torch.equal(chosen.indices, expected.indices)
@@ -475,19 +433,16 @@ def test_parquet_of_the_table_command(tmp_path: Path) -> None:
     ],
 )
 def test_parquet_files_that_do_not_fit_are_refused(
-    tmp_path: Path, columns: dict[str, Any], match: str
+    parquet: Any, tmp_path: Path, columns: dict[str, Any], match: str
 ) -> None:
     pa = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pa.table(columns), tmp_path / "kept.parquet")
     with pytest.raises(ValueError, match=r"kept\.parquet' .*" + match):
         Selection.from_parquet(tmp_path / "kept.parquet", torch.tensor([0, 1, 1, -1, 0]))
 
 
-def test_parquet_of_other_samples_damaged_or_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("pyarrow")
+@pytest.mark.usefixtures("parquet")
+def test_parquet_of_other_samples_damaged_or_missing(tmp_path: Path) -> None:
     path, target = tmp_path / "kept.parquet", torch.zeros(9, dtype=torch.int64)
     with pytest.raises(FileNotFoundError, match=r"There is no file .*kept\.parquet"):
         Selection.from_parquet(path, target)
@@ -503,12 +458,6 @@ def test_parquet_of_other_samples_damaged_or_missing(
             ValueError, match=r"kept\.parquet' is not a Parquet file, or it is truncated"
         ):
             Selection.from_parquet(path, target[:6])
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(ImportError, match=r"from_parquet needs pyarrow: pip install 'lightning-f"):
-        Selection.from_parquet(path, target)
-
-
-# --- RCAP: sampling inside a class ----------------------------------------------------------------
 
 
 def test_hardest_of_gumbel_keys_is_sampling_without_replacement_by_softmax() -> None:
