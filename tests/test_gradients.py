@@ -585,7 +585,7 @@ class Noisy(nn.Linear):
         ({"parameters": []}, "must name at least one parameter, got none"),
         ({"parameters": "0.weight"}, "must be an iterable of names, got the string '0.weight'"),
         ({"parameters": ["0.wieght"]}, "got '0.wieght'; it has 0.weight, 0.bias, 1.weight"),
-        ({"parameters": [nn.Parameter(torch.ones(2))]}, r"got a tensor \[2\] that is none"),
+        ({"parameters": [nn.Parameter(torch.ones(2))]}, r"got a tensor \[2\] that is not one"),
         ({"model": mlp().requires_grad_(False)}, "got none that requires a gradient"),
         ({"batches": []}, "at least one batch"),
         ({"batches": [torch.ones(2, 5)]}, r"pairs \(inputs, target\), got Tensor"),
