@@ -1,7 +1,7 @@
 """A demonstration on real images that takes about a minute: `fairprune demo`.
 
-The handwritten digits of scikit-learn are made long-tailed, the classes that are hardest to tell apart
-the rarest, and one small network is trained on data chosen in five ways. As a library:
+It makes the handwritten digits of scikit-learn long-tailed, with the hardest classes rarest, and trains one
+small network on data selected in five ways. As a library:
 
     from lightning_fairprune import demo
 

@@ -1,4 +1,4 @@
-"""The command line of the demonstration."""
+"""The command `fairprune demo`."""
 
 from __future__ import annotations
 
@@ -9,18 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lightning_fairprune.demo import _runs
-from lightning_fairprune.demo._digits import (
-    BATCH,
-    NUM_CLASSES,
-    NUM_TRAIN,
-    NUM_VAL,
-    load,
-    train_sizes,
-)
+from lightning_fairprune.demo import _digits, _runs
 from lightning_fairprune.demo._report import terminal_table, write
 
-SECONDS = 3  # a run, measured
+SECONDS = 3  # of a run, measured
 
 NEXT = """\
 Next: put two lines into your own training, as in examples/01_two_lines.py, or start from YAML with
@@ -28,16 +20,16 @@ Next: put two lines into your own training, as in examples/01_two_lines.py, or s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the demonstration, prints the table and says where the files are.
+    """Runs the demonstration, prints the table and the paths of the files.
 
     Args:
         argv: arguments after ``fairprune demo``; those of the process by default.
 
     Returns:
-        0 if all went well, 1 if something that it needs is not installed.
+        0, or 1 if a package is missing.
 
     Raises:
-        SystemExit: With status 2 and one sentence, if an argument is wrong.
+        SystemExit: With status 2 and a message, if an argument is wrong.
     """
     parser = argparse.ArgumentParser(
         prog="fairprune demo",
@@ -75,10 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _introduction(density: float, seeds: int) -> str:
-    sizes, order = train_sizes(), load()[2]
+    sizes, order = _digits.train_sizes(), _digits.load()[2]
     easy, hard = int(order[0]), int(order[-1])
     return (
-        f"Handwritten digits, {NUM_TRAIN} training images: {int(sizes[easy])} of the digit {easy}, the "
+        f"Handwritten digits, {_digits.NUM_TRAIN} training images: {int(sizes[easy])} of the digit {easy}, the "
         f"easiest for a linear classifier, down to {int(sizes[hard])} of the digit {hard}, the hardest. "
         f"{len(_runs.METHODS)} methods, {seeds} {'seeds' if seeds > 1 else 'seed'}, density {density:g}; "
         f"about {SECONDS * len(_runs.METHODS) * seeds:.0f} seconds on two free cores.\n"
@@ -87,11 +79,12 @@ def _introduction(density: float, seeds: int) -> str:
 
 def _explanation(seeds: int) -> str:
     brackets = "Mean over the seeds, lowest and highest below it. " if seeds > 1 else ""
-    test = len(load()[1]) - int(NUM_CLASSES * NUM_VAL) - NUM_CLASSES * int(train_sizes().max())
+    images, val = len(_digits.load()[1]), _digits.NUM_CLASSES * _digits.NUM_VAL
+    test = images - val - _digits.NUM_CLASSES * int(_digits.train_sizes().max())
     return (
-        f"{brackets}Every run takes {_runs.STEPS} steps of {BATCH} images, those of the "
+        f"{brackets}Every run takes {_runs.STEPS} steps of {_digits.BATCH} images, those of the "
         f"{_runs.WARMUP_EPOCHS} warm-up epochs on all the data included, so no method sees more than "
         f"another; full data simply continues. Afterwards a fresh subset is drawn every epoch (EL2N always "
-        f"keeps the hardest). Quotas read the recalls of {NUM_CLASSES * NUM_VAL} validation images; the "
+        f"keeps the hardest). Quotas read the recalls of {val} validation images; the "
         f"table is about {test} others."
     )

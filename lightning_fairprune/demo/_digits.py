@@ -17,8 +17,10 @@ from lightning_fairprune import quotas
 NUM_CLASSES = 10
 BATCH = 16
 LARGEST, SMALLEST = 80, 10  # training images of the easiest and of the hardest class
-NUM_TRAIN = 352  # 22 whole batches, so that drop_last drops nothing of a full epoch
-NUM_VAL = 40  # of each class, for the recalls that quotas read; the rest, 54 to 63, is for testing
+NUM_TRAIN = 352  # 22 whole batches: drop_last drops no image of a full epoch
+NUM_VAL = (
+    40  # of each class, for the recalls that quotas follow; the other 54 to 63 are test images
+)
 
 
 @functools.cache
@@ -49,7 +51,7 @@ def train_sizes() -> Tensor:
 
 
 class LongTailedDigits(pl.LightningDataModule):
-    """Handwritten digits, the hardest rarest, split by `seed`; train, validation and test share no image."""
+    """Handwritten digits, the hardest rarest, split by `seed` into disjoint sets."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -70,7 +72,7 @@ class LongTailedDigits(pl.LightningDataModule):
         )
 
     def train_dataloader(self) -> Any:
-        # Whole batches only, so that the samples seen follow from the steps.
+        # Whole batches only: the steps determine the samples seen.
         return DataLoader(self.train, BATCH, shuffle=True, drop_last=True)
 
     def val_dataloader(self) -> Any:

@@ -1,4 +1,4 @@
-"""What the demonstration leaves behind: a table, all the numbers and a figure."""
+"""The files of the demonstration: a table, all numbers and a figure."""
 
 from __future__ import annotations
 
@@ -19,21 +19,18 @@ from lightning_fairprune._files import write_whole
 from lightning_fairprune.demo._digits import NUM_CLASSES, load
 from lightning_fairprune.demo._runs import Record
 
-# Colours of Okabe and Ito, which colour-blind readers can tell apart.
-BLUE, VERMILION = "#0072B2", "#D55E00"
-# Columns, with what they show of class counts.
+BLUE, VERMILION = "#0072B2", "#D55E00"  # of Okabe and Ito, distinct for colour-blind readers
+# Columns, by heading the attribute of the class counts.
 MEASURES = {"average": "mean", "worst": "worst", "gap": "gap", "std": "std"}
 COLUMNS = ("method", *MEASURES, "samples seen", "seconds")
 
 
 def rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
-    """Returns a row of text for each method: mean over the seeds, lowest and highest in brackets."""
+    """Returns a row for each method: mean over the seeds, lowest and highest in brackets."""
     table = []
     for method, of_method in grouped(records).items():
-        recalls = [
-            _spread([float(getattr(record.counts, name)) for record in of_method])
-            for name in MEASURES.values()
-        ]
+        values = ([float(getattr(r.counts, m)) for r in of_method] for m in MEASURES.values())
+        recalls = map(_spread, values)
         seen = {record.samples_seen for record in of_method}
         seconds = sum(record.seconds for record in of_method) / len(of_method)
         seen_text = " to ".join(f"{count:,}" for count in sorted({min(seen), max(seen)}))
@@ -59,7 +56,7 @@ def terminal_table(records: Sequence[Record]) -> Table:
         heading = name.replace(" ", "\n")
         table.add_column(heading, justify="left" if name == "method" else "right", no_wrap=True)
     for method, *cells in rows(records):
-        # The range goes below the mean, so that 80 columns are enough.
+        # The range below the mean: it fits into 80 columns.
         lines = [cell.replace("0.", ".").rstrip(")").split(" (") for cell in cells]
         table.add_row(method, *("\n[dim]".join(line) for line in lines))
     return table
@@ -69,8 +66,8 @@ def write(records: Sequence[Record], out: str | os.PathLike[str]) -> list[Path]:
     """Writes `table.md`, `runs.csv` and `classes.png`.
 
     Args:
-        records: what :func:`~lightning_fairprune.demo.run` returned.
-        out: folder to write to; made if it is not there, files in it replaced.
+        records: of :func:`~lightning_fairprune.demo.run`.
+        out: folder for the files, which is made if needed; files in it are replaced.
 
     Returns:
         The files.
@@ -92,7 +89,7 @@ def write(records: Sequence[Record], out: str | os.PathLike[str]) -> list[Path]:
 
 
 def figure(records: Sequence[Record]) -> Any:
-    """Returns a matplotlib figure: per method a column with kept counts above, recalls below."""
+    """Returns a figure with a column per method, kept counts above and recalls below."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -163,7 +160,7 @@ def _markdown(records: Sequence[Record]) -> str:
 
 
 def _csv(records: Sequence[Record]) -> str:
-    """Returns one line per run, with what every class kept and how it was recognised."""
+    """Returns one line per run, with kept counts and recall of every class."""
     text = io.StringIO()
     classes = range(NUM_CLASSES)
     names = ["method", "seed", *MEASURES, "samples_seen", "seconds"]

@@ -1,4 +1,4 @@
-"""The runs of the demonstration: five ways to choose training data, everything else equal."""
+"""The runs of the demonstration, which differ only in the selection of the training data."""
 
 from __future__ import annotations
 
@@ -29,23 +29,19 @@ from lightning_fairprune.demo._digits import (
 
 STEPS = 640
 WARMUP_EPOCHS = 9  # 198 steps
-# A pruned epoch is 6 batches: validating after every third costs less and gives the network time to
-# answer to new quotas. With 40 validation images of a class a recall of 1 is often luck, and DRoP
-# would keep none of the class: shrinkage adds 10 images at the mean recall.
+# A pruned epoch has 6 batches: a validation after every third is cheap and lets the network adapt to
+# new quotas. With 40 validation images a recall of 1 is often chance, and DRoP would keep no image of
+# the class: shrinkage adds 10 images at the mean recall.
 VALIDATE_EVERY = 3
 QUOTA = {"update_every": VALIDATE_EVERY, "shrinkage": 10.0}
 
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu",
-    "devices": 1,
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
+QUIET: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "logger": False}
+QUIET |= dict.fromkeys(
+    ("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+)
 
-# Arguments of DataPruning; None trains on everything. A fresh subset is drawn every epoch (the
-# default), except that the hardest samples stay the hardest.
+# Arguments of DataPruning; None trains on all data. Each epoch draws a new subset (the default), but
+# the hardest samples stay the same.
 METHODS: Mapping[str, Mapping[str, Any] | None] = {
     "full data": None,
     "random": {"quota": None},
@@ -60,12 +56,12 @@ class Record:
     """One run.
 
     Args:
-        method: a name out of `METHODS`.
-        seed: of split, initial weights and draws.
-        counts: what the network got right of the test images.
+        method: its name in `METHODS`.
+        seed: of split, initial weights and subsets.
+        counts: class counts on the test images.
         kept: training images of each class in the last subset, int64 [K].
         sizes: training images of each class, int64 [K].
-        samples_seen: training images that the network saw, repetitions included.
+        samples_seen: training images seen, including repetitions.
         seconds: of training.
     """
 
@@ -86,18 +82,18 @@ def run(
     steps: int = STEPS,
     console: Console | None = None,
 ) -> list[Record]:
-    """Trains a small network on long-tailed digits with each way to choose the data.
+    """Trains a small network on long-tailed digits with each method of data selection.
 
-    All methods see equally many images: `steps` batches of 16, of which the 264 of the warm-up come
+    All methods see equally many images: `steps` batches of 16, of which the 198 of the warm-up come
     from all the data. Split, initial weights and schedule of a seed are the same for all methods.
     Quotas read the recalls of validation images, the records hold those of test images.
 
     Args:
         density: fraction of the 352 training images to keep, at least one batch, at most 1.
-        seeds: how many runs of each method, with seeds 0, 1, ...
-        methods: names out of `METHODS`.
-        steps: optimiser steps of every run, more than the warm-up takes.
-        console: where the progress bar goes; None shows none.
+        seeds: number of runs of each method, with seeds 0, 1, ...
+        methods: names in `METHODS`.
+        steps: optimiser steps of every run, more than the warm-up has.
+        console: for the progress bar; None shows none.
 
     Returns:
         One `Record` for each method and seed, methods in their order.
@@ -113,7 +109,7 @@ def run(
     records = []
     with Progress(TextColumn("{task.description}"), *columns, **progress) as bar, _quiet():
         task = bar.add_task("", total=len(methods) * seeds * steps)
-        # Seeds outside: an interrupted or tired machine slows all methods alike.
+        # Seeds in the outer loop: a slower machine affects all methods alike.
         for seed in range(seeds):
             for method in methods:
                 bar.update(task, description=f"{method}, seed {seed + 1} of {seeds}".ljust(32))
@@ -122,7 +118,7 @@ def run(
 
 
 def require_extras() -> None:
-    """Raises before any work if what the demonstration needs is missing."""
+    """Raises an ImportError before any work if a package is missing."""
     try:
         import matplotlib  # noqa: F401
         import sklearn  # noqa: F401
@@ -178,7 +174,7 @@ def _train(
 
 
 class _Counter(pl.Callback):
-    """Counts images and moves the bar."""
+    """Counts images and advances the progress bar."""
 
     def __init__(self, advance: Callable[[], None]) -> None:
         self.advance = advance
@@ -193,7 +189,7 @@ class _Counter(pl.Callback):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps Lightning's messages off the terminal, and one thread: more are slower for 8x8 pixels."""
+    """Silences Lightning and uses one thread: more are slower for 8x8 pixels."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     threads = torch.get_num_threads()

@@ -27,7 +27,6 @@ def marker(count: int) -> dict[str, Any]:
 
 
 def handles(labels: Iterable[str], width: float = 1.8, **look: Any) -> list[Any]:
-    """Returns the entries of a legend."""
     from matplotlib.lines import Line2D
 
     return [

@@ -1,4 +1,4 @@
-"""Who pays for pruning: a page, figures and tables from the files of finished runs, `fairprune report`.
+"""The effect of pruning on each class: a page, figures and tables from the files of runs, `fairprune report`.
 
 As a library:
 

@@ -33,28 +33,28 @@ def report(
     dataset: Any = None,
     console: Console | None = None,
 ) -> Comparison:
-    """Writes a page, figures and tables on what pruning did to the classes.
+    """Writes a page, figures and tables on the effect of pruning on each class.
 
     Args:
-        runs: folders of loggers, such as ``"lightning_logs/version_0"``, or folders with such folders
-            below; ``"NAME=PATH"`` names the setting that they belong to. Runs of one name, or without
-            names of one configuration but for the seed, are seeds of one setting.
-        reference: the same for the runs that distortion is relative to; None for the reference that
-            the runs have kept.
-        out: folder for the files; made if it is not there, files in it replaced.
+        runs: folders of loggers, such as ``"lightning_logs/version_0"``, or folders that contain them;
+            ``"NAME=PATH"`` names their setting. Runs with the same name, or unnamed ones that differ only
+            in the seed, are seeds of one setting.
+        reference: likewise, the runs that distortion is relative to; None for the references saved in
+            the runs.
+        out: folder for the files, which is made if needed; files in it are replaced.
         data: the evaluation to compare, such as ``"test"`` or ``"val/1"``; None for the test, the
-            validation, or what all runs have in common.
+            validation, or the first that all runs have.
         level: of the t intervals over runs, in (0, 1).
-        dataset: the training set that samples were kept from, for examples of them: a map-style dataset
-            or ``"package.module:name"``.
-        console: where the progress bar goes; None shows none.
+        dataset: the training set, to show samples that were kept and dropped: a map-style dataset or
+            ``"package.module:name"``.
+        console: for the progress bar; None shows none.
 
     Returns:
-        The numbers that the files hold.
+        The numbers in the files.
 
     Raises:
-        FileNotFoundError: If there are no recalls.
-        ValueError: If the runs cannot be compared, or a file is damaged.
+        FileNotFoundError: If a run has no recalls.
+        ValueError: If the runs cannot be compared or a file is damaged.
         OSError: If `out` cannot be written to.
         ImportError: If jinja2, matplotlib or scipy is not installed.
     """
@@ -65,7 +65,7 @@ def report(
 
 
 def require_extras() -> None:
-    """Raises before any work if what the report needs is missing."""
+    """Raises an ImportError before any work if a package is missing."""
     try:
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
@@ -85,7 +85,7 @@ def prepare(
     level: float,
     dataset: Any,
 ) -> tuple[Comparison, Any]:
-    """Returns comparison and data set, and makes the folder: all that can go wrong, before drawing."""
+    """Returns comparison and data set and makes the folder, so that errors come before drawing."""
     others = [] if reference is None else read(reference)
     comparison = compare(read(runs), others, data=data, level=level)
     if dataset is not None:

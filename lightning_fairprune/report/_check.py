@@ -1,4 +1,4 @@
-"""What must hold for runs to be compared, and one sentence where it does not."""
+"""Checks that runs can be compared."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_fairprune.report._read import Run
 
 
 def common_data(runs: Sequence[Run], asked: str | None) -> str:
-    """Returns the name of the data of the tables, or raises a ValueError if a run was not evaluated on it."""
+    """Returns the name of the compared evaluation, or raises a ValueError unless all runs have it."""
     common = [name for name in runs[0].history.names if all(name in r.history.names for r in runs)]
     has = "; ".join(f"{_name(run)} has {', '.join(run.history.names) or 'none'}" for run in runs)
     if asked is not None and asked not in common:
@@ -32,7 +32,7 @@ def common_data(runs: Sequence[Run], asked: str | None) -> str:
 
 
 def class_names(runs: Sequence[Run], data: str) -> tuple[str, ...] | None:
-    """Returns the names of the classes, None if no run has any, or raises a ValueError if they differ."""
+    """Returns the names of the classes, or None; raises a ValueError if classes or names differ."""
     first = runs[0]
     size = first.history.last(data).counts.num_classes
     for run in runs:
@@ -59,7 +59,7 @@ def class_names(runs: Sequence[Run], data: str) -> tuple[str, ...] | None:
 
 
 def same_support(run: Run, reference: ClassCounts, what: str, data: str) -> None:
-    """Raises a ValueError if a run and its reference were evaluated on other data."""
+    """Raises a ValueError unless a run and its reference were evaluated on the same data."""
     counts = run.history.last(data).counts
     k = counts.first_other_support(reference)
     if k is not None:
@@ -71,13 +71,13 @@ def same_support(run: Run, reference: ClassCounts, what: str, data: str) -> None
 
 
 def quotas_fit(record: PruningRecord, data: str, num_classes: int) -> bool:
-    """Whether quotas are those of what was evaluated: of classes, or of groups."""
+    """Whether the quotas are of the evaluated classes, or of the evaluated groups."""
     grouped = record.settings.get("group_by") is not None
     return grouped == is_of_groups(data) and len(record.selection.sizes) <= num_classes
 
 
 def oddities(label: str, runs: Sequence[Run], data: str, num_classes: int) -> list[str]:
-    """Returns sentences on runs of one setting that may not be what they seem."""
+    """Returns notes on the runs of one setting: equal or unknown seeds, other groups."""
     notes = []
     seeds = Counter(run.seed for run in runs if run.seed is not None)
     twice = [str(seed) for seed, times in seeds.items() if times > 1]

@@ -1,4 +1,4 @@
-"""The command line of the report."""
+"""The command `fairprune report`."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from lightning_fairprune.report._terminal import tables
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the report, prints its tables and says where the page is.
+    """Writes the report, prints its tables and the path of the page.
 
     Args:
         argv: arguments after ``fairprune report``; those of the process by default.
 
     Returns:
-        0 if all went well, 1 if something that it needs is not installed.
+        0, or 1 if a package is missing.
 
     Raises:
-        SystemExit: With status 2 and one sentence, if an argument is wrong.
+        SystemExit: With status 2 and a message, if an argument is wrong.
     """
     parser = _parser()
     given = parser.parse_args(argv)
@@ -45,12 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         files = write(comparison, dataset, given.out, console)
     except OSError as error:
         parser.error(f"--out {given.out} cannot be written to: {error.strerror or error}.")
-    console.print(
-        f"\nWritten: {files[0]} and {len(files) - 1} files beside it",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
-    )
+    last = f"\nWritten: {files[0]} and {len(files) - 1} files beside it"
+    console.print(last, highlight=False, soft_wrap=True, markup=False)
     return 0
 
 

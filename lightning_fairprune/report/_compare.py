@@ -1,4 +1,4 @@
-"""Settings next to each other and to a reference: numbers only, nothing is drawn or written."""
+"""The numbers of a report: settings, relative to each other and to a reference."""
 
 from __future__ import annotations
 
@@ -22,17 +22,15 @@ from lightning_fairprune.statistics import (
     summarise,
 )
 
-# The paper's label is that of a 99 % interval.
-LABEL_LEVEL = 0.99
-# False discovery rate of the tests per class.
-RATE = 0.05
+LABEL_LEVEL = 0.99  # of the interval that the paper labels
+RATE = 0.05  # false discovery rate of the tests per class
 
 Pairing = Literal["seed", "mean", "saved"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReferenceModels:
-    """The recalls, float64 [R, K], that distortion is relative to, and their runs; none if runs have kept them."""
+    """The recalls, float64 [R, K], that distortion is relative to, and their runs, if they are known."""
 
     recall: Tensor
     runs: tuple[Run, ...] = ()
@@ -43,18 +41,18 @@ class Setting:
     """The runs of one setting.
 
     Args:
-        label: what the setting is called.
+        label: name of the setting.
         runs: its M runs.
-        recall: after the last evaluation of each, float64 [M, K].
+        recall: in the last evaluation of each, float64 [M, K].
         support: samples of each class in it, int64 [M, K].
-        before: what each run is compared with, float64 [M, K]; None without a reference.
-        pairing: the reference run of equal seed, the mean of all, or what the run itself kept.
-        test: per class, whether it changed more than the model; None below two runs on either side.
-        values: a number per run, float64 [M], by its name: see `measures`.
+        before: recalls of the reference of each run, float64 [M, K]; None without one.
+        pairing: the reference is the run of equal seed, the mean of all, or saved in the run.
+        test: change of each class relative to the model; None below two runs on either side.
+        values: the `measures` of each run, float64 [M], by name.
         summaries: their means and t intervals.
-        alpha_label: on which side of 1 the interval of alpha lies at the paper's level.
+        alpha_label: the side of 1 of the interval of alpha at the paper's level.
         sizes: training samples of each class, float64 [M, K]; NaN for a run that kept all.
-        kept: those that were kept last, likewise.
+        kept: training samples of each class kept last, likewise.
     """
 
     label: str
@@ -72,23 +70,23 @@ class Setting:
 
     @property
     def mean(self) -> Tensor:
-        """Recall of each class, mean over the runs, [K]."""
+        """Mean recall of each class over the runs, [K]."""
         return self.recall.nanmean(0)
 
     @property
     def mean_before(self) -> Tensor:
-        """What it is compared with, [K]; NaN without a reference."""
+        """Mean recall of the references, [K]; NaN without one."""
         return self.mean * torch.nan if self.before is None else self.before.nanmean(0)
 
     @property
     def change(self) -> Tensor:
-        """After minus before, of each run, [M, K]; NaN without a reference."""
+        """Recall minus that of the reference, [M, K]; NaN without one."""
         before = self.recall * torch.nan if self.before is None else self.before
         return recalls.change(self.recall, before)
 
     @property
     def density(self) -> Tensor:
-        """Fraction of each class that was kept, mean over the runs, [K]."""
+        """Mean density of each class over the runs, [K]."""
         return (self.kept / self.sizes).nanmean(0)
 
     @property
@@ -98,7 +96,7 @@ class Setting:
 
     @property
     def order(self) -> Tensor:
-        """Classes, those that lost most first; by recall without a reference, int64 [K]."""
+        """Classes by change, the largest loss first; without a reference by recall, int64 [K]."""
         by = self.mean if self.before is None else self.change.nanmean(0)
         return by.nan_to_num(torch.inf).argsort(stable=True)
 
@@ -108,13 +106,13 @@ class Comparison:
     """Several settings, evaluated on the same data.
 
     Args:
-        data: the name of the data.
-        curves: the name of the data that was evaluated several times in training; None if none was.
+        data: the name of the evaluation.
+        curves: the name of an evaluation that was repeated in training; None if there is none.
         names: of the classes; None for their numbers.
-        settings: each with its runs.
-        reference: what they are compared with.
+        settings: the settings.
+        reference: the reference models.
         level: of the intervals.
-        notes: what a reader has to know, as sentences.
+        notes: sentences for the reader.
     """
 
     data: str
@@ -132,12 +130,12 @@ class Comparison:
 
     @property
     def runs(self) -> list[Run]:
-        """All runs but those of the reference."""
+        """The runs of all settings."""
         return [run for setting in self.settings for run in setting.runs]
 
     @property
     def all_runs(self) -> list[tuple[str, tuple[Run, ...]]]:
-        """The runs of the reference, if there are any, and of each setting, by label."""
+        """The runs of the reference and of each setting, by label."""
         first = () if self.reference is None else self.reference.runs
         return [("reference", first), *((s.label, s.runs) for s in self.settings)]
 
@@ -149,10 +147,10 @@ def compare(
     data: str | None = None,
     level: float = 0.95,
 ) -> Comparison:
-    """Compares settings with each other and with a reference; a ValueError says why that cannot be done.
+    """Compares settings with each other and with a reference, or raises a ValueError.
 
-    Runs of the reference are left out of the settings. Without a reference, the one that the runs have kept is
-    used. `data` is by default the test, the validation, or what all runs have in common.
+    Runs of the reference are left out of the settings. Without one, the references saved in the runs are used.
+    `data` is by default the test, the validation, or the first evaluation that all runs have.
     """
     if not 0 < level < 1:
         raise ValueError(f"`level` must be between 0 and 1, got {level:g}.")
@@ -183,7 +181,7 @@ def compare(
 
 
 def measures(recall: Tensor, before: Tensor | None) -> dict[str, Tensor]:
-    """Returns a number per run, float64 [M], by its name; alpha and disparity are NaN without a reference."""
+    """Returns numbers per run, float64 [M], by name; alpha and disparity are NaN without a reference."""
     unknown = recall.new_full((len(recall),), torch.nan)
     return {
         "average": recall.nanmean(-1),
@@ -201,7 +199,7 @@ def _stacked(runs: Sequence[Run], data: str) -> Tensor:
 
 
 def _reference(reference: Sequence[Run], runs: Sequence[Run], data: str) -> ReferenceModels | None:
-    """Returns the models of reference runs, else those that the runs have kept, each once."""
+    """Returns the models of the reference runs, or those saved in the runs, each once."""
     if reference:
         return ReferenceModels(_stacked(reference, data), tuple(reference))
     found = {
@@ -239,7 +237,7 @@ def _setting(
 def _before(
     runs: Sequence[Run], reference: ReferenceModels | None, data: str
 ) -> tuple[Tensor | None, Pairing | None]:
-    """Returns what each run is compared with, [M, K], and how it was found."""
+    """Returns the reference of each run, [M, K], and its kind."""
     if reference is None:
         return None, None
     if not reference.runs:
@@ -266,7 +264,7 @@ def _before(
 
 
 def _kept(runs: Sequence[Run], data: str, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Returns class sizes and quotas, [M, K]; NaN for runs that kept all or were pruned by groups."""
+    """Returns class sizes and quotas, [M, K]; NaN for runs that kept all or have quotas of groups."""
     sizes = torch.full((len(runs), num_classes), torch.nan, dtype=torch.float64)
     kept = sizes.clone()
     for m, run in enumerate(runs):
@@ -279,7 +277,7 @@ def _kept(runs: Sequence[Run], data: str, num_classes: int) -> tuple[Tensor, Ten
 
 
 def _curves(runs: Sequence[Run], data: str) -> str | None:
-    """Returns the data whose recalls can be followed over epochs."""
+    """Returns the name of an evaluation that was repeated in training."""
     several = {name for run in runs for name in run.history.names if len(run.history.of(name)) > 1}
     if not several:
         return None

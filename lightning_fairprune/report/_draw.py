@@ -1,4 +1,4 @@
-"""The figures of a report: which there are, and their bytes."""
+"""The figures of a report."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ from lightning_fairprune.report._words import points
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Dots per inch: the page shows the wide form at most 900 pixels wide, screens have up to twice as many.
+# Dots per inch: the wide form is at most 900 pixels wide on the page, on screens with up to twice as many.
 FILE, WIDE, NARROW = 200, 144, 190
 COLOURS = 48  # enough for a few hues and their shades, and a third of the bytes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drawing:
-    """A figure that is still to be drawn, by ``draw(narrow=...)``.
+    """A figure to draw by ``draw(narrow=...)``, its section of the page, and the position of its setting, None for all.
 
-    It belongs to a section of the page and to the setting at a position, None for all. `name` is that of the
-    file, without suffix; `alt` says in words what it shows.
+    `name` is that of the file, without suffix; `alt` is the alternative text.
     """
 
     section: str
@@ -41,7 +40,7 @@ class Drawing:
 
 
 class Picture(NamedTuple):
-    """A figure as PNG: for papers, for the page, and for the page on a phone."""
+    """A figure as PNG, for papers, the page, and the page on a phone, and its size on the page."""
 
     drawing: Drawing
     file: bytes
@@ -51,7 +50,7 @@ class Picture(NamedTuple):
 
 
 def drawings(comparison: Comparison) -> list[Drawing]:
-    """Returns the figures that the numbers allow, in the order of the page."""
+    """Returns the figures of the settings, in the order of the page."""
     found: list[Drawing] = []
     for i, setting in enumerate(comparison.settings):
         slug = re.sub(r"[^a-z0-9]+", "_", setting.label.lower()).strip("_")[:40].strip("_")
@@ -66,14 +65,14 @@ def drawings(comparison: Comparison) -> list[Drawing]:
 
 
 def render(drawing: Drawing) -> Picture:
-    """Draws a figure in all its forms."""
+    """Draws a figure in all forms."""
     wide, narrow = drawing.draw(narrow=False), drawing.draw(narrow=True)
     width, height = wide.get_size_inches()
     size = (round(100 * width), round(100 * height))
     return Picture(drawing, _png(wide, FILE), _small(wide, WIDE), _small(narrow, NARROW), size)
 
 
-# Section, alternative text, caption, and what draws it.
+# Section, alternative text, caption, and the function that draws it.
 _Part = tuple[str, str, str, Callable[..., "Figure"]]
 
 
@@ -108,7 +107,7 @@ def _of_setting(comparison: Comparison, setting: Setting) -> Iterator[_Part]:
 
 
 def _of_quotas(setting: Setting, names: tuple[str, ...]) -> Iterator[_Part]:
-    m = int((~setting.sizes.isnan()).all(1).long().argmax())  # the first that was pruned
+    m = int((~setting.sizes.isnan()).all(1).long().argmax())  # the first pruned one
     sizes, kept, run = setting.sizes[m].long(), setting.kept[m].long(), setting.runs[m]
     assert run.record is not None
     seed = "" if run.seed is None else f", seed {run.seed}"
@@ -130,7 +129,7 @@ def _of_quotas(setting: Setting, names: tuple[str, ...]) -> Iterator[_Part]:
 
 
 def _recall_of_quotas(setting: Setting) -> tuple[Tensor, str]:
-    """Returns the recalls that the last quotas were made from, else those of the last evaluation."""
+    """Returns the recalls of the last quotas, or those of the last evaluation, and their description."""
     used = []
     for run in setting.runs:
         last = run.record.history[-1] if run.record is not None and run.record.history else None

@@ -1,4 +1,4 @@
-"""Pictures of samples that were kept and dropped, setting by setting, and the data set that they come from."""
+"""Pictures of samples kept and dropped by each setting, and their data set."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Rows = list[tuple[str, Sequence[Example]]]
 
 
 class SettingExamples(NamedTuple):
-    """Examples of the first pruned run of a setting: what to know, and by class the samples of each kind."""
+    """Examples from the first pruned run of a setting: a note, and by class the samples of each kind."""
 
     label: str
     about: str
@@ -30,11 +30,11 @@ class SettingExamples(NamedTuple):
 
 
 def load_dataset(name: str) -> Any:
-    """Returns what ``package.module:name`` is, or returns when called, or raises a ValueError."""
+    """Returns the object ``package.module:name``, or its result if it is a function or class."""
     module, _, attribute = name.partition(":")
     if not module or not attribute:
         raise ValueError(f"`dataset` must be written as package.module:name, got {name!r}.")
-    # A console script, unlike `python -m`, cannot import from where it is called.
+    # A console script, unlike `python -m`, cannot import from the working directory.
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -52,7 +52,7 @@ def load_dataset(name: str) -> Any:
 
 
 def check_dataset(dataset: Any, comparison: Comparison) -> None:
-    """Raises a ValueError unless it is the data set that samples were kept from."""
+    """Raises a ValueError unless the data set is the one that was pruned."""
     map_style = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
     if not map_style or isinstance(dataset, IterableDataset):
         raise ValueError(
@@ -72,12 +72,10 @@ def check_dataset(dataset: Any, comparison: Comparison) -> None:
 
 def examples_of(comparison: Comparison, dataset: Any) -> list[SettingExamples]:
     """Returns the examples of each setting that pruned data."""
-    found = []
-    for setting in comparison.settings:
-        run = next((run for run in setting.runs if run.record is not None), None)
-        if run is not None:
-            found.append(_of_run(comparison, setting, run, dataset))
-    return found
+    first = [
+        (s, next((r for r in s.runs if r.record is not None), None)) for s in comparison.settings
+    ]
+    return [_of_run(comparison, s, run, dataset) for s, run in first if run is not None]
 
 
 def _of_run(comparison: Comparison, setting: Setting, run: Run, dataset: Any) -> SettingExamples:

@@ -1,4 +1,4 @@
-"""The comparison as files for other programs: CSV with fractions, Markdown with percent."""
+"""The comparison as CSV, in fractions, and as Markdown, in percent."""
 
 from __future__ import annotations
 
@@ -15,29 +15,25 @@ from lightning_fairprune.report._tables import MEASURES, first_classes, rows, se
 from lightning_fairprune.report._words import compared_with, percent, verdict
 
 MOST_CLASSES = 10  # of a setting in the Markdown file
-# A class may be called so, and a spreadsheet would compute it: names are marked as text then.
+# Names of classes that start so are marked as text, as a spreadsheet would evaluate them.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _NUMBER = re.compile(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?")
 
 
 def summary_csv(comparison: Comparison) -> str:
-    """Returns a row per setting, that of the reference first; fractions, t intervals over runs."""
+    """Returns a row per setting, the reference first, with t intervals over runs."""
     head = ["setting", "role", "seeds", "worst_class", "alpha_label"]
     head += [f"{m.name}{end}" for m in MEASURES for end in ("", "_low", "_high")]
-    table: list[Sequence[object]] = []
+    table: list[list[object]] = []
     for row in rows(comparison):
         role = "reference" if row.is_reference else "setting"
-        ends = [
-            value
-            for found in (row.summaries.get(m.name) for m in MEASURES)
-            for value in (("",) * 3 if found is None else (found.mean, found.low, found.high))
-        ]
-        table.append([row.label, role, row.runs, row.weakest, row.alpha_label, *ends])
+        table.append([row.label, role, row.runs, row.weakest, row.alpha_label])
+        for found in (row.summaries.get(m.name) for m in MEASURES):
+            table[-1] += ["", "", ""] if found is None else [found.mean, found.low, found.high]
     return _csv(head, table)
 
 
 def runs_csv(comparison: Comparison) -> str:
-    """Returns a row per run."""
     names = [m.name for m in MEASURES]
     head = ["setting", "run", "seed", "epoch", "step", "compared_with", "worst_class", "accuracy"]
     table: list[Sequence[object]] = []
@@ -56,39 +52,26 @@ def runs_csv(comparison: Comparison) -> str:
 
 
 def classes_csv(comparison: Comparison) -> str:
-    """Returns a row per run and class."""
     head = ["setting", "run", "seed", "class_index", "class", "support", "recall_before", "recall"]
     head += ["change", "retention", "adjusted_change", "intensification", "size", "kept", "density"]
     table: list[Sequence[object]] = []
     for setting in comparison.settings:
         before = setting.recall * torch.nan if setting.before is None else setting.before
-        columns = torch.stack(
-            [
-                before,
-                setting.recall,
-                recalls.change(setting.recall, before),
-                recalls.retention(setting.recall, before),
-                recalls.adjusted_change(setting.recall, before),
-                recalls.class_intensification(setting.recall, before),
-            ],
-            -1,
-        ).tolist()
-        support, sizes, kept = (
-            setting.support.tolist(),
-            setting.sizes.tolist(),
-            setting.kept.tolist(),
-        )
-        shares = (setting.kept / setting.sizes).tolist()
+        change, retention = recalls.change, recalls.retention
+        found = (change, retention, recalls.adjusted_change, recalls.class_intensification)
+        compared = [function(setting.recall, before) for function in found]
+        counted = [setting.sizes, setting.kept, setting.kept / setting.sizes]
+        columns = torch.stack([before, setting.recall, *compared, *counted], -1).tolist()
+        support = setting.support.tolist()
         for m, run in enumerate(setting.runs):
             place = [setting.label, run.path.as_posix(), run.seed]
             for k, name in enumerate(comparison.class_names):
-                counted = [sizes[m][k], kept[m][k], shares[m][k]]
-                table.append([*place, k, name, support[m][k], *columns[m][k], *counted])
+                table.append([*place, k, name, support[m][k], *columns[m][k]])
     return _csv(head, table)
 
 
 def markdown(comparison: Comparison) -> str:
-    """Returns verdict, settings and the classes that lost most, in percent."""
+    """Returns verdict, settings and the classes with the largest losses."""
     table = settings_table(comparison)
     cells = [[row, *(f"{c.text} {c.small}".strip() for c in line)] for row, line in table.rows]
     parts = [
@@ -121,7 +104,7 @@ def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
 
 
 def _md(text: str) -> str:
-    """Returns text that Markdown takes for text, on one line."""
+    """Returns text on one line, escaped for Markdown."""
     return re.sub(r"([\\`*_\[\]<|])", r"\\\1", " ".join(text.split()))
 
 

@@ -1,4 +1,4 @@
-"""The page: one file that needs no network and runs no script."""
+"""The page: one file without network access and scripts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_fairprune.report._similarity import similarities
 def page(
     comparison: Comparison, pictures: Sequence[Picture], thumbnails: Sequence[SettingExamples] = ()
 ) -> str:
-    """Returns the page as HTML, rendered from the files in `templates`."""
+    """Returns the page as HTML, rendered from `templates`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -42,5 +42,4 @@ def page(
 
 
 def data_uri(png: bytes) -> str:
-    """Returns an image as an address."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"

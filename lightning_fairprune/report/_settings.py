@@ -1,4 +1,4 @@
-"""Which runs are seeds of one setting, and what to call a setting."""
+"""The settings of runs, and their labels."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import yaml  # type: ignore[import-untyped]
 
 from lightning_fairprune.report._read import TEXTS, Run
 
-# Where entries come from: DataPruning and WeightPruning.
+# Sources of entries: DataPruning and WeightPruning.
 PRUNING, WEIGHTS = "pruning", "weights"
-# These come first in a label.
+# The first entries of a label, and those that every label has.
 FIRST = ("quota", "density", "score", "keep", "criterion", "sparsity", "schedule")
-# Of those, what is said in any case.
 ALWAYS = {PRUNING: ("quota", "density"), WEIGHTS: ("criterion", "sparsity")}
-# Where a run lies and which number it has tells no settings apart.
+# Folders of a run, which do not belong to its setting.
 _PLACES = {"default_root_dir", "save_dir", "dirpath", "log_dir", "ckpt_path"}
 _MOST_VALUES = 100_000
 _MOST_TEXT = 20_000  # characters of a file that are shown
@@ -27,9 +26,9 @@ _MODULE = re.compile(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])")
 
 
 def configuration(run: Run) -> dict[str, str]:
-    """Returns the configuration of a run as text, by dotted names, without seeds and places.
+    """Returns the configuration of a run as text, without seeds and folders, by dotted names.
 
-    Names begin with their source: ``pruning`` (of data), ``weights``, ``hparams`` or ``config``.
+    Names start with their source: ``pruning`` (of data), ``weights``, ``hparams`` or ``config``.
     """
     pruned = any(evaluation.pruned for evaluation in run.history.evaluations)
     found = {PRUNING: "weights" if pruned else "none"}
@@ -44,7 +43,7 @@ def configuration(run: Run) -> dict[str, str]:
 
 
 def texts_of(run: Run) -> dict[str, str]:
-    """Returns the configuration of a run as it was written, by where it comes from; long texts cut off."""
+    """Returns the configuration of a run as written, by source; long texts are cut off."""
     texts = {}
     for name, record in (("pruning", run.record), ("weight pruning", run.sparsity)):
         if record is not None:
@@ -56,10 +55,7 @@ def texts_of(run: Run) -> dict[str, str]:
 
 
 def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Returns the runs of each setting, by its label, in order of appearance.
-
-    Runs with a name belong together by it, others by equal configurations.
-    """
+    """Returns the runs of each setting by label: runs of one name, or of one configuration."""
     settings: dict[object, list[Run]] = {}
     for run in runs:
         key = run.name if run.name is not None else frozenset(configuration(run).items())
@@ -67,7 +63,7 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     named = [members[0].name for members in settings.values()]
     places = Counter(_folder(members) for members in settings.values())
     for i, members in enumerate(settings.values()):
-        # One of several folders that holds one setting alone is what the user calls it.
+        # If there are several folders, one that contains a single setting is its name.
         folder = _folder(members)
         alone = len(places) > 1 and places[folder] == 1
         if named[i] is None and alone and folder not in named:
@@ -79,14 +75,14 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def _folder(runs: Sequence[Run]) -> str | None:
-    """Returns the name of the folder that the user named for these runs, if it is one."""
+    """Returns the name of the one folder that the user gave for these runs, or None."""
     folders = {run.found_in for run in runs}
     folder = folders.pop()
     return folder.name or None if folder is not None and not folders else None
 
 
 def labels(runs: Sequence[Run], taken: Set[str] = frozenset()) -> list[str]:
-    """Returns a label for each run, one of each setting, by what is particular about it, none of those `taken`."""
+    """Returns labels for runs of different settings, by the entries that distinguish them, none of `taken`."""
     known = [configuration(run) for run in runs]
     found = _pruning_labels(known)
     for source in [text.removesuffix(".yaml") for text in TEXTS]:
@@ -100,18 +96,18 @@ def labels(runs: Sequence[Run], taken: Set[str] = frozenset()) -> list[str]:
 
 
 def differences(configurations: Sequence[Mapping[str, str]]) -> list[str]:
-    """Returns the names of all entries in which some of them differ, pruning first."""
+    """Returns the names of the entries that differ, pruning first."""
     sources = (PRUNING, WEIGHTS, *(text.removesuffix(".yaml") for text in TEXTS))
     return [key for source in sources for key in _differing(configurations, source)]
 
 
 def shown(value: str) -> str:
-    """Returns a value without the modules that functions are in."""
+    """Returns a value without the modules of functions."""
     return _MODULE.sub("", value)
 
 
 def _pruning_labels(configurations: Sequence[Mapping[str, str]]) -> list[str]:
-    """Returns what pruning was, by the entries that tell it apart from that of the others."""
+    """Returns the pruning in words, by the entries that distinguish it."""
     plain = {"none": "no pruning", "weights": "weights pruned"}
     both = [_particular(configurations, source) for source in ALWAYS]
     return [
@@ -121,7 +117,7 @@ def _pruning_labels(configurations: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def _particular(configurations: Sequence[Mapping[str, str]], source: str) -> list[str]:
-    """Returns what pruning of one kind was; nothing for those without it."""
+    """Returns pruning of one kind in words, "" for those without it."""
     pruned = [c for c in configurations if any(key.startswith(f"{source}.") for key in c)]
     always = [f"{source}.{key}" for key in ALWAYS[source]]
     differing = _differing(pruned, source)
@@ -134,7 +130,7 @@ def _particular(configurations: Sequence[Mapping[str, str]], source: str) -> lis
     found = []
     for c in configurations:
         parts = [(_last(key), shown(c[key])) for key in keys if key in c]
-        # Nothing is said of what was left out, unless nothing else could be said.
+        # "none" is left out, unless there is nothing else.
         parts = [part for part in parts if part[1] != "none"] or parts[:1]
         found.append(", ".join(f"{name}={value}" for name, value in parts))
     return found
@@ -145,7 +141,7 @@ def _values(configuration: Mapping[str, str], keys: Sequence[str]) -> tuple[str 
 
 
 def _with_place(labels: list[str], places: list[str], taken: Set[str]) -> list[str]:
-    """Returns labels with the place of their run after those that are not unique."""
+    """Returns labels, followed by the place of the run if they are not unique."""
     times = Counter(labels) + Counter(taken)
     return [
         f"{label} ({place})" if times[label] > 1 else label
@@ -154,7 +150,7 @@ def _with_place(labels: list[str], places: list[str], taken: Set[str]) -> list[s
 
 
 def _tell_apart(configurations: Sequence[Mapping[str, str]], source: str) -> list[str]:
-    """Returns as few entries of one source as tell all of them apart, or as many as help."""
+    """Returns the entries of one source that distinguish more of the configurations."""
     parts: list[list[str]] = [[] for _ in configurations]
     for key in _differing(configurations, source):
         more = [
@@ -203,7 +199,7 @@ def _text(value: object) -> str:
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """Reads objects of Python's, which hparams may hold, as text."""
+    """Reads Python objects in hparams as text."""
 
 
 def _as_text(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> Any:
@@ -221,12 +217,12 @@ def _parsed(text: str) -> object:
     try:
         found = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError):
-        return text  # it can still be equal to another or not
+        return text  # which can still be compared
     return found if _is_small(found) else text
 
 
 def _is_small(content: object) -> bool:
-    """Whether a file says less than it could: aliases of aliases make billions of few lines."""
+    """Whether a file has few values: a few lines of nested aliases can make billions."""
     waiting, seen = [content], 0
     while waiting and seen <= _MOST_VALUES:
         part = waiting.pop()

@@ -1,4 +1,4 @@
-"""What the layers compute: runs whose layers were compared with those of a dense network."""
+"""The similarity of layers to those of a dense network."""
 
 from __future__ import annotations
 
@@ -15,10 +15,7 @@ from lightning_fairprune.report._draw import Drawing
 
 
 class LayerSimilarity(NamedTuple):
-    """The values of one measure, and the name of their figure.
-
-    By setting, those of its M runs that were compared, [M, layers]; NaN where a run lacks a layer.
-    """
+    """The values of one measure, [M, layers] by setting, NaN for a missing layer, and the name of their figure."""
 
     name: str
     measure: str
@@ -27,22 +24,19 @@ class LayerSimilarity(NamedTuple):
 
     @property
     def several(self) -> bool:
-        """Whether any setting has more than one run."""
+        """Whether a setting has several runs."""
         return any(len(runs) > 1 for runs in self.values.values())
 
 
 def drawings(comparison: Comparison) -> list[Drawing]:
-    """Returns a figure for each measure that layers were compared by."""
     found = []
     for one in similarities(comparison):
         means = {
             label: dict(zip(one.layers, runs.nanmean(0).tolist(), strict=True))
             for label, runs in one.values.items()
         }
-        alt = (
-            f"{one.measure} of each layer with the same layer of the dense network, a line for each "
-            "setting."
-        )
+        what = f"{one.measure} of each layer with the same layer of the dense network"
+        alt = f"{what}, a line for each setting."
         caption = "Mean over the runs." if one.several else ""
         draw = partial(figures.similarity, means, measure=one.measure)
         found.append(Drawing(one.name, None, one.name, alt, caption, draw))
@@ -50,7 +44,6 @@ def drawings(comparison: Comparison) -> list[Drawing]:
 
 
 def similarities(comparison: Comparison) -> list[LayerSimilarity]:
-    """Returns the values of each measure that a run was compared by."""
     kept = (run.similarity for run in comparison.runs)
     measures = list(dict.fromkeys(found.measure for found in kept if found is not None))
     name = "similarity"

@@ -1,4 +1,4 @@
-"""What a growing sparsity cost the classes: runs whose weights were pruned."""
+"""Recalls against sparsity, of runs with pruned weights."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from lightning_fairprune.report._read import Run
 
 CURVE, LAYERS = "sparsity", "layer_sparsity"
 
-# By sparsity, the last evaluation at it.
+# The last evaluation at each sparsity.
 Levels = dict[float, ClassCounts]
 
 
 class SparsityCurve(NamedTuple):
-    """The runs of one setting whose sparsity is known.
+    """The runs of one setting with removed weights.
 
     Attributes:
         setting: its position.
-        label: what it is called.
+        label: its name.
         runs: its M runs that were evaluated with weights removed.
-        recall: of each of them at each sparsity, the lowest first, [M, K]; NaN where a run lacks it.
-        before: what each is compared with, [M, K]; None if there is nothing.
-        whose: what that is, in words.
+        recall: by sparsity, the lowest first, the recalls of the runs, [M, K]; NaN for a missing one.
+        before: recalls of the reference of each run, [M, K], or None.
+        whose: that reference, in words.
     """
 
     setting: int
@@ -44,7 +44,7 @@ class SparsityCurve(NamedTuple):
 
 
 def drawings(comparison: Comparison) -> list[Drawing]:
-    """Returns the figures: sparsity against recalls, and the layers of each setting."""
+    """Returns the figures: recalls against sparsity, and the layers of each setting."""
     curves = collected(comparison)
     # A network without weights has no compression ratio.
     recall = {one.label: {s: r for s, r in one.recall.items() if s < 1} for one in curves}
@@ -72,7 +72,7 @@ def drawings(comparison: Comparison) -> list[Drawing]:
 
 
 def collected(comparison: Comparison) -> list[SparsityCurve]:
-    """Returns, for each setting with weights removed, its recalls by sparsity."""
+    """Returns the curve of each setting with removed weights."""
     data, found = _data(comparison), []
     for i, setting in enumerate(comparison.settings):
         by_run = [(run, by_sparsity(run, data)) for run in setting.runs]
@@ -91,7 +91,7 @@ def collected(comparison: Comparison) -> list[SparsityCurve]:
 
 
 def by_sparsity(run: Run, data: str) -> Levels:
-    """Returns the last evaluation at each sparsity that a run went through."""
+    """Returns the last evaluation of a run at each sparsity."""
     if run.sparsity is None:
         return {}
     every = run.history.of(data)
@@ -107,7 +107,7 @@ def _data(comparison: Comparison) -> str:
 def _before(
     comparison: Comparison, runs: Sequence[Run], several: Sequence[Levels], data: str
 ) -> tuple[Tensor | None, str]:
-    """Returns what each run is compared with, [M, K], and what that is; one kind for all of them."""
+    """Returns the reference of each run, [M, K], and its kind in words, which is the same for all runs."""
     options: list[tuple[list[list[ClassCounts]], str]] = []
     if comparison.reference is not None and comparison.reference.runs:
         others = [run for run in comparison.reference.runs if run.history.of(data)]
@@ -149,7 +149,7 @@ def _caption(comparison: Comparison, curves: Sequence[SparsityCurve]) -> str:
 
 
 def _layers(runs: Sequence[Run]) -> tuple[dict[str, float], float]:
-    """Returns the sparsity of each layer after the last pruning and that of all, means over the runs."""
+    """Returns the last sparsity of each layer and of all weights, means over the runs."""
     last = [run.sparsity.steps[-1] for run in runs if run.sparsity is not None]
     names = list(dict.fromkeys(name for step in last for name in step.layers))
     rows = [[step.layers.get(name, math.nan) for name in names] for step in last]

@@ -1,4 +1,4 @@
-"""The tables: what is in each cell, on whatever medium."""
+"""The tables as text, for every medium."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Write = Callable[[float], str]
 
 
 class Cell(NamedTuple):
-    """A text, a second one in small print below it, and the class of its style."""
+    """A text, a second one in small print, and the class of its style."""
 
     text: str
     small: str = ""
@@ -29,10 +29,7 @@ class Cell(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table: the first column names the rows; the caption is for those who hear the page.
-
-    `text` are the headings of columns with text, which is not set to the right.
-    """
+    """A table with row names in the first column and a caption for screen readers; columns in `text` align left."""
 
     caption: str
     head: Sequence[str]
@@ -41,7 +38,7 @@ class Table(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """A column: its name in `Setting.values`, its heading, and how a value is written."""
+    """A column: its name in `Setting.values`, its heading, and its format."""
 
     name: str
     heading: str
@@ -62,9 +59,9 @@ MEASURES = (
 
 
 class Row(NamedTuple):
-    """One setting, or the reference: its number of runs, weakest class, and summaries by name of the measure.
+    """One setting, or the reference: its number of runs, weakest class, and summaries by measure.
 
-    `alpha_label` is ">", "<" or "?"; empty where it means nothing. The reference has not all measures.
+    `alpha_label` is ">", "<" or "?", or "" without an interval. The reference lacks some measures.
     """
 
     label: str
@@ -75,7 +72,7 @@ class Row(NamedTuple):
     is_reference: bool = False
 
     def cell(self, measure: Measure) -> Cell:
-        """Returns the mean, and half the width of its interval or nothing."""
+        """Returns the mean and half the width of its interval, if it has one."""
         found = self.summaries.get(measure.name)
         if found is None:
             return Cell(measure.write(float("nan")))
@@ -83,13 +80,13 @@ class Row(NamedTuple):
         mean = measure.write(found.mean)
         if measure.name == "alpha" and self.alpha_label:
             mean += f" {self.alpha_label}"
-        # Classes at 0 are counted, they have no distribution that a t interval suits.
+        # No t interval for counts of classes and for arguments of the runs.
         plain = reach != reach or measure.name in ("zero_recall", "density", "sparsity")
         return Cell(mean, "" if plain else f"±{measure.write(reach)}")
 
 
 def rows(comparison: Comparison) -> list[Row]:
-    """Returns the reference, if there is one, and all settings."""
+    """Returns the reference, if any, and all settings."""
     found = []
     names = comparison.class_names
     if comparison.reference is not None:
@@ -100,7 +97,7 @@ def rows(comparison: Comparison) -> list[Row]:
         own = {name: summarise(values[name], comparison.level) for name in alone}
         found.append(Row("reference", len(recall), weakest, own, is_reference=True))
     for setting in comparison.settings:
-        # One run has no interval to lie on a side of 1.
+        # One run has no interval.
         told = setting.before is not None and setting.summaries["alpha"].num_models > 1
         label = setting.alpha_label if told else ""
         weakest = names[setting.weakest]
@@ -109,7 +106,7 @@ def rows(comparison: Comparison) -> list[Row]:
 
 
 def settings_table(comparison: Comparison, shown: Sequence[str] = ()) -> Table:
-    """Returns the measures of each setting: those that are named, else sparsity only where a run has one."""
+    """Returns some measures of each setting, by default all, but sparsity only if a run has one."""
     sparse = any(run.sparsity is not None for run in comparison.runs)
     some = [m for m in MEASURES if (m.name in shown if shown else sparse or m.name != "sparsity")]
     head = ["setting", "runs", *(m.heading for m in some), "worst class"]
@@ -121,7 +118,7 @@ def settings_table(comparison: Comparison, shown: Sequence[str] = ()) -> Table:
 
 
 def class_table(comparison: Comparison, setting: Setting) -> Table:
-    """Returns the recalls of each class, before and after, and how many samples were kept."""
+    """Returns the recalls of each class, before and after, and its samples."""
     before, after, level = setting.mean_before, setting.mean, comparison.level
     compared, marked = setting.before is not None, marks(setting)
     columns = {"before": _column(points, before)} if compared else {}
@@ -129,7 +126,7 @@ def class_table(comparison: Comparison, setting: Setting) -> Table:
     if compared:
         adjusted = recalls.adjusted_change(after, before).tolist()
         said = [marked.get(k, "") for k in range(len(after))]
-        # Of the means: a ratio of two small differences scatters too much to be averaged over runs.
+        # Of the means: ratios of small differences vary too much to be averaged over runs.
         columns |= {
             "change": _means(signed, setting.change, level),
             "retention": _column(points, recalls.retention(after, before)),
@@ -149,7 +146,7 @@ def class_table(comparison: Comparison, setting: Setting) -> Table:
 
 
 def first_classes(comparison: Comparison, setting: Setting, most: int) -> list[dict[str, str]]:
-    """Returns the classes that lost most, a text for each heading."""
+    """Returns the classes with the largest losses, a text by heading."""
     before, after, change = setting.mean_before, setting.mean, setting.change.nanmean(0)
     marked = marks(setting)
     return [
@@ -166,7 +163,6 @@ def first_classes(comparison: Comparison, setting: Setting, most: int) -> list[d
 
 
 def sparsity_table(comparison: Comparison, curve: SparsityCurve) -> Table:
-    """Returns the recalls at each sparsity."""
     shown = {"worst": points, "average": points, "gap": points}
     shown |= {"alpha": ratio} if curve.whose else {}
     lines = []
@@ -183,14 +179,12 @@ def sparsity_table(comparison: Comparison, curve: SparsityCurve) -> Table:
 
 
 def similarity_table(comparison: Comparison, found: LayerSimilarity) -> Table:
-    """Returns the similarity of each layer, a column for each setting that was compared."""
     columns = [_means(ratio, runs, comparison.level) for runs in found.values.values()]
     lines = list(zip(found.layers, zip(*columns, strict=True), strict=True))
     return Table(f"{found.measure} of each layer", ["layer", *found.values], lines)
 
 
 def difference_table(comparison: Comparison) -> Table:
-    """Returns what differs between the configurations of the settings."""
     known = [configuration(setting.runs[0]) for setting in comparison.settings]
     lines = [(key, [Cell(shown(c.get(key, NOTHING))) for c in known]) for key in differences(known)]
     head = ["differs", *(setting.label for setting in comparison.settings)]
@@ -202,7 +196,7 @@ def _column(write: Write, values: Tensor) -> list[Cell]:
 
 
 def _means(write: Write, values: Tensor, level: float) -> list[Cell]:
-    """Returns the mean of each column of [M, n] over the runs, half of its interval in small print."""
+    """Returns the means of [M, n] over the runs, with half of their intervals in small print."""
     reach = ratio if write is ratio else points
     widths = half_widths(values, level).tolist()
     return [

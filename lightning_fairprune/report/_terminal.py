@@ -16,7 +16,7 @@ SHOWN = ("average", "worst", "gap", "std", "alpha", "density")
 
 
 def tables(comparison: Comparison) -> RenderableType:
-    """Returns verdict, table of settings and table of the classes that lost most."""
+    """Returns verdict, table of settings and table of the classes with the largest losses."""
     parts: list[RenderableType] = [
         *(Text(sentence, style="bold") for sentence in verdict(comparison)),
         Text(compared_with(comparison) + "\n", style="dim"),

@@ -1,4 +1,4 @@
-"""Small pictures of samples that pruning kept and dropped, the hardest and the easiest of each class."""
+"""Small pictures of the hardest and easiest samples of each class that pruning kept and dropped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHANNELS = (1, 3, 4)
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One sample: its index, its score (higher = harder; None without one), and a PNG file."""
+    """One sample: its index, its score or None, and a PNG file."""
 
     index: int
     score: float | None
@@ -31,11 +31,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class ClassExamples:
-    """Samples of one class, or group; none appears twice.
-
-    With scores the four fields on the hardest and easiest are filled, extremes first; without scores the two
-    random ones.
-    """
+    """Different samples of one class, or group: hardest and easiest ones, extremes first, or random ones without scores."""
 
     label: int
     hardest_kept: tuple[Example, ...] = ()
@@ -48,13 +44,10 @@ class ClassExamples:
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """The examples of several classes, or why there are none.
+    """The examples of each class, or the reason why there are none.
 
-    Args:
-        classes: one entry per class; none where the samples are not images.
-        reason: a sentence on why there are no examples; "" when there are.
-        stretched: whether pixels of an image were not in [0, 1] (it was normalised, say) and were stretched to
-            [0, 1], so that colours are not true.
+    `stretched` says whether pixels outside [0, 1], of normalised images, say, were rescaled, so that colours are
+    not true.
     """
 
     classes: tuple[ClassExamples, ...] = ()
@@ -76,14 +69,14 @@ def examples(
     or an array or tensor [C,H,W], [H,W,C] or [H,W] of 1, 3 or 4 channels. The caller's random state is restored.
 
     Args:
-        record: what pruning did.
-        dataset: the data that it pruned, map-style, in the same order.
+        record: of the run.
+        dataset: the pruned data, map-style, in the same order.
         per_class: pictures of each kind (hardest kept, ...) of each class.
-        classes: which classes; None for the 20 that keep the smallest share, the smallest first.
+        classes: which classes; None for the 20 of lowest density, the lowest first.
         size: longer side of a picture in pixels.
 
     Raises:
-        ValueError: If the dataset has another length than the one pruned, or an argument is out of range.
+        ValueError: If the length of the dataset differs, or an argument is out of range.
         ImportError: If Pillow is missing.
 
     Example:
@@ -138,7 +131,7 @@ def _labels(record: PruningRecord, classes: Sequence[int] | None) -> list[int]:
 def _chosen(
     record: PruningRecord, kept: Tensor, label: int, most: int, generator: torch.Generator
 ) -> dict[str, list[int]]:
-    """Returns the samples to show, by field of `ClassExamples`."""
+    """Returns the samples to show by field of `ClassExamples`."""
     found = {}
     for part, mask in (("kept", kept), ("dropped", ~kept)):
         members = ((record.target == label) & mask).nonzero().squeeze(1)
@@ -156,7 +149,7 @@ def _chosen(
 
 @contextlib.contextmanager
 def _random_state_kept() -> Iterator[None]:
-    """Seeds what a dataset may draw from, for the same pictures every time, and restores it."""
+    """Seeds the random generators that a dataset may use, for reproducible pictures, and restores them."""
     import numpy as np
 
     state, state_of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (the one in use)
@@ -172,7 +165,7 @@ def _random_state_kept() -> Iterator[None]:
 
 
 def _picture(dataset: Any, index: int, size: int) -> tuple[bytes, bool] | str:
-    """Returns a PNG file and whether it was stretched, or a sentence on what is wrong."""
+    """Returns a PNG file and whether it was stretched, or the reason why there is none."""
     try:
         from PIL import Image
     except ImportError as error:
@@ -182,7 +175,7 @@ def _picture(dataset: Any, index: int, size: int) -> tuple[bytes, bool] | str:
 
     try:
         sample = dataset[index]
-    except OSError as error:  # the files are elsewhere by now
+    except OSError as error:  # the files may be gone
         return f"Sample {index} cannot be read: {error}."
     image, stretched = _content(sample), False
     if not isinstance(image, Image.Image) or image.mode.startswith(("I", "F")):
@@ -203,7 +196,7 @@ def _picture(dataset: Any, index: int, size: int) -> tuple[bytes, bool] | str:
 
 
 def _content(sample: Any, depth: int = 3) -> Any:
-    """Returns what may be an image in a sample; None for nothing."""
+    """Returns the possible image in a sample, or None."""
     from PIL import Image
 
     if isinstance(sample, Image.Image | Tensor) or hasattr(sample, "__array_interface__"):
@@ -221,10 +214,10 @@ def _content(sample: Any, depth: int = 3) -> Any:
 
 
 def _pixels(image: Any) -> tuple[Any, bool] | None:
-    """Returns uint8 [H,W] or [H,W,C] and whether it was stretched; None for what is no image."""
+    """Returns uint8 [H,W] or [H,W,C] and whether it was stretched; None if it is no image."""
     import numpy as np
 
-    channels_first = isinstance(image, Tensor)  # where the shape does not tell
+    channels_first = isinstance(image, Tensor)  # if the shape is ambiguous
     if isinstance(image, Tensor):
         image = image.detach().cpu()
         image = (image.float() if image.is_floating_point() else image).numpy()

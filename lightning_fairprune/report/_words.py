@@ -1,4 +1,4 @@
-"""Numbers and findings in words."""
+"""Numbers and findings as text."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ HOW_TO_GET_DISTORTION = (
 
 
 def points(value: float) -> str:
-    """Returns a share in percent, one decimal: 0.61 is ``61.0``; a dash for NaN."""
+    """Returns a fraction in percent with one decimal: 0.61 is ``61.0``; a dash for NaN."""
     return NOTHING if value != value else _no_minus_zero(f"{100 * value:.1f}")
 
 
 def percent(level: float) -> str:
-    """Returns a level as in ``95 %``."""
+    """Returns a level as ``95 %``."""
     return f"{100 * level:g} %"
 
 
 def signed(value: float) -> str:
-    """Returns a change of a share in points with its sign: -0.082 is ``-8.2``."""
+    """Returns a change of a fraction in points with its sign: -0.082 is ``-8.2``."""
     return NOTHING if value != value else _no_minus_zero(f"{100 * value:+.1f}")
 
 
@@ -44,11 +44,11 @@ def class_name(comparison: Comparison, k: int) -> str:
 
 
 def verdict(comparison: Comparison, most: int = 8) -> list[str]:
-    """Returns who pays, in one sentence for each of the first `most` settings."""
+    """Returns which class lost most, in a sentence for each of the first `most` settings."""
     settings = comparison.settings
     if len(settings) == 1:
         text = _clause(comparison, settings[0]) + "."
-        # A class keeps its name as it is written.
+        # The name of a class keeps its case.
         begins = text.startswith("no class ") or comparison.names is None
         return [text[0].upper() + text[1:] if begins else text]
     sentences = [f"{setting.label}: {_clause(comparison, setting)}." for setting in settings[:most]]
@@ -59,7 +59,7 @@ def verdict(comparison: Comparison, most: int = 8) -> list[str]:
 
 
 def compared_with(comparison: Comparison) -> str:
-    """Returns how runs were matched with the reference, in one sentence."""
+    """Returns a sentence on the reference of the runs."""
     reference = comparison.reference
     if reference is None:
         whole = [s for s in comparison.settings if all(run.record is None for run in s.runs)]
@@ -79,9 +79,7 @@ def compared_with(comparison: Comparison) -> str:
     mean = f"the mean recall of {models}" if count > 1 else "the one reference run"
     if ways == {"mean"}:
         return f"Every run is compared with {mean}: seeds are unknown or do not match."
-    seeded = ", ".join(
-        setting.label for setting in comparison.settings if setting.pairing == "seed"
-    )
+    seeded = ", ".join(s.label for s in comparison.settings if s.pairing == "seed")
     return (
         f"Runs of {seeded} are compared with the reference run of equal seed, others with {mean}."
     )
@@ -96,7 +94,7 @@ def marks(setting: Setting) -> dict[int, str]:
 
 
 def findings(comparison: Comparison, setting: Setting) -> str:
-    """Returns which classes changed significantly, in one sentence; nothing without a test."""
+    """Returns a sentence on the classes that changed significantly; "" without a test."""
     if setting.test is None:
         return ""
     found, parts = marks(setting), []
@@ -122,10 +120,10 @@ def _clause(comparison: Comparison, setting: Setting) -> str:
     change, before = float(setting.change.nanmean(0)[k]), float(setting.mean_before[k])
     average = float((setting.values["average"] - setting.before.nanmean(1)).mean())
     numbers = f"({points(before)} → {points(float(mean[k]))})"
-    # What the reader sees decides: one decimal.
+    # As shown, with one decimal.
     moved = "stayed" if abs(average) < 0.0005 else ("lost" if average < 0 else "gained")
     rest = f"the average {moved}" + ("" if moved == "stayed" else f" {points(abs(average))}")
-    # The mean of the worst, as in the table, and not the worst of the mean.
+    # The mean of the worst, as in the table, not the worst of the means.
     all_before = setting.before
     if setting.pairing == "mean" and comparison.reference is not None:
         all_before = comparison.reference.recall
@@ -140,6 +138,4 @@ def _clause(comparison: Comparison, setting: Setting) -> str:
 
 
 def _no_minus_zero(text: str) -> str:
-    return (
-        text.replace("-", "+" if "." in text else "") if float(text) == 0 and "-" in text else text
-    )
+    return text.replace("-", "+" if "." in text else "") if float(text) == 0 else text

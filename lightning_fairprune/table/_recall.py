@@ -57,12 +57,7 @@ def recall_of(
     return recall
 
 
-def listed(
-    found: Mapping[Cell, float],
-    classes: Sequence[Cell],
-    what: str,
-    where: str,
-) -> Tensor:
+def listed(found: Mapping[Cell, float], classes: Sequence[Cell], what: str, where: str) -> Tensor:
     """Return float64 [K], the numbers in the order of the classes, which must be the same."""
     known = set(classes)
     foreign = [cell for cell in found if cell not in known]

@@ -35,12 +35,10 @@ class Columns:
 
 
 def identifier(name: str) -> str:
-    """Return a name in SQL."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def text(value: str) -> str:
-    """Return a string in SQL."""
     return "'" + value.replace("'", "''") + "'"
 
 
