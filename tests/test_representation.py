@@ -42,9 +42,6 @@ def correlated(n: int, first: int, second: int, seed: int = 0) -> tuple[Tensor, 
     return x, (x - 5) @ mix + noise - 3
 
 
-# ----------------------------------------------------------------------------------- oracles
-
-
 def cka_by_loops(x: Tensor, y: Tensor, debiased: bool) -> float:
     """From the two Gram matrices, entry by entry."""
     n = len(x)
@@ -114,9 +111,6 @@ def test_of_one_unit_each_svcca_is_the_correlation_and_cka_its_square() -> None:
     assert float(linear_cka(x, y)) == pytest.approx(r**2)
 
 
-# ------------------------------------------------------------------------------- hand values
-
-
 def test_cka_by_hand() -> None:
     # X'X = diag(2, 2), Y'Y = 4, Y'X = (2, 2): 8 / (sqrt(8) * 4).
     x = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
@@ -135,13 +129,9 @@ def test_cka_by_hand() -> None:
     assert float(svcca(wide, y, variance=1.0)) == pytest.approx(1.0)
 
 
-def test_a_2_by_3_matrix_by_hand() -> None:
-    # Two samples: centred features are one direction, whatever they are.
+def test_centred_features_of_two_samples_are_one_direction() -> None:
     x = torch.tensor([[1.0, 2.0, 3.0], [0.0, 1.0, 5.0]])
     assert float(linear_cka(x, torch.tensor([[7.0], [9.0]]))) == pytest.approx(1.0)
-
-
-# ------------------------------------------------------------------------------- invariances
 
 
 @every_measure
@@ -198,19 +188,14 @@ def test_constant_features_have_no_value(measure: Any) -> None:
 
 
 @every_measure
-def test_positions_of_feature_maps_are_rows(measure: Any) -> None:
+def test_positions_of_feature_maps_are_rows_and_a_result_is_a_float64_scalar(measure: Any) -> None:
     maps = torch.randn(6, 3, 4, 5)
     other = torch.randn(6, 2, 4, 5) + maps[:, :2]
     rows = torch.stack([maps[i, :, h, w] for i in range(6) for h in range(4) for w in range(5)])
     both = torch.stack([other[i, :, h, w] for i in range(6) for h in range(4) for w in range(5)])
-    assert float(measure(maps, other)) == pytest.approx(float(measure(rows, both)))
-
-
-@every_measure
-def test_a_result_is_a_float64_scalar(measure: Any) -> None:
-    x, y = correlated(30, 3, 4)
-    value = measure(x.float(), y.half())
-    assert value.dtype == torch.float64
+    value = measure(maps, other)
+    assert float(value) == pytest.approx(float(measure(rows, both)))
+    assert value.dtype == measure(maps, other.half()).dtype == torch.float64
     assert value.shape == ()
 
 
@@ -220,9 +205,6 @@ def test_what_the_published_tool_confuses_cannot_be_confused_here() -> None:
         assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in names[2:])
     with pytest.raises(TypeError, match="positional"):
         svcca(torch.ones(9, 1), torch.ones(9, 1), 0.98)  # type: ignore[misc]
-
-
-# ------------------------------------------------------------------------------------ errors
 
 
 @pytest.mark.parametrize("measure", [linear_cka, svcca])
@@ -257,9 +239,6 @@ def test_svcca_needs_more_rows_than_directions() -> None:
     with pytest.raises(ValueError, match=r"than the 5 \+ 4 directions .* got 9: give more samples"):
         svcca(x, y, variance=1.0)
     svcca(x, y[:, :3], variance=1.0)
-
-
-# ------------------------------------------------------------------------------------ layers
 
 
 def net(width: int = 4, seed: int = 0) -> nn.Sequential:
@@ -314,28 +293,30 @@ def test_a_mean_far_from_0_costs_no_digits(measure: Any) -> None:
     assert found["layer"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_any_other_measure_gets_all_rows() -> None:
+def noting() -> tuple[list[tuple[Tensor, Tensor]], Any]:
+    """A list, and a measure that puts what it is given into it."""
     seen = []
 
     def measure(x: Tensor, y: Tensor) -> Tensor:
-        seen.append((x.shape, y.shape))
+        seen.append((x, y))
         return torch.tensor(0.5)
 
+    return seen, measure
+
+
+def test_any_other_measure_gets_all_rows() -> None:
+    seen, measure = noting()
     assert compare_layers(net(), net(), data(), measure=measure) == {"0": 0.5, "6": 0.5}
-    assert seen == [((40 * 36, 4),) * 2, ((40, 3),) * 2]
+    assert [(x.shape, y.shape) for x, y in seen] == [((40 * 36, 4),) * 2, ((40, 3),) * 2]
 
 
 def test_of_large_maps_the_same_places_are_looked_at() -> None:
-    rows = []
+    seen, measure = noting()
     maps = torch.arange(2 * 25.0).view(2, 1, 5, 5)
-
-    def measure(x: Tensor, y: Tensor) -> Tensor:
-        rows.append((x.flatten().tolist(), y.flatten().tolist()))
-        return torch.tensor(0.0)
-
     layer = nn.Sequential(nn.Identity())
     compare_layers(layer, layer, [maps], ["0"], measure=measure, positions=4)
-    assert rows == [([0, 7, 16, 23, 25, 32, 41, 48],) * 2]
+    for rows in seen[0]:
+        assert rows.flatten().tolist() == [0, 7, 16, 23, 25, 32, 41, 48]
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (7, 7), (112, 112), (30, 50), (1, 2)])
@@ -359,9 +340,8 @@ def test_some_places_tell_what_all_would() -> None:
     images = [nn.functional.interpolate(torch.randn(60, 1, 6, 6), size=(32, 32)) + 1]
     every = compare_layers(dense, pruned, images, positions=1024)["0"]
     assert compare_layers(dense, pruned, images)["0"] == pytest.approx(every, abs=0.01)
-    assert compare_layers(dense, pruned, images, positions=64)["0"] == pytest.approx(
-        every, abs=0.03
-    )
+    found = compare_layers(dense, pruned, images, positions=64)["0"]
+    assert found == pytest.approx(every, abs=0.03)
 
 
 def test_equal_networks_are_alike_and_pruned_ones_less() -> None:
@@ -377,18 +357,13 @@ def test_equal_networks_are_alike_and_pruned_ones_less() -> None:
 
 
 def test_tokens_are_rows_of_linear_layers() -> None:
-    shapes = []
-
-    def measure(x: Tensor, y: Tensor) -> Tensor:
-        shapes.append(tuple(x.shape))
-        return torch.tensor(0.0)
-
+    seen, measure = noting()
     model = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Conv1d(5, 3, 1))
     compare_layers(model, model, [torch.randn(2, 5, 4)], ["0", "1", "2"], measure=measure)
-    assert shapes == [(10, 6), (10, 6), (12, 3)]
+    assert [x.shape for x, _ in seen] == [(10, 6), (10, 6), (12, 3)]
     images = nn.Sequential(nn.Linear(4, 6))
     compare_layers(images, images, [torch.randn(2, 5, 5, 4)], measure=measure)
-    assert shapes[-1] == (50, 6)
+    assert seen[-1][0].shape == (50, 6)
 
 
 def test_layers_that_do_not_run_are_left_out_unless_they_are_named() -> None:
@@ -400,15 +375,10 @@ def test_layers_that_do_not_run_are_left_out_unless_they_are_named() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.used(self.used(x))
 
-    shapes = []
-
-    def measure(x: Tensor, y: Tensor) -> Tensor:
-        shapes.append(len(x))
-        return torch.tensor(0.0)
-
+    seen, measure = noting()
     batches = [torch.randn(3, 2)]
     assert list(compare_layers(Spare(), Spare(), batches, measure=measure)) == ["used"]
-    assert shapes == [6]  # it runs twice
+    assert [len(x) for x, _ in seen] == [6]  # it runs twice
     with pytest.raises(ValueError, match=r"`layers` must run in the networks, 'spare' did not"):
         compare_layers(Spare(), Spare(), batches, ["used", "spare"])
 
@@ -455,9 +425,6 @@ def test_errors_name_the_layer() -> None:
         compare_layers(net(), net(seed=1), data(5), measure=svcca)
     with pytest.raises(ValueError, match=r"layer '0' cannot .* at least 4 rows, got 3"):
         compare_layers(two, two, [torch.randn(3, 2)], measure=debiased_cka)
-
-
-# ------------------------------------------------------------------------------------- files
 
 
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:

@@ -626,7 +626,8 @@ def test_arguments_that_cannot_go_together(options: dict[str, Any], message: str
     ],
 )
 def test_signals_are_no_scores(signal: Any, name: str, score: str, score_on: str) -> None:
-    with pytest.raises(ValueError, match=rf"signals\.{name} is the value .*\.{score}\.$"):
+    told = rf"signals\.{name} is the value of one batch: .*\.{score}\.$"
+    with pytest.raises(ValueError, match=told):
         prune(signal, score_on=score_on)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -20,9 +21,11 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, WeightedRandomSampler
 from torch.utils.data.distributed import DistributedSampler
+from torchmetrics.classification import MulticlassAccuracy
 from users import DIM, NUM_CLASSES, Blobs, Data
 
 from lightning_fairprune import DataPruning, RecallMonitor, criteria, masks
@@ -98,11 +101,12 @@ def fit(
     return model
 
 
+def save_all(folder: Path, monitor: str | None = None) -> ModelCheckpoint:
+    return ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1, monitor=monitor)
+
+
 def digest(model: Any) -> list[Any]:
     return [value.tolist() for value in model.state_dict().values()]
-
-
-# -------------------------------------------------------------------------------------- exact sparsity
 
 
 @pytest.mark.parametrize("interval", ["epoch", "step"])
@@ -141,14 +145,9 @@ def test_synflow_takes_the_shape_of_a_batch(name: str) -> None:
 def test_fairgrape_with_classes_and_with_groups() -> None:
     found = []
     for group_by in (None, 1, lambda batch: (batch[1] > 1).long()):
-        prune = WeightPruning(
-            criteria.fairgrape_masks,
-            0.8,
-            start=1,
-            end=2,
-            criterion_options={"num_groups": NUM_CLASSES if len(found) < 2 else 2},
-            group_by=group_by,
-        )
+        num = {"num_groups": NUM_CLASSES if len(found) < 2 else 2}
+        options: Any = {"criterion_options": num, "group_by": group_by}
+        prune = WeightPruning(criteria.fairgrape_masks, 0.8, start=1, end=2, **options)
         assert zeros(fit(prune, max_epochs=3)) == round(0.8 * PRUNABLE)
         found.append(prune.masks["net.0.weight"])
     assert torch.equal(found[0], found[1])
@@ -171,26 +170,22 @@ def test_a_removed_weight_never_returns_and_layers_keep_their_floor() -> None:
     assert int(prune.masks["net.4.weight"].sum()) == 7
 
 
-def test_a_steps_plan_prunes_in_the_middle_of_an_epoch() -> None:
-    prune = WeightPruning(sparsity=0.5, start=3, end=17, every=7, interval="step")
-    fit(prune, max_epochs=3)
-    assert [h.step for h in prune.history] == [3, 10, 17]
-    assert [h.epoch for h in prune.history] == [1, 1, 2]
-
-
-def test_fractions_of_training() -> None:
-    for interval, at in (("epoch", [2, 3, 4, 5, 6]), ("step", [22, 66])):
-        every = 1 if interval == "epoch" else 44
-        prune = WeightPruning(sparsity=0.5, start=0.25, end=0.75, every=every, interval=interval)
-        fit(prune, max_epochs=8)
-        assert [h.epoch if interval == "epoch" else h.step for h in prune.history] == at
-
-
-def test_a_fraction_never_falls_on_the_last_epoch_nor_before_the_first() -> None:
-    for epochs in (2, 3):
-        prune = WeightPruning(sparsity=0.5, start=0.1, end=0.99)
-        fit(prune, max_epochs=epochs)
-        assert [h.epoch for h in prune.history] == list(range(1, epochs))
+@pytest.mark.parametrize(
+    ("options", "epochs", "expected"),
+    [
+        # In the middle of an epoch.
+        ({"start": 3, "end": 17, "every": 7, "interval": "step"}, 3, [(1, 3), (1, 10), (2, 17)]),
+        # Fractions of training, never on the last epoch nor before the first.
+        ({"start": 0.25, "end": 0.75}, 8, [(k, 11 * k) for k in (2, 3, 4, 5, 6)]),
+        ({"start": 0.25, "end": 0.75, "every": 44, "interval": "step"}, 8, [(2, 22), (6, 66)]),
+        ({"start": 0.1, "end": 0.99}, 2, [(1, 11)]),
+        ({"start": 0.1, "end": 0.99}, 3, [(1, 11), (2, 22)]),
+    ],
+)
+def test_when_it_prunes(options: Any, epochs: int, expected: list[Any]) -> None:
+    prune = WeightPruning(sparsity=0.5, **options)
+    fit(prune, max_epochs=epochs)
+    assert [(h.epoch, h.step) for h in prune.history] == expected
 
 
 def test_a_module_that_ends_its_epochs_itself_is_pruned_all_the_same() -> None:
@@ -201,9 +196,6 @@ def test_a_module_that_ends_its_epochs_itself_is_pruned_all_the_same() -> None:
     prune = WeightPruning(sparsity=0.5, start=1, end=2)
     fit(prune, model=Short())
     assert [(h.epoch, h.step) for h in prune.history] == [(1, 4), (2, 8)]
-
-
-# --------------------------------------------------------------------------------- optimisers of all sorts
 
 
 class Noisy(torch.optim.SGD):
@@ -280,10 +272,7 @@ def test_manual_optimisation() -> None:
     memory = MaskedGradients(model.prune)
     fit(model.prune, memory, model=model, max_epochs=4)
     assert memory.seen
-
-
-def test_manual_optimisation_with_a_loss_of_its_own_for_the_criterion() -> None:
-    model = Manual()
+    # With a loss of its own for the criterion.
     loss = lambda module, batch: F.cross_entropy(module(batch[0]), batch[1])  # noqa: E731
     model.prune = WeightPruning(criteria.gradient, 0.8, start=1, end=2, loss_fn=loss)
     fit(model.prune, model=model, max_epochs=3)
@@ -363,17 +352,10 @@ def test_layers_that_are_unfrozen_after_they_were_pruned() -> None:
                 self.before = self.net[0].weight.detach().clone()
 
     model = Unfreezing()
-    fit(
-        WeightPruning(
-            criteria.gradient, 0.8, start=1, end=2, include=["net.?.weight"], exclude=["net.1.*"]
-        ),
-        model=model,
-    )
+    names: Any = {"include": ["net.?.weight"], "exclude": ["net.1.*"]}
+    fit(WeightPruning(criteria.gradient, 0.8, start=1, end=2, **names), model=model)
     assert zeros(model) == round(0.8 * PRUNABLE)
     assert not torch.equal(model.net[0].weight, model.before)
-
-
-# ---------------------------------------------------------------------------------------- averages
 
 
 @pytest.mark.parametrize("start", [1, 3])
@@ -392,8 +374,7 @@ def test_exponential_moving_average(tmp_path: Path) -> None:
     for before in (True, False):
         prune = WeightPruning(sparsity=0.8, start=1, end=3)
         average = averaging.EMAWeightAveraging(decay=0.9)
-        save = ModelCheckpoint(tmp_path / str(before), filename="{epoch}", save_top_k=-1)
-        model = Net()
+        save, model = save_all(tmp_path / str(before)), Net()
         pl.seed_everything(1, verbose=False)
         order = [average, prune, save] if before else [prune, average, save]
         trainer = users.trainer(callbacks=order, max_epochs=5, enable_checkpointing=True)
@@ -405,37 +386,30 @@ def test_exponential_moving_average(tmp_path: Path) -> None:
             assert sum(int((saved[n] == 0).sum()) for n in prune.masks) == removed
 
 
-# ------------------------------------------------------------------------ what is pruned, what is not
-
-
 def test_biases_normalisation_and_the_classifier_are_left_alone() -> None:
     prune = WeightPruning(sparsity=0.9, start=1, end=1)
     model = fit(prune, max_epochs=2)
     assert list(prune.masks) == ["net.0.weight", "net.4.weight"]
     others = {n: p for n, p in model.named_parameters() if n not in prune.masks}
     assert all(bool((p != 0).all()) for p in others.values())
-    everything = WeightPruning(sparsity=0.9, start=1, end=1, keep_classifier=False)
-    fit(everything, max_epochs=2)
-    assert list(everything.masks) == ["net.0.weight", "net.4.weight", "net.6.weight"]
 
 
-def test_include_and_exclude() -> None:
-    def names(**options: Any) -> list[str]:
-        prune = WeightPruning(sparsity=0.5, start=1, end=1, **options)
-        fit(prune, max_epochs=2)
-        return list(prune.masks)
-
-    assert names(exclude=["net.0.*"]) == ["net.4.weight"]
-    assert names(include=["net.1.weight", "*.4.*"]) == [
-        "net.1.weight",
-        "net.4.weight",
-        "net.4.bias",
-    ]
-    assert names(include=["*.weight"], exclude=["net.1.*"], keep_classifier=False) == [
-        "net.0.weight",
-        "net.4.weight",
-        "net.6.weight",
-    ]
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"keep_classifier": False}, "0.weight 4.weight 6.weight"),
+        ({"exclude": ["net.0.*"]}, "4.weight"),
+        ({"include": ["net.1.weight", "*.4.*"]}, "1.weight 4.weight 4.bias"),
+        (
+            {"include": ["*.weight"], "exclude": ["net.1.*"], "keep_classifier": False},
+            "0.weight 4.weight 6.weight",
+        ),
+    ],
+)
+def test_include_and_exclude(options: Any, expected: str) -> None:
+    prune = WeightPruning(sparsity=0.5, start=1, end=1, **options)
+    fit(prune, max_epochs=2)
+    assert list(prune.masks) == [f"net.{name}" for name in expected.split()]
 
 
 def test_a_shared_weight_is_pruned_once() -> None:
@@ -479,9 +453,6 @@ def test_parameters_stay_what_they_are_and_hooks_go() -> None:
     assert not any("forward" in vars(part) for part in model.modules())
 
 
-# ------------------------------------------------------------------------------ what the criterion sees
-
-
 class Spy:
     """Notes what it is given."""
 
@@ -500,10 +471,7 @@ class Spy:
 
 def test_the_criterion_sees_the_gradient_of_the_training_loss() -> None:
     """A saliency reckoned by hand on the same batches gives the same masks."""
-    batches = [
-        (Blobs(40, seed=3).x, Blobs(40, seed=3).y),
-        (Blobs(20, seed=4).x, Blobs(20, seed=4).y),
-    ]
+    batches = [(blobs.x, blobs.y) for blobs in (Blobs(40, seed=3), Blobs(20, seed=4))]
     found: dict[str, Tensor] = {}
 
     class ByHand(Callback):
@@ -549,8 +517,6 @@ class Disturbed(Net):
 
     def __init__(self) -> None:
         super().__init__()
-        from torchmetrics.classification import MulticlassAccuracy
-
         self.accuracy = MulticlassAccuracy(NUM_CLASSES)
         self.calls = 0
 
@@ -591,22 +557,14 @@ def test_reading_batches_disturbs_nothing(
         prune = WeightPruning(criterion, 0.7, start=15, end=25, every=5, interval="step")
         more = [DataPruning(0.5, 2, quota=None)] if pruned_data else []
         logger = CSVLogger(tmp_path / folder, name="", version="")
-        model = fit(
-            prune,
-            *more,
-            model=Disturbed,
-            data=Augmented(**options),
-            logger=logger,
-            log_every_n_steps=1,
-            max_epochs=4,
-        )
+        options = {"data": Augmented(**options), "logger": logger, "log_every_n_steps": 1}
+        model = fit(prune, *more, model=Disturbed, max_epochs=4, **options)
         return digest(model), (tmp_path / folder / "metrics.csv").read_text()
 
     spy = Spy()
     plain, looked = run(criteria.magnitude, "plain"), run(spy, "looked")
     assert spy.losses
-    assert plain[0] == looked[0]
-    assert plain[1] == looked[1]
+    assert plain == looked
 
 
 def test_samplers_stay_at_their_epoch() -> None:
@@ -692,12 +650,8 @@ def test_several_loaders_at_once() -> None:
     spy = Spy()
     assert run(spy) == run(criteria.magnitude)
     assert len(spy.losses[0]) == 8
-    fit(
-        WeightPruning(criteria.gradient, 0.8, start=1, end=1),
-        model=Both(),
-        data=Two(),
-        max_epochs=2,
-    )
+    prune = WeightPruning(criteria.gradient, 0.8, start=1, end=1)
+    fit(prune, model=Both(), data=Two(), max_epochs=2)
 
 
 def test_example_input() -> None:
@@ -739,9 +693,6 @@ def test_seeds_of_chance() -> None:
     assert not torch.equal(found[0], found[2])
 
 
-# ------------------------------------------------------------------------------------------- rewinding
-
-
 class Steps(Callback):
     """The weights at the start of each step, and the state of the optimiser."""
 
@@ -770,9 +721,7 @@ def test_rewind_rewinds(to: Any) -> None:
     steps = Steps()
     fit(prune, steps, model=Scheduled(), max_epochs=6)
     origin = steps.weights[0 if to in ("start", 0) else 11]
-    for epoch, removed in zip(
-        (2, 4), (round(h.total * PRUNABLE) for h in prune.history), strict=True
-    ):
+    for epoch, done in zip((2, 4), prune.history, strict=True):
         now = steps.weights[11 * epoch]
         gone = 0
         for name, value in now.items():
@@ -782,7 +731,7 @@ def test_rewind_rewinds(to: Any) -> None:
                 assert torch.equal(value[~zero], origin[name][~zero])
             else:
                 assert torch.equal(value, origin[name]), name
-        assert gone == removed
+        assert gone == round(done.total * PRUNABLE)
         assert steps.lr[11 * epoch] == steps.lr[0 if to in ("start", 0) else 11]
         assert steps.momenta[11 * epoch] == (to == 1)
     # And it trains from there.
@@ -805,9 +754,6 @@ def test_rewind_in_the_middle_of_an_epoch() -> None:
     for step in (5, 15):
         value, origin = steps.weights[step]["net.0.weight"], steps.weights[0]["net.0.weight"]
         assert torch.equal(value[value != 0], origin[value != 0])
-
-
-# ---------------------------------------------------------------------- metrics, checkpoints, the end
 
 
 VALIDATIONS: list[dict[str, Any]] = [
@@ -877,9 +823,7 @@ def test_recalls_against_the_dense_model(start: int) -> None:
     monitor = RecallMonitor(reference="before_pruning")
     fit(prune, monitor, max_epochs=6)
     history = monitor.history
-    assert [e.pruned for e in history.evaluations] == [
-        e.epoch >= start for e in history.evaluations
-    ]
+    assert all(e.pruned == (e.epoch >= start) for e in history.evaluations)
     dense = next(e for e in history.evaluations if e.epoch == start - 1)
     assert history.reference["val"].tp.tolist() == dense.counts.tp.tolist()
 
@@ -893,18 +837,15 @@ def test_a_reference_that_never_comes_is_told() -> None:
 
 
 def test_early_stopping_waits_for_the_sparsity_if_told_to() -> None:
-    stop = EarlyStopping("val_loss", patience=0, min_delta=100.0)
-    prune = WeightPruning(sparsity=0.9, start=1, end=4)
-    fit(prune, stop, max_epochs=8, min_epochs=6)
-    assert prune.history[-1].total == round(0.9 * PRUNABLE) / PRUNABLE
-    with pytest.warns(
-        UserWarning, match="training ended at a sparsity of .* where 0.9 was planned"
-    ):
-        fit(
-            WeightPruning(sparsity=0.9, start=1, end=4),
-            EarlyStopping("val_loss", patience=0, min_delta=100.0),
-            max_epochs=8,
-        )
+    def stopped(**options: Any) -> WeightPruning:
+        prune = WeightPruning(sparsity=0.9, start=1, end=4)
+        fit(prune, EarlyStopping("val_loss", patience=0, min_delta=100.0), max_epochs=8, **options)
+        return prune
+
+    assert stopped(min_epochs=6).history[-1].total == round(0.9 * PRUNABLE) / PRUNABLE
+    told = "training ended at a sparsity of .* where 0.9 was planned"
+    with pytest.warns(UserWarning, match=told):
+        stopped()
 
 
 def test_a_record_for_the_report(tmp_path: Path) -> None:
@@ -941,9 +882,6 @@ def test_fast_dev_run_and_evaluation() -> None:
     trainer.validate(model, datamodule=Data(), verbose=False)
 
 
-# -------------------------------------------------------------------------------------- with DataPruning
-
-
 @pytest.mark.parametrize(
     "form", [DataPruning(0.5, 2, quota=None), DataPruning(0.5, 2, after="restart", quota=None)]
 )
@@ -961,9 +899,6 @@ def test_a_restart_that_would_undo_pruning_is_refused() -> None:
             fit(WeightPruning(sparsity=0.8, start=start, end=4), data)
 
 
-# ---------------------------------------------------------------------------------------------- refused
-
-
 @pytest.mark.parametrize(
     ("options", "match"),
     [
@@ -978,6 +913,9 @@ def test_a_restart_that_would_undo_pruning_is_refused() -> None:
 def test_arguments_are_checked(options: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         WeightPruning(**options)
+
+
+GRADIENT = {"criterion": criteria.gradient}
 
 
 @pytest.mark.parametrize(
@@ -999,16 +937,8 @@ def test_arguments_are_checked(options: dict[str, Any], match: str) -> None:
             {},
             "needs `num_groups`: give criterion_options={'num_groups': ...}",
         ),
-        (
-            {"criterion": criteria.gradient, "dataloader": []},
-            {},
-            "at least one batch .* it gave none",
-        ),
-        (
-            {"criterion": criteria.gradient, "loss_fn": lambda module, batch: None},
-            {},
-            "`loss_fn` must return a loss",
-        ),
+        (GRADIENT | {"dataloader": []}, {}, "at least one batch .* it gave none"),
+        (GRADIENT | {"loss_fn": lambda module, batch: None}, {}, "`loss_fn` must return a loss"),
     ],
 )
 def test_refused_before_or_at_the_first_pruning(
@@ -1048,10 +978,6 @@ def test_other_refusals() -> None:
 
 
 def test_sharded_strategies_are_refused() -> None:
-    from types import SimpleNamespace
-
-    from lightning.pytorch.strategies import FSDPStrategy
-
     trainer = SimpleNamespace(callbacks=[], strategy=FSDPStrategy())
     with pytest.raises(ValueError, match="but FSDPStrategy shards them: use DDP or one device"):
         WeightPruning().setup(trainer, Net(), "fit")  # type: ignore[arg-type]

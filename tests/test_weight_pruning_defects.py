@@ -13,9 +13,9 @@ import lightning
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ModelPruning
+from lightning.pytorch.callbacks import Callback, ModelPruning
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from test_weight_pruning import Net, fit
+from test_weight_pruning import Net, fit, save_all
 from torch import nn
 from users import Blobs
 
@@ -57,8 +57,7 @@ class Sparsity(Callback):
 
 def saved(folder: Path, prune: ModelPruning, monitor: str | None = None) -> list[Path]:
     """The checkpoints of six epochs."""
-    save = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1, monitor=monitor)
-    fit(None, prune, save, enable_checkpointing=True)
+    fit(None, prune, save_all(folder, monitor), enable_checkpointing=True)
     return sorted(folder.glob("*.ckpt"))
 
 

@@ -32,26 +32,14 @@ pytestmark = [
     ),
 ]
 TOTAL = 8 * 24 + 24 * 12
+GEOMETRIC: dict[str, Any] = {"schedule": "geometric"}
 PRUNE: dict[str, dict[str, Any]] = {
     "gradual": {"criterion": "gradient", "schedule": "cubic", "start": 1, "end": 3},
     "one_shot": {"criterion": "undecayed", "schedule": "one_shot", "start": 2, "end": 4},
-    "rewind": {
-        "criterion": "magnitude",
-        "schedule": "geometric",
-        "start": 2,
-        "end": 4,
-        "every": 2,
-        "rewind": 1,
-    },
-    "steps": {
-        "criterion": "random",
-        "schedule": "geometric",
-        "interval": "step",
-        "start": 5,
-        "end": 45,
-        "every": 10,
-        "rewind": "start",
-    },
+    "rewind": GEOMETRIC | {"criterion": "magnitude", "start": 2, "end": 4, "every": 2, "rewind": 1},
+    "steps": GEOMETRIC
+    | {"criterion": "random", "interval": "step", "start": 5, "end": 45, "every": 10}
+    | {"rewind": "start"},
 }
 SPARSITY = 0.87
 
@@ -84,29 +72,27 @@ class Zeros(Callback):
         self.counts[trainer.global_step] = sum(int((w == 0).sum()) for w in weights)
 
 
+def drawn(model: nn.Module) -> Any:
+    return {n: torch.rand_like(p) for n, p in model.named_parameters()}
+
+
 def run(
     *,
     prune: dict[str, Any],
     checkpoint: dict[str, Any] | None = None,
     folder: str | None = None,
     resume: str | None = None,
-    seed: int | None = 1,
     unsynced: bool = False,
     batch_size: int = 10,
     **trainer: Any,
 ) -> dict[str, Any]:
     """Fits once; what came out."""
-    if seed is None:
+    if unsynced:
         unseed()
     else:
-        pl.seed_everything(seed, verbose=False)
+        pl.seed_everything(1, verbose=False)
     options = {"sparsity": SPARSITY} | prune
-    if unsynced:
-        options["criterion"] = lambda model: {
-            n: torch.rand_like(p) for n, p in model.named_parameters()
-        }
-    else:
-        options["criterion"] = getattr(criteria, options["criterion"])
+    options["criterion"] = drawn if unsynced else getattr(criteria, options["criterion"])
     options["schedule"] = getattr(schedules, options["schedule"])
     callback, zeros = WeightPruning(**options), Zeros()
     callbacks: list[Any] = [callback, zeros]
@@ -245,9 +231,6 @@ def test_from_a_checkpoint_without_the_callback(tmp_path: Path) -> None:
             assert [h.epoch for h in callback.history] == [2, 3]
 
 
-# ----------------------------------------------------------------------------------------- two ranks
-
-
 def unseed() -> None:
     """As in a process that never called seed_everything: every rank has a random state of its own."""
     os.environ.pop("PL_GLOBAL_SEED", None)
@@ -309,7 +292,7 @@ def test_two_ranks(tmp_path: Path) -> None:
         for n in names
     ]
     # Ranks with other random states, and a criterion that takes from them.
-    fits.append({"prune": PRUNE["gradual"], "unsynced": True, "seed": None, **DDP})
+    fits.append({"prune": PRUNE["gradual"], "unsynced": True, **DDP})
     fits += [{"what": "theirs"}, {"what": "refused"}]
     (tmp_path / "first").mkdir()
     *full, unsynced, by_lightning, errors = launch(fits, tmp_path / "first")

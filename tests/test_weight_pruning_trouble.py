@@ -10,13 +10,9 @@ import numpy as np
 import pytest
 import torch
 import users
-from lightning.pytorch.callbacks import (
-    LearningRateFinder,
-    ModelCheckpoint,
-    OnExceptionCheckpoint,
-)
+from lightning.pytorch.callbacks import LearningRateFinder, OnExceptionCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from test_weight_pruning import PRUNABLE, Net, Noisy, fit, zeros
+from test_weight_pruning import PRUNABLE, Net, Noisy, digest, fit, save_all, zeros
 from torch import nn
 from torchmetrics import Metric
 from users import NUM_CLASSES, Data
@@ -31,9 +27,6 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-# ------------------------------------------------------------------------------- a fit that is broken off
-
-
 @pytest.mark.filterwarnings("ignore:.*ckpt_path")  # looks in vain for one of the broken fit
 def test_a_pruning_that_failed_is_made_up_for_by_the_fit_that_goes_on(tmp_path: Path) -> None:
     calls: list[int] = []
@@ -46,12 +39,9 @@ def test_a_pruning_that_failed_is_made_up_for_by_the_fit_that_goes_on(tmp_path: 
 
     whole = WeightPruning(sparsity=0.8, start=1, end=3)
     fit(whole)
+    prune = WeightPruning(fails_once, 0.8, start=1, end=3)
     with pytest.raises(RuntimeError, match="out of memory"):
-        fit(
-            WeightPruning(fails_once, 0.8, start=1, end=3),
-            OnExceptionCheckpoint(tmp_path),
-            enable_checkpointing=True,
-        )
+        fit(prune, OnExceptionCheckpoint(tmp_path), enable_checkpointing=True)
     (path,) = tmp_path.glob("*.ckpt")
     prune = WeightPruning(fails_once, 0.8, start=1, end=3)
     model = fit(prune, resume=path)
@@ -61,8 +51,7 @@ def test_a_pruning_that_failed_is_made_up_for_by_the_fit_that_goes_on(tmp_path: 
 
 def test_masks_of_a_checkpoint_that_is_only_looked_at(tmp_path: Path) -> None:
     prune = WeightPruning(sparsity=0.8, start=1, end=3)
-    save = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
-    fit(prune, save, enable_checkpointing=True, max_epochs=5)
+    fit(prune, save_all(tmp_path), enable_checkpointing=True, max_epochs=5)
     for again in (WeightPruning(sparsity=0.8, start=1, end=3), prune):
         model = Net()
         trainer = users.trainer(callbacks=[again])
@@ -79,38 +68,24 @@ def test_a_pruned_model_that_is_trained_on_keeps_its_zeros() -> None:
 
 
 def test_a_rewind_is_neither_dropped_nor_taken_over_silently(tmp_path: Path) -> None:
-    save = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
     prune = WeightPruning(sparsity=0.8, start=2, end=3, rewind=1)
-    fit(prune, save, enable_checkpointing=True, max_epochs=4)
+    fit(prune, save_all(tmp_path), enable_checkpointing=True, max_epochs=4)
     with pytest.raises(ValueError, match="`rewind`=None where the checkpoint has 1"):
         fit(WeightPruning(sparsity=0.8, start=2, end=3), resume=tmp_path / "epoch=1.ckpt")
 
 
-# ------------------------------------------------------------------- numbers that come from elsewhere
-
-
 def test_numbers_of_numpy_leave_plain_checkpoints_and_records(tmp_path: Path) -> None:
-    prune = WeightPruning(
-        sparsity=np.linspace(0.5, 0.9, 3)[1],
-        start=np.int64(1),  # type: ignore[arg-type]
-        end=np.float64(0.5),
-        every=np.int64(2),  # type: ignore[arg-type]
-        floor=np.int64(2),  # type: ignore[arg-type]
-        rewind=np.int64(0),  # type: ignore[arg-type]
-        seed=np.int64(3),  # type: ignore[arg-type]
-    )
+    counts: Any = {"start": 1, "every": 2, "floor": 2, "rewind": 0, "seed": 3}
+    counts = {name: np.int64(count) for name, count in counts.items()}
+    prune = WeightPruning(sparsity=np.linspace(0.5, 0.9, 3)[1], end=np.float64(0.5), **counts)
     logger = CSVLogger(tmp_path, name="", version="")
-    fit(prune, ModelCheckpoint(tmp_path), logger=logger, enable_checkpointing=True)
+    fit(prune, save_all(tmp_path), logger=logger, enable_checkpointing=True)
     assert [h.epoch for h in prune.history] == [1, 3]
-    (path,) = tmp_path.glob("*.ckpt")
-    state = torch.load(path, weights_only=True)["callbacks"]["WeightPruning"]
+    state = torch.load(tmp_path / "epoch=5.ckpt", weights_only=True)["callbacks"]["WeightPruning"]
     assert state["plan"]["timing"]["sparsity"] == 0.7
     settings = SparsityRecord.load(tmp_path).settings
     assert settings == json.loads(json.dumps(prune.record.settings))
     assert (settings["every"], settings["seed"], settings["rewind"]) == (2, 3, 0)
-
-
-# ----------------------------------------------------------- other callbacks, optimisers that are changed
 
 
 class Later(LearningRateFinder):
@@ -127,10 +102,8 @@ class Later(LearningRateFinder):
 @pytest.mark.filterwarnings("ignore")  # the finder's own
 def test_a_learning_rate_finder_in_the_middle(tmp_path: Path) -> None:
     prune = WeightPruning(sparsity=0.8, start=1, end=4)
-    finder = Later(num_training_steps=5, update_attr=False)
-    save = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
-    model = Net()
-    fit(prune, finder, save, model=model, enable_checkpointing=True, default_root_dir=tmp_path)
+    finder, save = Later(num_training_steps=5, update_attr=False), save_all(tmp_path)
+    fit(prune, finder, save, enable_checkpointing=True, default_root_dir=tmp_path)
     assert [h.epoch for h in prune.history] == [1, 2, 3, 4]
     state = torch.load(tmp_path / "epoch=5.ckpt", weights_only=True)["callbacks"]["WeightPruning"]
     assert state["done"] == 4
@@ -146,9 +119,7 @@ def test_an_optimiser_that_is_made_in_the_middle(optimizer: Any, at: int) -> Non
                 self.trainer.strategy.setup_optimizers(self.trainer)
 
     prune = WeightPruning(sparsity=0.8, start=2, end=2)
-    model = Anew(optimizer, lr=0.01)
-    fit(prune, model=model)
-    assert zeros(model) == round(0.8 * PRUNABLE)
+    assert zeros(fit(prune, model=Anew(optimizer, lr=0.01))) == round(0.8 * PRUNABLE)
 
 
 def test_the_closure_of_lbfgs_never_sees_a_removed_weight(tmp_path: Path) -> None:
@@ -171,13 +142,11 @@ def test_the_closure_of_lbfgs_never_sees_a_removed_weight(tmp_path: Path) -> Non
     found = []
     for resume in (None, tmp_path / "epoch=2.ckpt"):
         prune = WeightPruning(sparsity=0.8, start=1, end=4)
-        save = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, save_last=False)
-        more = [save] if resume is None else []
-        model = Deterministic()
-        data = Data(shuffle=False)
-        fit(prune, *more, model=model, data=data, enable_checkpointing=not resume, resume=resume)
+        more = [] if resume else [save_all(tmp_path)]
+        options = {"data": Data(shuffle=False), "enable_checkpointing": not resume}
+        model = fit(prune, *more, model=Deterministic, resume=resume, **options)
         assert model.looks
-        found.append([value.tolist() for value in model.state_dict().values()])
+        found.append(digest(model))
     assert found[0] == found[1]
 
 
@@ -219,9 +188,6 @@ def test_epochs_that_become_shorter_fit_into_max_steps() -> None:
     data = DataPruning(0.3, 2, quota=None)
     fit(prune, data, data=Data(drop_last=True), max_epochs=10, max_steps=40)
     assert [h.step for h in prune.history] == [23, 26, 29, 32]
-
-
-# ------------------------------------------------------------------------------------ unusual models
 
 
 def test_a_classifier_with_a_parametrisation_stays_dense() -> None:
