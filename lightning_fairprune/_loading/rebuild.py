@@ -82,33 +82,16 @@ def rebuild(
     check_restrictable(loader)
     dataset = sampled_dataset(loader)
     size = len(dataset)  # type: ignore[arg-type]
-    sampler = loader.sampler
-    shuffle, weights, draws, drop_uneven = True, None, None, False
-    if isinstance(sampler, DistributedSampler):
-        num_replicas, rank = sampler.num_replicas, sampler.rank
-        shuffle, drop_uneven = sampler.shuffle, sampler.drop_last
-    elif isinstance(sampler, WeightedRandomSampler):
-        weights, draws = sampler.weights, sampler.num_samples
-    elif isinstance(sampler, RandomSampler) and sampler.replacement:
-        weights, draws = torch.ones(size), sampler.num_samples
-    elif isinstance(sampler, RandomSampler):
-        draws = sampler.num_samples
-    elif isinstance(sampler, SequentialSampler):
-        shuffle = False
+    order = {"num_replicas": num_replicas, "rank": rank} | _order_of(loader.sampler, size)
     stateful = hasattr(loader, "load_state_dict")  # torchdata's resumes by itself
     assert loader.batch_size is not None  # check_restrictable has checked it
     epoch_sampler = EpochSampler(
         size,
         kept=kept,
-        shuffle=shuffle,
-        weights=weights,
-        draws=draws,
         seed=seed,
-        num_replicas=num_replicas,
-        rank=rank,
-        drop_last=drop_uneven,
         epoch=epoch,
         skip=0 if stateful else batches_seen * loader.batch_size,
+        **order,
     )
     options: dict[str, Any] = {
         name: getattr(loader, name) for name in _COPIED if hasattr(loader, name)
@@ -126,6 +109,19 @@ def rebuild(
             f"a {type(loader).__name__} cannot be rebuilt over the kept samples ({error}): its "
             "__init__ must take the keyword arguments of torch.utils.data.DataLoader."
         ) from error
+
+
+def _order_of(sampler: Any, size: int) -> dict[str, Any]:
+    """Returns the arguments of an `EpochSampler` that draws as `sampler` does."""
+    if isinstance(sampler, DistributedSampler):
+        names = ("num_replicas", "rank", "shuffle", "drop_last")
+        return {name: getattr(sampler, name) for name in names}
+    if isinstance(sampler, WeightedRandomSampler):
+        return {"weights": sampler.weights, "draws": sampler.num_samples}
+    if isinstance(sampler, RandomSampler):
+        weights = torch.ones(size) if sampler.replacement else None
+        return {"weights": weights, "draws": sampler.num_samples}
+    return {"shuffle": not isinstance(sampler, SequentialSampler)}
 
 
 def sampled_dataset(loader: DataLoader[Any]) -> Dataset[Any]:

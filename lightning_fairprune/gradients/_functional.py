@@ -103,6 +103,12 @@ def _piece(
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
         losses, norms2, inputs, ends = torch.vmap(of_each)(*leaves(tree))
+    return losses, norms2 + _of_layers(layers, calls, inputs, ends).norms2(norms2)
+
+
+def _of_layers(
+    layers: Layers, calls: list[Call], inputs: Iterable[Tensor], ends: Iterable[Tensor]
+) -> Uses:
     uses = Uses(layers)
     for call in calls:
         uses.expect(call.layer)
@@ -110,7 +116,7 @@ def _piece(
         axis = layers.axes[call.layer]
         assert axis is not None, "checked by the caller"
         uses.add(call.layer, x.squeeze(1 + axis), g.squeeze(1 + axis))
-    return losses, norms2 + uses.norms2(norms2)
+    return uses
 
 
 def one_by_one(
