@@ -362,7 +362,7 @@ def test_an_earlier_checkpoint_changes_nothing_outside_of_a_fit(
             if trainer.current_epoch == 1:
                 trainer.save_checkpoint(path)
 
-    model.predict_step = lambda batch: model(batch[0])  # type: ignore[attr-defined]
+    model.predict_step = lambda batch, *_, **__: model(batch[0])  # type: ignore[attr-defined]
     trainer = users.trainer(callbacks=[callback, Early()])
     trainer.fit(model, datamodule=Data())
     before = callback.selection, callback.quota, list(callback.history), callback.dynamics
