@@ -368,7 +368,7 @@ def test_an_earlier_checkpoint_changes_nothing_outside_of_a_fit(
     before = callback.selection, callback.quota, list(callback.history), callback.dynamics
     if not same:
         trainer = users.trainer(callbacks=[callback])
-    getattr(trainer, stage)(model, DataLoader(Blobs(60, seed=1), 20), ckpt_path=path)
+    getattr(trainer, stage)(model, DataLoader(Blobs(60, seed=1), batch_size=20), ckpt_path=path)
     assert callback.selection is before[0]
     assert callback.quota is before[1]
     assert callback.history == before[2]
