@@ -32,20 +32,16 @@ def group_importance(
     in batch b and the mean is over the batches that have some: Lin, Kim and Joo, "FairGRAPE: Fairness-aware GRAdient
     Pruning mEthod for Face Attribute Classification" (ECCV 2022, arXiv 2207.10888). The published code adds up
     the gradients of groups and batches before squaring, trains while it scores, in train mode, and divides by all
-    batches even if a group was in few; none of this is done here. So I_g depends on the sizes of the batches:
-    squares of noisy gradients are larger than those of the mean.
-
-    Each sample goes through the model once, in one pass per batch and group. Memory: `num_groups` copies of the
-    scored weights. The model is left as it was. With torch.distributed, ranks score their own batches and all get
-    the same.
+    batches even if a group was in few; none of this is done here. I_g depends on the batch size: squares of noisy
+    gradients are larger than those of the mean. Memory: `num_groups` copies of the scored weights. Ranks and the model
+    are treated as in `gradient`.
 
     Args:
         model: As for `gradient`.
         batches: As for `gradient`; every tensor with the samples along its first axis.
         loss_fn: (outputs, target) -> mean loss over the batch, scalar; called for the samples of one group at a time.
         num_groups: Number of groups G, at least 1.
-        groups: Batch, as `batches` yields it -> ids of the groups of its samples in [0, G), integer, [B]; None takes the
-            target, so that classes are groups.
+        groups: Batch, as `batches` yields it -> group ids in [0, G), integer [B]; None takes the target.
         parameters: As for `gradient`.
 
     Returns:

@@ -23,27 +23,24 @@ def gradient(
 ) -> dict[str, Tensor]:
     r"""Return the first-order change of the loss when each weight is set to 0, `|\theta g|`.
 
-    g is the gradient of the mean loss over all samples of `batches`. The codes published with Good et al.,
-    "Recall Distortion in Neural Network Pruning and the Undecayed Pruning Algorithm" (NeurIPS 2022), and with
-    ShrinkBench take one batch in train mode. Here the model is in eval mode: dropout and batch statistics would make
-    the saliency random. At initialisation the running statistics of normalisation layers do not fit the data
-    yet; let some batches through in train mode before, if that matters.
+    g is the gradient of the mean loss over all samples of `batches`, in eval mode: dropout and batch statistics would
+    make the saliency random. The codes published with Good et al., "Recall Distortion in Neural Network Pruning and the
+    Undecayed Pruning Algorithm" (NeurIPS 2022), and with ShrinkBench take one batch in train mode. At initialisation,
+    first run some batches in train mode so that the running statistics of normalisation layers fit the data.
 
-    The model is left as it was: weights, gradients, buffers, modes, flags. So are torch's random states. One
-    forward and backward pass per batch; memory of a copy of the model on top. With torch.distributed, ranks
-    score their own batches and all get the same saliency.
+    The model and the random states are restored. One forward and backward pass per batch, and the memory of a copy
+    of the model. With torch.distributed, ranks score their own batches and all get the same saliency.
 
     Args:
         model: The network itself, without a wrapper for several processes.
-        batches: Pairs (inputs, target), such as a DataLoader yields; brought to the model's device. Inputs are a
-            tensor, a tuple or list (positional arguments) or a mapping (named arguments). Batches count by
-            their sizes: the length of the first tensor found in the inputs.
+        batches: Pairs (inputs, target); brought to the model's device. Inputs are a tensor, a tuple or list
+            (positional arguments) or a mapping (named arguments). The first tensor in them has the size of the batch.
         loss_fn: (outputs, target) -> mean loss over the batch, scalar.
         parameters: Names of the parameters to score; None takes those of `prunable`.
 
     Returns:
         Saliency by parameter name, >= 0, higher = keep, shape and device of the weight, float32 (float64 for float64
-        weights). A parameter on which the loss does not depend gets 0.
+        weights); 0 where the loss does not depend on it.
 
     Raises:
         ValueError: If there are no batches, a name is unknown, there is no weight to score, or the loss is no
@@ -74,14 +71,11 @@ def snip(
 ) -> dict[str, Tensor]:
     r"""Return the share of each weight in the sensitivity of all, `|\theta g| / \sum |\theta g|`.
 
-    Lee et al., "SNIP: Single-shot network pruning based on connection sensitivity" (ICLR 2019, arXiv 1810.02340):
-    the derivative by a gate of 1 in front of each weight. It ranks weights as `gradient` does; only the scale
-    differs, by which models or rounds can be compared. The paper uses it once, at initialisation.
-
-    Arguments and errors are those of `gradient`.
+    Lee et al., "SNIP: Single-shot network pruning based on connection sensitivity" (ICLR 2019, arXiv 1810.02340), who
+    use it once, at initialisation. It ranks weights as `gradient` does. Arguments and errors are those of `gradient`.
 
     Returns:
-        As `gradient`, in [0, 1], 1 in sum. All 0 if every gradient is.
+        As `gradient`, in [0, 1], 1 in sum; all 0 if every gradient is 0.
 
     Example:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -109,11 +103,10 @@ def undecayed(
     `|-\theta G + \epsilon \theta^2|`: Good et al., "Recall Distortion in Neural Network Pruning and the Undecayed
     Pruning Algorithm" (NeurIPS 2022, section 3). The two forms differ in what G is the gradient of:
 
-    * `"code"`: the data loss, `|-\theta g + \epsilon \theta^2|`, as in the published code, where SGD adds the decay
-      and the loss does not have it. So are the published results, which differ from those of `gradient`. The
-      terms may cancel, and where training has converged, `g = -\epsilon \theta`, it ranks as `magnitude` does.
-    * `"paper"`: the loss with its decay, `loss + \epsilon/2 ||\theta||^2`, as the formula says. The decay then
-      cancels, `G = g + \epsilon \theta`, and this is `gradient`, up to rounding.
+    * `"code"`: the data loss, as in the published code and results: `|-\theta g + \epsilon \theta^2|`. After
+      convergence, `g = -\epsilon \theta`, it ranks as `magnitude` does.
+    * `"paper"`: the loss with its decay, `loss + \epsilon/2 ||\theta||^2`, as in the formula. The decay cancels, and
+      this is `gradient`, up to rounding.
 
     Args:
         model: As for `gradient`.
@@ -153,15 +146,14 @@ def undecayed(
 def weight_decay_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """Return the weight decay with which an optimiser trains each parameter.
 
-    For SGD it is epsilon of `undecayed`: the gradient of `epsilon/2 ||theta||^2`. AdamW shrinks weights apart from the
-    gradient, with no such loss; the number is the same, its meaning less exact.
+    For SGD it is epsilon of `undecayed`. AdamW decays weights apart from the gradient, so there it is an approximation.
 
     Args:
         model: The network.
         optimizer: An optimiser of its parameters, whose groups may differ in `weight_decay`.
 
     Returns:
-        Weight decay by parameter name, of all parameters; 0 for those that the optimiser does not have.
+        Weight decay by parameter name; 0 for parameters that the optimiser does not have.
 
     Raises:
         ValueError: If the optimiser has none of the model's parameters.

@@ -24,22 +24,19 @@ def features_of(
     spatial: Spatial = "mean",
     forward: Callable[[nn.Module, Any], Any] | None = None,
 ) -> Tensor:
-    """Return what a layer of the network computes for every sample, or what it is given.
+    """Return the output, or the input, of a layer for every sample.
 
-    One pass in evaluation mode and without gradients. Afterwards, also after an error, the model is as it was, and so
-    are random states. The features of a batch go to the host as they are computed.
+    One pass in eval mode without gradients; the model and the random states are restored.
 
     Args:
         model: any module; batches are moved to the device of its first parameter.
-        batches: the samples in order, such as a DataLoader without shuffling: each an input tensor, or a tuple or
-            list that begins with one.
+        batches: the samples in order, not shuffled: each an input tensor, or a tuple or list that begins with one.
         layer: name of a submodule as in `model.named_modules()`, such as "backbone.fc"; "" is the model itself.
-        at: "output" takes what the layer returns, "input" its first argument: ``at="input"`` of the last
-            linear layer gives the features that are usual here.
-        spatial: how [B, C, H, W] becomes a row: "mean" over H and W, [B, C], or "flatten", [B, C H W]. Features of any
-            other number of axes are flattened.
-        forward: ``(model, batch)``, runs the network on a batch of another form; it is called with the batch as it is
-            and the result is not looked at.
+        at: "output" takes what the layer returns, "input" its first argument; the usual features are the input of
+            the last linear layer.
+        spatial: how [B, C, H, W] becomes a row: "mean" over H and W, [B, C], or "flatten", [B, C H W]. Features with
+            another number of axes are flattened.
+        forward: ``(model, batch)``, runs the network on a batch of another form; its result is ignored.
 
     Returns:
         Features [N, D] in the dtype of the layer, on the CPU.

@@ -26,9 +26,8 @@ def k_center(
     least possible. As a coreset: Sener & Savarese, "Active Learning for Convolutional Neural Networks" (ICLR 2018, arXiv 1708.00489),
     Algorithm 1. The budget does not change the order: fewer samples are the first of more.
 
-    The result is exact: a distance is the float64 square root of the sum of squared differences, and of equally far
-    samples the lowest index is next. So copies of what was chosen come last, by index. Half precision is computed in
-    float32. Memory is a few copies of the features, on their device, and never a table of distances.
+    The result is exact: distances are float64, and of equally far samples the lowest index is next. Half precision is
+    computed in float32. Memory is a few copies of the features, on their device, and never a table of distances.
 
     Args:
         features: finite float [N, D], one row per sample, such as the input of a network's last layer.
@@ -75,12 +74,9 @@ def k_center(
 def k_center_distance(features: Tensor) -> Tensor:
     r"""Return how far each sample was from the centres of `k_center` when it was chosen as the next.
 
-    `k_center` as a score, whatever the budget: ``select(target, budget, score=..., keep="hard")`` keeps exactly the
-    samples that it chooses, as the distance at which a sample is chosen never grows along the order. Under quotas take
-    `class_k_center`, which starts again in every class.
-
-    All samples are put in order, which costs several times what a third of them would: `k_center` with a budget
-    is quicker.
+    `k_center` as a score: ``select(target, budget, score=..., keep="hard")`` keeps exactly the samples that it chooses,
+    for every budget. Under quotas use `class_k_center`. Ordering all samples costs several times as much as `k_center`
+    with a budget of a third.
 
     Args:
         features: finite float [N, D].
@@ -111,11 +107,9 @@ def class_k_center(
 ) -> Tensor:
     r"""Return how far each sample was from the centres of its class when it was chosen as the next.
 
-    `k_center` in every class by itself, as a score: ``select(target, quota, score=..., keep="hard")`` keeps exactly
-    the first `quota[k]` centres of every class, under any quota. The distance at which a sample is chosen never
-    grows along the order, and equal distances are in order of their indices, which is how `select` reads a score.
-    It is also the radius within which the samples chosen before cover the class. So with an int as quota, `select`
-    covers all classes to the same radius.
+    `k_center` in each class, as a score: ``select(target, quota, score=..., keep="hard")`` keeps exactly the first
+    `quota[k]` centres of every class, under any quota. The score is also the radius within which the samples chosen
+    before cover the class, so with an int as quota `select` covers all classes to the same radius.
 
     Args:
         features: finite float [N, D].

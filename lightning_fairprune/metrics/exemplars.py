@@ -88,9 +88,7 @@ class Churn(Metric):
 
 
 def churn(preds: Tensor, reference: Tensor) -> Tensor:
-    """Return the share of samples whose predicted class differs from the reference's.
-
-    The function of `Churn`.
+    """Return the share of samples whose predicted class differs from the reference's, as `Churn` does.
 
     Args:
         preds: logits or probabilities, floating point [N, C], or class ids, whole numbers [N].
@@ -147,16 +145,10 @@ def taxicab_distance(pred: Tensor, reference: Tensor) -> Tensor:
     Hooker et al., "Characterising Bias in Compressed Models" (arXiv 2010.03058). Shares, and not counts,
     compare populations of different size.
 
-    Args:
-        pred: as for `pruning_identified_exemplars`.
-        reference: as for `pruning_identified_exemplars`.
+    Arguments and errors are those of `pruning_identified_exemplars`.
 
     Returns:
         Distances in [0, 2], float64 [N]; 2 = no label in common. Equal distances are exactly equal.
-
-    Raises:
-        TypeError: If the ids are not whole numbers.
-        ValueError: If the shapes do not fit, there is no model, or an id is negative.
 
     Example:
         Sample 0: all agree. Sample 1: half of the pruned models moved away.
@@ -185,9 +177,8 @@ def compression_identified_exemplars(
         Sample ids, the greatest distance first, ties by id, int64.
 
     Raises:
-        TypeError: If the ids are not whole numbers.
-        ValueError: If the shapes do not fit, there is no model, an id is negative, or not exactly one of
-            `count` and `threshold` is given and in range.
+        TypeError: As `pruning_identified_exemplars`.
+        ValueError: Likewise; if not exactly one of `count` and `threshold` is given and in range.
 
     Example:
         >>> pruned = torch.tensor([[0, 1, 2], [0, 2, 2]])
