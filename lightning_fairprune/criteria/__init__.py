@@ -1,7 +1,7 @@
-"""Weight saliency: how much each weight of a network matters, and so which go when it is pruned.
+"""Weight saliency: how much each weight of a network matters, and so which ones to prune.
 
-Every criterion returns {parameter name: saliency}, higher = keep, and leaves the model exactly as it was. Without
-`parameters`, those of `prunable` are scored.
+Every criterion returns {parameter name: saliency}, higher = keep, of the shape and on the device of the weight, float32
+(float64 for float64 weights), and leaves the model and the random states exactly as they were.
 """
 
 from __future__ import annotations

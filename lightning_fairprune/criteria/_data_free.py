@@ -24,8 +24,7 @@ def magnitude(model: nn.Module, *, parameters: Iterable[str] | None = None) -> d
         parameters: Names of the parameters to score; None takes those of `prunable`.
 
     Returns:
-        Saliency by parameter name, >= 0, higher = keep, shape and device of the weight, float32 (float64 for float64
-        weights).
+        Saliency >= 0 by parameter name, shape and device of the weight, float32 (float64 for float64 weights).
 
     Raises:
         ValueError: If a name is unknown, or there is no weight to score.
@@ -44,15 +43,10 @@ def magnitude(model: nn.Module, *, parameters: Iterable[str] | None = None) -> d
 def random(
     model: nn.Module, *, seed: int = 0, parameters: Iterable[str] | None = None
 ) -> dict[str, Tensor]:
-    """Return a uniform random number for each weight.
+    """Return a uniform random number in [0, 1) for each weight.
 
-    It depends on the seed and on the name and shape of the parameter, on nothing else: all ranks and devices get
-    the same, whatever other layers there are. Torch's random state plays no part.
-
-    The seed is any whole number; other arguments and errors are those of `magnitude`.
-
-    Returns:
-        As `magnitude`, in [0, 1); float64 weights get the same numbers.
+    It depends only on `seed`, any integer, and on the name and shape of the parameter: all ranks, devices and dtypes get
+    the same, whatever torch's random state. Otherwise as `magnitude`.
 
     Example:
         >>> first = random(nn.Linear(3, 2), seed=1)["weight"]

@@ -7,7 +7,6 @@ from torch import Tensor
 
 
 def check_sparsity(sparsity: float) -> None:
-    """Raises unless it is a fraction of weights that can go."""
     if not 0 <= sparsity < 1:
         raise ValueError(
             f"`sparsity` must be the fraction of weights removed, in [0, 1), got {sparsity}."
@@ -15,7 +14,6 @@ def check_sparsity(sparsity: float) -> None:
 
 
 def num_kept(size: int, sparsity: float) -> int:
-    """Returns how many of `size` weights stay."""
     return size - round(size * sparsity)
 
 

@@ -30,26 +30,27 @@ def group_importance(
 
     `I_g(w) = mean_b (\theta \partial L_{b,g} / \partial \theta)^2`, where `L_{b,g}` is the loss of the samples of group g
     in batch b and the mean is over the batches that have some: Lin, Kim and Joo, "FairGRAPE: Fairness-aware GRAdient
-    Pruning mEthod for Face Attribute Classification" (ECCV 2022, arXiv 2207.10888). The published code adds up
+    Pruning mEthod for Face Attribute Classification" (ECCV 2022, arXiv 2207.10888). The published code instead adds up
     the gradients of groups and batches before squaring, trains while it scores, in train mode, and divides by all
-    batches even if a group was in few; none of this is done here. I_g depends on the batch size: squares of noisy
-    gradients are larger than those of the mean. Memory: `num_groups` copies of the scored weights. Ranks and the model
-    are treated as in `gradient`.
+    batches even if a group was in few. I_g depends on the batch size: squares of noisy gradients are larger than those
+    of the mean. Memory: `num_groups` copies of the scored weights.
+
+    `model` and `parameters` are as for `gradient`, and so are the other errors.
 
     Args:
-        model: As for `gradient`.
-        batches: As for `gradient`; every tensor with the samples along its first axis.
+        model: The network.
+        batches: Pairs (inputs, target); every tensor with the samples along its first axis.
         loss_fn: (outputs, target) -> mean loss over the batch, scalar; called for the samples of one group at a time.
         num_groups: Number of groups G, at least 1.
         groups: Batch, as `batches` yields it -> group ids in [0, G), integer [B]; None takes the target.
-        parameters: As for `gradient`.
+        parameters: Names of the parameters to score.
 
     Returns:
-        Importance by parameter name, >= 0, [G, *shape of the weight], on its device, float32 (float64 for float64 weights).
+        Importance >= 0 by parameter name, [G, *shape of the weight].
 
     Raises:
-        ValueError: As `gradient`; if an id is out of range or a group has no sample in any batch.
-        TypeError: As `gradient`; if ids are no tensor.
+        ValueError: If an id is out of range or a group has no sample in any batch.
+        TypeError: If ids are no tensor.
 
     Example:
         One sample per group, g = x: (2 * 1)^2 and (-3 * 1)^2 for the first, (2 * 2)^2 and 0 for the second.
@@ -104,33 +105,24 @@ def fairgrape_masks(
 ) -> dict[str, Tensor]:
     r"""Return which weights stay so that every group keeps its share in the importance of each layer.
 
-    In the dense layer group g has the share `\sum_w I_g(w) / \sum_{g'} \sum_w I_{g'}(w)` of the importance, I as
-    `group_importance` gives it. Starting from none, the group that is furthest below its share among the weights kept so
-    far has its most important weight kept next: Lin, Kim and Joo, "FairGRAPE" (ECCV 2022, arXiv 2207.10888,
-    algorithm 1). A group that the dense network serves badly stays badly served: shares are kept, not evened out.
+    In the dense layer group g has the share `\sum_w I_g(w) / \sum_{g'} \sum_w I_{g'}(w)` of the importance I of
+    `group_importance`. Starting from no weights, the group that is furthest below its share among the weights kept so far
+    has its most important weight kept next: Lin, Kim and Joo, "FairGRAPE" (ECCV 2022, arXiv 2207.10888, algorithm 1).
+    Shares are kept, not evened out: a group that the dense network serves badly stays badly served.
 
-    Exactly `round(sparsity * n)` of the n weights of each parameter go. The published code gives every layer the same
-    sparsity; a mapping gives each its own, for example that of another criterion's masks. The paper prunes in
-    rounds with some training in between: call it after each, with a growing sparsity.
-
+    Exactly `round(sparsity * n)` of the n weights of each parameter are removed. The published code gives every layer
+    the same sparsity. The paper prunes in rounds with training in between: call this after each, with a growing sparsity.
     Memory: on top of `group_importance`, up to `2 * num_groups` copies of the largest layer, for sorting.
 
-    Args:
-        model: As for `gradient`.
-        batches: As for `group_importance`.
-        loss_fn: As for `group_importance`.
-        sparsity: Fraction of weights removed from each parameter, in [0, 1): one for all, or one by parameter name.
-        num_groups: Number of groups G, at least 1.
-        groups: As for `group_importance`; None takes the target.
-        block: Weights kept per decision, at least 1; 1 is the paper's algorithm, a Python step per weight. None takes
-            .5 % of those kept, 200 decisions a layer.
-        parameters: As for `gradient`.
+    Other arguments and errors are those of `group_importance`. `sparsity` is the fraction of weights removed from each
+    parameter, in [0, 1), one for all or one by parameter name. `block` is the number of weights kept per decision, at
+    least 1: 1 is the paper's algorithm, a Python step per weight; None takes .5 % of those kept, 200 decisions a layer.
 
     Returns:
         Masks by parameter name, True = keep, bool, shape and device of the weight.
 
     Raises:
-        ValueError: As `group_importance`; if `sparsity` or `block` is out of range or lacks a parameter.
+        ValueError: If `sparsity` or `block` is out of range, or `sparsity` lacks a parameter.
 
     Example:
         Group 0 owns 13/29 of the importance (4 + 9, 0 + 16): group 1 comes first with the weight worth 16 to it,
@@ -139,8 +131,9 @@ def fairgrape_masks(
         >>> model = nn.Linear(3, 1, bias=False)
         >>> _ = model.weight.data.copy_(torch.tensor([[2.0, -3.0, 9.0]]))
         >>> batch = (torch.tensor([[1.0, 1.0, 0.0], [2.0, 0.0, 0.0]]), torch.tensor([0, 1]))
-        >>> loss = lambda outputs, target: outputs.mean()
-        >>> fairgrape_masks(model, [batch], loss, 1 / 3, num_groups=2)
+        >>> fairgrape_masks(
+        ...     model, [batch], lambda outputs, target: outputs.mean(), 1 / 3, num_groups=2
+        ... )
         {'weight': tensor([[ True,  True, False]])}
     """
     if block is not None and block < 1:

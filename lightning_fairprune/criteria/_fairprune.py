@@ -35,31 +35,26 @@ def fairprune(
 
     `\theta^2 / 2 (h_0 - \beta h_1)`: Wu et al., "FairPrune: Achieving Fairness Through Pruning for Dermatological
     Disease Diagnosis" (MICCAI 2022, arXiv 2203.02110). `h_g` is the second derivative of the mean loss of group g by each
-    weight, in the Gauss-Newton form that the codes use: the diagonal of `J^T H J`, J the derivative of a
-    sample's outputs by the weights and H that of its loss by the outputs, exactly, averaged over the samples. Unlike every
-    other saliency here it may be negative: weights that serve group 1 alone go first.
+    weight, in the Gauss-Newton form of the published codes: the exact diagonal of `J^T H J`, averaged over the samples,
+    with J the derivative of a sample's outputs by the weights and H that of its loss by the outputs. Negative where group
+    1 outweighs: weights that serve group 1 alone are removed first.
 
     Slow, and meant for small networks or a few hundred samples: as many backward passes per sample as there are
-    outputs, by torch.func, in blocks of 256 MiB. The model is left as it was. With torch.distributed, ranks score
-    their own batches and all get the same.
+    outputs, by torch.func, in blocks of 256 MiB. Result and the other errors are those of `gradient`.
 
     Args:
-        model: As for `gradient`; returns one tensor, the samples along its first axis.
-        batches: As for `gradient`; every tensor with the samples along its first axis.
+        model: The network; returns one tensor, the samples along its first axis.
+        batches: Pairs (inputs, target); every tensor with the samples along its first axis.
         loss_fn: (outputs, target) -> mean loss over the batch, scalar, twice differentiable; called for one sample at a
             time, by torch.func.
         groups: Batch, as `batches` yields it -> 0 for samples of the group to protect (the one with the lower
             accuracy), 1 for those of the other, integer, [B].
         beta: Weight of group 1, >= 0.
-        parameters: As for `gradient`.
-
-    Returns:
-        Saliency by parameter name, higher = keep, negative where group 1 outweighs, shape and device of the weight,
-        float32 (float64 for float64 weights).
+        parameters: Names of the parameters to score.
 
     Raises:
-        ValueError: As `gradient`; if an id is neither 0 nor 1, a group has no sample, or `beta` is negative.
-        TypeError: As `gradient`; if ids or outputs are no tensors.
+        ValueError: If an id is neither 0 nor 1, a group has no sample, or `beta` is negative.
+        TypeError: If ids or outputs are no tensors.
 
     Example:
         Squared error of a linear model: J = x and H = 2, so `h_0 = 2 (1, 0)` and `h_1 = 2 (4, 1)`;

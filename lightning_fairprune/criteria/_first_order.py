@@ -28,19 +28,18 @@ def gradient(
     Undecayed Pruning Algorithm" (NeurIPS 2022), and with ShrinkBench take one batch in train mode. At initialisation,
     first run some batches in train mode so that the running statistics of normalisation layers fit the data.
 
-    The model and the random states are restored. One forward and backward pass per batch, and the memory of a copy
-    of the model. With torch.distributed, ranks score their own batches and all get the same saliency.
+    One forward and backward pass per batch, and the memory of a copy of the model. With torch.distributed, ranks score
+    their own batches and all get the same saliency.
 
     Args:
         model: The network itself, without a wrapper for several processes.
-        batches: Pairs (inputs, target); brought to the model's device. Inputs are a tensor, a tuple or list
-            (positional arguments) or a mapping (named arguments). The first tensor in them has the size of the batch.
+        batches: Pairs (inputs, target), which are moved to the model's device. Inputs are a tensor, a tuple or list
+            (positional arguments) or a mapping (named ones); their first tensor has the size of the batch.
         loss_fn: (outputs, target) -> mean loss over the batch, scalar.
         parameters: Names of the parameters to score; None takes those of `prunable`.
 
     Returns:
-        Saliency by parameter name, >= 0, higher = keep, shape and device of the weight, float32 (float64 for float64
-        weights); 0 where the loss does not depend on it.
+        As `magnitude`; 0 where the loss does not depend on the weight.
 
     Raises:
         ValueError: If there are no batches, a name is unknown, there is no weight to score, or the loss is no
@@ -72,10 +71,8 @@ def snip(
     r"""Return the share of each weight in the sensitivity of all, `|\theta g| / \sum |\theta g|`.
 
     Lee et al., "SNIP: Single-shot network pruning based on connection sensitivity" (ICLR 2019, arXiv 1810.02340), who
-    use it once, at initialisation. It ranks weights as `gradient` does. Arguments and errors are those of `gradient`.
-
-    Returns:
-        As `gradient`, in [0, 1], 1 in sum; all 0 if every gradient is 0.
+    use it once, at initialisation. It ranks weights as `gradient` does, with its arguments and errors, in [0, 1] with the
+    sum 1; all 0 if every gradient is 0.
 
     Example:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -103,25 +100,17 @@ def undecayed(
     `|-\theta G + \epsilon \theta^2|`: Good et al., "Recall Distortion in Neural Network Pruning and the Undecayed
     Pruning Algorithm" (NeurIPS 2022, section 3). The two forms differ in what G is the gradient of:
 
-    * `"code"`: the data loss, as in the published code and results: `|-\theta g + \epsilon \theta^2|`. After
-      convergence, `g = -\epsilon \theta`, it ranks as `magnitude` does.
+    * `"code"`: the data loss, as in the published code and results. After convergence, `G = -\epsilon \theta`, it ranks
+      as `magnitude` does.
     * `"paper"`: the loss with its decay, `loss + \epsilon/2 ||\theta||^2`, as in the formula. The decay cancels, and
       this is `gradient`, up to rounding.
 
-    Args:
-        model: As for `gradient`.
-        batches: As for `gradient`.
-        loss_fn: The data loss, without weight decay.
-        weight_decay: Coefficient epsilon >= 0, that of training: one number, or one by parameter name, such as
-            `weight_decay_of` reads from an optimiser. The published code has 5e-4 fixed.
-        form: `"code"` or `"paper"`.
-        parameters: As for `gradient`.
-
-    Returns:
-        As `gradient`.
+    Other arguments, result and errors are those of `gradient`; `loss_fn` is the data loss, without decay. `weight_decay` is
+    the epsilon >= 0 of training, one number or one by parameter name, as `weight_decay_of` reads it from an optimiser;
+    the published code has 5e-4 fixed.
 
     Raises:
-        ValueError: As `gradient`; if `weight_decay` is negative or lacks a parameter, or `form` is neither.
+        ValueError: If `weight_decay` is negative or lacks a parameter, or `form` is neither.
 
     Example:
         g = (1, 1) and epsilon = .5: `|-2 + .5 * 4| = 0`, `|3 + .5 * 9| = 7.5`.
@@ -144,16 +133,9 @@ def undecayed(
 
 
 def weight_decay_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """Return the weight decay with which an optimiser trains each parameter.
+    """Return the weight decay of each parameter in an optimiser, by name; 0 for parameters that it does not have.
 
     For SGD it is epsilon of `undecayed`. AdamW decays weights apart from the gradient, so there it is an approximation.
-
-    Args:
-        model: The network.
-        optimizer: An optimiser of its parameters, whose groups may differ in `weight_decay`.
-
-    Returns:
-        Weight decay by parameter name; 0 for parameters that the optimiser does not have.
 
     Raises:
         ValueError: If the optimiser has none of the model's parameters.

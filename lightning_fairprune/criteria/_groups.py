@@ -23,7 +23,6 @@ def parts(
 
 
 def check_present(seen: Tensor) -> None:
-    """Raises if a group had no sample in any batch."""
     missing = (seen == 0).nonzero().flatten().tolist()
     if missing:
         raise ValueError(

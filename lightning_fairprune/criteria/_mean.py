@@ -47,7 +47,7 @@ def over_batches(
     count: Tensor,
     sums: Iterable[Tensor],
 ) -> None:
-    """Calls `add` with each batch, also as `batches` yields it, for its loss; then adds up what it counted on all ranks."""
+    """Calls `add` for the loss of each batch (also as it was yielded), then sums its counts over all ranks."""
     device = device_of(model)
     with agreed(device), borrowed(model, gradients=True):
         losses = [add(Batch.of(raw, device), raw) for raw in batches]
@@ -93,7 +93,6 @@ def _check_losses(losses: list[Tensor]) -> None:
 
 
 def check_finite(values: Mapping[str, Tensor]) -> None:
-    """Raises if a gradient overflowed or is undefined."""
     for name, value in values.items():
         if not value.isfinite().all():
             raise ValueError(
@@ -103,7 +102,6 @@ def check_finite(values: Mapping[str, Tensor]) -> None:
 
 
 def scalar(loss: object) -> Tensor:
-    """Returns the loss, if it is one number."""
     if not isinstance(loss, Tensor):
         raise TypeError(f"`loss_fn` must return a tensor, got {type(loss).__name__}.")
     if loss.ndim:

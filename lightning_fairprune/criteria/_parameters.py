@@ -11,13 +11,8 @@ from torch.nn.parameter import is_lazy
 from lightning_fairprune._model.parameters import named
 
 _LAYERS = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
+    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
 )
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 # Its own name, and those that `torch.nn.utils.prune` and `torch.nn.utils.parametrize` give it.
@@ -25,19 +20,12 @@ _WEIGHT = ("weight", "weight_orig", "parametrizations.weight.original")
 
 
 def prunable(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the weights that are pruned unless others are asked for.
+    """Return the names of the weights that are pruned by default, as in `model.named_parameters()` and in its order.
 
-    The weights of linear and convolution layers (1d, 2d, 3d, also transposed) and of layers derived from them.
-    Biases, normalisation layers and embeddings are not pruned, nor is a linear weight tied to an embedding; raw
-    parameters, such as `in_proj_weight` of attention, have to be named. A weight that `torch.nn.utils.prune`
-    or `torch.nn.utils.parametrize` has taken over goes by the name of its original.
-
-    Args:
-        model: Any network.
-
-    Returns:
-        Names as in `model.named_parameters()`, in its order; a shared weight once, under its first name. Empty if
-        there is none.
+    These are the weights of linear and convolution layers (1d, 2d, 3d, also transposed) and of layers derived from them; a
+    shared weight once, under its first name. Biases, normalisation layers and embeddings are not pruned, nor is a linear
+    weight tied to an embedding; raw parameters, such as `in_proj_weight` of attention, have to be named. A weight that
+    `torch.nn.utils.prune` or `torch.nn.utils.parametrize` replaced has the name of its original.
 
     Example:
         >>> prunable(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2)))

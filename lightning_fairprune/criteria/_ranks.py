@@ -15,7 +15,7 @@ def _several() -> bool:
 
 
 def total(tensors: Iterable[Tensor]) -> None:
-    """Adds up each tensor over all ranks, in place; the result is the same on all of them, bit by bit."""
+    """Adds up each tensor over all ranks, in place, to the same bits on all of them."""
     if _several():
         for tensor in tensors:
             dist.all_reduce(tensor)
@@ -23,7 +23,7 @@ def total(tensors: Iterable[Tensor]) -> None:
 
 @contextmanager
 def agreed(device: torch.device) -> Iterator[None]:
-    """Raises on every rank if one raises inside: the others would wait for it for ever."""
+    """Raises on every rank if one raises inside: the others would wait for it forever."""
     error: Exception | None = None
     try:
         yield

@@ -22,20 +22,19 @@ def synflow(
     masks: Mapping[str, Tensor] | None = None,
     parameters: Iterable[str] | None = None,
 ) -> dict[str, Tensor]:
-    r"""Return the share of the synaptic flow that goes through each weight.
+    r"""Return the share of the synaptic flow through each weight.
 
     `|\theta \partial R / \partial \theta| / |R|`, where R is the sum of the outputs for one input of ones, of the network
-    whose parameters and floating-point buffers (statistics of batch normalisation) are replaced by their
-    absolute values: Tanaka et al., "Pruning neural networks without any data by iteratively conserving synaptic flow"
-    (NeurIPS 2020, arXiv 2006.05467, equation 2). Division by R is ours: it changes no ranking, and R itself overflows
-    float32 in deep networks. Reckoned in float64, in eval mode. In a network of layers without
-    biases and with ReLUs, all layers sum to 1; softmax, sigmoid and layer normalisation break the theory, not the
-    function.
+    whose parameters and floating-point buffers (statistics of batch normalisation) are replaced by their absolute
+    values: Tanaka et al., "Pruning neural networks without any data by iteratively conserving synaptic flow" (NeurIPS
+    2020, arXiv 2006.05467, equation 2). Division by R is ours: it changes no ranking, and R overflows float32 in deep
+    networks. Computed in float64, in eval mode. In a network of layers without biases and with ReLUs, all layers sum to 1;
+    softmax, sigmoid and layer normalisation break the theory, not the function.
 
     Pruning by it once is no better than other criteria; see `synflow_masks` for the rounds of the paper.
 
     Args:
-        model: The network; left as it was.
+        model: The network.
         example_input: Inputs as the network gets them: a tensor, a tuple or list (positional arguments) or a mapping
             (named ones), the samples along the first axis of every tensor. Of floating-point tensors only the shape
             counts; of others (token ids) the first sample.
@@ -43,15 +42,14 @@ def synflow(
         parameters: Names of the parameters to score; None takes those of `prunable`.
 
     Returns:
-        Saliency by parameter name, >= 0, higher = keep, shape and device of the weight, float32 (float64 for float64
-        weights). All 0 if nothing flows.
+        As `magnitude`; all 0 if nothing flows.
 
     Raises:
         ValueError: If a name is unknown, a mask has another shape than its parameter, there is no weight to score,
             the output does not depend on any of them, or R overflows float64.
 
     Example:
-        R = (|1| + |-3|) * |2| = 8: through the first weight goes 2, through the second 6, through the third all.
+        R = (|1| + |-3|) * |2| = 8: the first weight carries 2, the second 6, the third all.
 
         >>> model = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Linear(1, 1, bias=False))
         >>> _ = model[0].weight.data.copy_(torch.tensor([[1.0, -3.0]]))
@@ -74,31 +72,25 @@ def synflow_masks(
     rounds: int = 100,
     parameters: Iterable[str] | None = None,
 ) -> dict[str, Tensor]:
-    r"""Return which weights stay when the network is pruned by synaptic flow in many small rounds.
+    """Return which weights stay when the network is pruned by synaptic flow in many small rounds.
 
-    After round k of n, `(1 - sparsity)^{k/n}` of the weights are left, those with the most flow in all layers
-    together, scored without the weights already gone: Tanaka et al. (NeurIPS 2020, arXiv 2006.05467, algorithm 1).
-    So no layer empties long before the others, as it does with one round. Biases have a flow of their own: where
-    it outweighs that of the input (narrow layers, biases not 0), the layers below may empty all the same.
+    After round k of n, `(1 - sparsity)^{k/n}` of the weights are left, those with the most flow in all layers together,
+    scored without the weights already removed: Tanaka et al. (NeurIPS 2020, arXiv 2006.05467, algorithm 1). So no layer
+    empties long before the others, as with one round. Biases have a flow of their own: where it outweighs that of the
+    input (narrow layers, biases not 0), the layers below may empty all the same.
 
-    Exactly `round(sparsity * N)` of N weights go; the published code may remove more where scores are equal. Of
-    equal ones the earlier in the order of `model.named_parameters()` stays, and what is gone does not come back.
+    Exactly `round(sparsity * N)` of N weights are removed; the published code may remove more where scores are equal. Of
+    equal ones the earlier in the order of `model.named_parameters()` stays; removed weights do not return. A round is a
+    forward and backward pass of one sample in float64; memory is some float64 copies of the network.
 
-    One forward and backward pass of one sample in float64 per round; memory of some copies of the network in
-    float64.
-
-    Args:
-        model: The network; left as it was.
-        example_input: As for `synflow`.
-        sparsity: Fraction of the scored weights removed, in [0, 1); .999 is a compression by 1000.
-        rounds: Rounds n, at least 1; 1 is pruning at once.
-        parameters: Names of the parameters to prune; None takes those of `prunable`.
+    Other arguments and errors are those of `synflow`. `sparsity` is the fraction of the scored weights removed, in [0, 1)
+    (.999 is a compression by 1000); `rounds` is n, at least 1.
 
     Returns:
         Masks by parameter name, True = keep, bool, shape and device of the weight.
 
     Raises:
-        ValueError: As `synflow`; if `sparsity` or `rounds` is out of range.
+        ValueError: If `sparsity` or `rounds` is out of range.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Linear(1, 1, bias=False))
