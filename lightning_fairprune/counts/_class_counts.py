@@ -18,8 +18,8 @@ class ClassCounts:
     A class without support has recall NaN and is left out of worst, gap, std and mean.
 
     Args:
-        tp: samples of class k that were predicted as k, int64 [K].
-        support: samples of class k, int64 [K].
+        tp: Samples of class k that were predicted as k, int64 [K].
+        support: Samples of class k, int64 [K].
 
     Raises:
         TypeError: If they are floating.
@@ -81,12 +81,9 @@ class ClassCounts:
         return self.tp.double() / self.support.double()
 
     def shrunk_recall(self, pseudo: float) -> Tensor:
-        r"""Recall pulled towards the mean recall as if `pseudo` more samples had been seen.
+        r"""Recall pulled towards the mean recall: :math:`(tp_k + a \bar r) / (n_k + a)` with `pseudo` as a.
 
-        .. math:: (tp_k + a \bar r) / (n_k + a)
-
-        A class with few validation samples has a noisy recall; its quota should not follow the
-        noise. With a = 0 this is `recall`; a class without support stays NaN.
+        So the noisy recall of a class with few validation samples moves its quota less. NaN without support.
         """
         shrunk = (self.tp + pseudo * self.recall.nanmean()) / (self.support.double() + pseudo)
         return torch.where(self.support > 0, shrunk, torch.nan)
@@ -129,12 +126,7 @@ class ClassCounts:
         return int(beyond.nonzero()[0]) if beyond.any() else None
 
     def check_comparable(self, reference: ClassCounts, name: str) -> None:
-        """Raises a ValueError unless `reference` was counted on the same data.
-
-        Args:
-            reference: counts of another model.
-            name: what to call the data.
-        """
+        """Raises a ValueError unless `reference` was counted on the data called `name` as well."""
         if reference.num_classes != self.num_classes:
             raise ValueError(
                 f"the reference of {name!r} must have the {self.num_classes} classes of the model, it "

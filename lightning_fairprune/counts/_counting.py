@@ -1,8 +1,8 @@
-"""What a prediction is and where it is counted, without waiting for the device.
+"""Where each prediction is counted, without waiting for the device.
 
 A count is one int64 tensor [2K + 4]: the wrong and the right predictions of each class (or group); then the labels
-out of range, the predictions that are not finite, the predictions out of range and the samples left out. A slot of
-the last four may be negative, from the end, so that groups can be counted before it is known how many there are.
+out of range, the predictions that are not finite, the predictions out of range and the samples left out. The slots of
+these four may be negative, from the end, so that groups can be counted before their number is known.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Counting:
         num_classes: Number of classes C, at least 1.
         ignore_index: Label of samples to leave out.
         top_k: How many of the highest predictions may hold the label, in [1, C].
-        num_attributes: Number of attributes A; groups are counted then, K = C A.
+        num_attributes: Number of attributes A, to count K = C A groups.
 
     Raises:
         TypeError: If a number is not whole.
@@ -120,9 +120,7 @@ class Counting:
     def slots(self, preds: Tensor, target: Tensor, attribute: Tensor | None = None) -> Tensor:
         """Returns which element of the count each sample adds 1 to, int64 [N].
 
-        Raises:
-            TypeError: If a tensor has the wrong dtype.
-            ValueError: If shapes do not fit, or `attribute` does not go with `num_attributes`.
+        A wrong dtype raises TypeError; shapes that do not fit, or `attribute` without `num_attributes`, ValueError.
         """
         self._check(preds, target, attribute)
         label, end = target.long(), 2 * self.size + len(FAULTS)
@@ -141,8 +139,7 @@ class Counting:
     def read(self, count: Tensor) -> ClassCounts:
         """Returns true positives and support on the host.
 
-        Raises:
-            ValueError: If a label or a prediction was out of range or not finite.
+        A label or a prediction that was out of range or not finite raises ValueError.
         """
         count = count.cpu()
         outside, not_finite, unknown, _ = count[FAULTS[0] :].tolist()
@@ -218,16 +215,12 @@ def _in_top_k(preds: Tensor, label: Tensor, top_k: int) -> Tensor:
 
 
 def count(pred: Tensor, target: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Returns true positives and support of one batch, without waiting for the device.
+    """Return true positives and support of one batch, both int64 [K], without waiting for the device.
 
     Args:
-        pred: predicted class or whether the prediction was right (bool), [B].
-        target: class (or group, with a bool `pred`) of each sample, int64 [B]; samples outside
-            [0, K) are not counted.
+        pred: Predicted class, or whether the prediction was right (bool), [B].
+        target: Class (or group, with a bool `pred`) of each sample, int64 [B]; outside [0, K) it is not counted.
         num_classes: K.
-
-    Returns:
-        tp int64 [K] and support int64 [K].
 
     Example:
         >>> count(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]), 3)

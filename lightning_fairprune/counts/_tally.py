@@ -10,19 +10,16 @@ from torch import Tensor
 from lightning_fairprune.counts._class_counts import ClassCounts
 from lightning_fairprune.counts._counting import FAULTS, Counting, counted, regrouped, slots_of
 
-_MOST_BATCHES, _MOST_LOGITS = 16, 1 << 22  # that wait to be looked at
+_MOST_BATCHES, _MOST_LOGITS = 16, 1 << 22  # that wait to be counted
 
 Reduce = Callable[[Tensor], Tensor]
 
 
 class Tally:
-    """Collects the predictions of one evaluation, to be counted once at its end by class and by groups.
+    """Collects the predictions of one evaluation, and counts them at its end by class and by `groupings` groupings, G.
 
-    Batches are kept and counted together: on a small batch the dozen tensor functions that it takes
-    cost their fixed price, not their arithmetic. Nothing is copied to the host before `compute`.
-
-    Args:
-        groupings: G, what is counted by besides the class.
+    Batches are kept and counted sixteen at a time, because the fixed price of a dozen tensor functions outweighs the
+    arithmetic of a small batch. Nothing is copied to the host before `compute`.
     """
 
     def __init__(self, groupings: int = 0) -> None:
@@ -36,15 +33,9 @@ class Tally:
         return waiting + sum(slots.shape[1] for slots in self._slots)
 
     def update(self, logits: Tensor, target: Tensor, *groups: Tensor) -> None:
-        """Adds one batch.
+        """Adds a batch: logits [B, C] (-inf for a closed class), target int64 [B], and G times the groups, int64 [B].
 
-        Args:
-            logits: [B, C]; -inf for a class that is closed.
-            target: int64 [B].
-            *groups: G times the group of each sample, int64 [B].
-
-        Raises:
-            ValueError: If there are not G groups.
+        Another number of groups raises ValueError.
         """
         if len(groups) != self.groupings:
             raise ValueError(
@@ -93,13 +84,13 @@ def counts_of(
     """Returns the counts of several tallies over all ranks, on the host, with one sum for all of them.
 
     Args:
-        tallies: one or more, with the same G and as many on every rank; a rank may have seen nothing.
-        reduce_sum: sums a tensor over the ranks.
-        reduce_max: takes the maximum over the ranks.
-        device: where to count when this rank saw nothing.
+        tallies: One or more, with the same G and as many on every rank; a rank may have seen nothing.
+        reduce_sum: Sums a tensor over the ranks.
+        reduce_max: Takes the maximum over the ranks.
+        device: Where to count when this rank saw nothing.
 
     Returns:
-        For each tally the counts by class and by each grouping, in which the largest group is the last.
+        For each tally the counts by class and by each grouping, whose last group is the highest that was seen.
 
     Raises:
         ValueError: If the highest logit of a sample was not finite, a label not in [0, C) or a group negative.

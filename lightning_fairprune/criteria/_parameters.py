@@ -11,9 +11,8 @@ from torch.nn.parameter import is_lazy
 from lightning_fairprune._model.parameters import named
 
 _LAYERS = (
-    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-)
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
+)  # fmt: skip
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 # Its own name, and those that `torch.nn.utils.prune` and `torch.nn.utils.parametrize` give it.
 _WEIGHT = ("weight", "weight_orig", "parametrizations.weight.original")

@@ -1,9 +1,8 @@
 """Which weights stay: saliency and a target sparsity -> boolean masks, True = kept.
 
-The rules share one signature, ``(saliency, sparsity, *, floor=0, keep=None) -> {name: mask}``, and one
-promise: exactly ``round(sparsity * total)`` weights are removed, none that was removed before returns.
-They differ in how much each layer gives. When to prune how much is in
-:mod:`lightning_fairprune.masks.schedules`.
+All rules have the signature ``(saliency, sparsity, *, floor=0, keep=None) -> {name: mask}`` and remove exactly
+``round(sparsity * total)`` weights; none that was removed before returns. They differ in the density of each layer.
+:mod:`lightning_fairprune.masks.schedules` says when to prune how much.
 """
 
 from __future__ import annotations

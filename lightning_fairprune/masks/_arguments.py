@@ -27,7 +27,7 @@ def task(
     floor: int,
     keep: Mapping[str, Tensor] | None,
 ) -> Task:
-    """Returns the checked task; raises a ValueError that says what cannot be done."""
+    """Returns the checked task."""
     if isinstance(sparsity, bool) or not 0 <= sparsity < 1:
         raise ValueError(f"`sparsity` must be in [0, 1), got {sparsity}.")
     if isinstance(floor, bool) or floor < 0:

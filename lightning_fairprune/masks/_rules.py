@@ -26,14 +26,13 @@ def globally(
 
     Args:
         saliency: Saliency of each weight by the name of its parameter, float tensors, higher = keep.
-        sparsity: Fraction of the weights to remove, in [0, 1), of all weights in `saliency`, whether
-            they are removed already or not. Exactly ``round(sparsity * total)`` are.
+        sparsity: Fraction of all weights in `saliency` to remove, in [0, 1), those removed already included.
         floor: Weights that each layer keeps at least, or all it has left.
         keep: Earlier masks; what they removed stays removed.
 
     Returns:
-        Bool masks with the names, shapes and devices of `saliency`, True = kept. Among equal saliencies
-        the first are removed, in the order of the mapping and then of the flat index.
+        Bool masks with the names, shapes and devices of `saliency`. Of equal saliencies the first are removed, in the order
+        of the mapping and then of the flat index.
 
     Raises:
         TypeError: If a saliency is not a float tensor.
@@ -59,9 +58,8 @@ def per_layer(
 ) -> Masks:
     """Return masks that remove the same fraction of every layer, the least salient weights of each.
 
-    Where the fraction is no whole number of weights, layers are rounded so that the total is exact.
-
-    Arguments, result and errors are those of :func:`globally`.
+    Where the fraction is no whole number of weights, layers are rounded so that the total is exact. Arguments, result and
+    errors are those of :func:`globally`.
 
     Example:
         >>> saliency = {"a": torch.tensor([0.1, 0.2]), "b": torch.tensor([0.8, 0.9])}
@@ -81,18 +79,16 @@ def erk(
 ) -> Masks:
     r"""Return masks that keep large layers sparser than small ones, the Erdős-Rényi-kernel way.
 
-    The density of a layer is proportional to :math:`\sum_i d_i / \prod_i d_i` over the sizes
-    :math:`d_i` of its weight, so the weights it keeps are proportional to :math:`\sum_i d_i`; a layer
-    that would keep more than it has stays dense (Evci et al., ICML 2020, arXiv:1911.11134, section 3).
-    Inside a layer the least salient weights go.
-
-    Arguments, result and errors are those of :func:`globally`.
+    The density of a layer is proportional to :math:`\sum_i d_i / \prod_i d_i` over the sizes :math:`d_i` of its weight, so
+    the weights it keeps are proportional to :math:`\sum_i d_i`; a layer that would keep more than it has stays dense (Evci
+    et al., ICML 2020, arXiv:1911.11134, section 3). Inside a layer the least salient weights are removed. Arguments, result
+    and errors are those of :func:`globally`.
 
     Example:
-        >>> masks = erk({"a": torch.rand(2, 2), "b": torch.rand(8, 8)}, 0.75)  # 17 of 68 stay
-        >>> {
-        ...     name: int(mask.sum()) for name, mask in masks.items()
-        ... }  # 4 : 16 shares 17 as 3.4 : 13.6
+        4 : 16 shares the 17 weights that stay as 3.4 : 13.6.
+
+        >>> masks = erk({"a": torch.rand(2, 2), "b": torch.rand(8, 8)}, 0.75)
+        >>> {name: int(mask.sum()) for name, mask in masks.items()}
         {'a': 3, 'b': 14}
     """
     todo = task(saliency, sparsity, floor, keep)
@@ -108,14 +104,12 @@ def lamp(
 ) -> Masks:
     r"""Return masks that rank all layers together by their layer-adaptive scores.
 
-    .. math:: \mathrm{score}(u) = \frac{s_u^2}{\sum_{v : s_v \ge s_u} s_v^2}
-
-    with the sum over the weights of the same layer that are not removed before :math:`u` (Lee et al.,
-    ICLR 2021, arXiv:2010.07611, where the saliency :math:`s` is the magnitude). The most salient weight
-    of each layer scores 1, so no layer is emptied before all others are down to one.
+    :math:`\mathrm{score}(u) = s_u^2 / \sum_{v : s_v \ge s_u} s_v^2`, the sum over the weights of the same layer that are
+    not removed before :math:`u` (Lee et al., ICLR 2021, arXiv:2010.07611, where the saliency :math:`s` is the magnitude).
+    The most salient weight of each layer scores 1, so no layer is emptied before all others are down to one.
 
     Arguments, result and errors are those of :func:`globally`; what `keep` removed counts in no sum, and a
-    saliency that is negative or infinite is a ValueError, too.
+    negative or infinite saliency is a ValueError, too.
 
     Example:
         >>> saliency = {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([0.3, 0.4])}

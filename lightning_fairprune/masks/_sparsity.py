@@ -11,11 +11,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True)
 class Sparsity:
-    """Fraction of weights that masks remove.
-
-    Args:
-        total: of all masked weights, in [0, 1].
-        layers: of each parameter, by its name.
+    """Fraction of weights that masks remove: of all in `total`, of each parameter in `layers`, by its name.
 
     Example:
         >>> Sparsity(0.5, {"a": 0.25, "b": 0.75}).highest
@@ -37,13 +33,7 @@ class Sparsity:
 
 
 def sparsity_of(masks: Mapping[str, Tensor]) -> Sparsity:
-    """Return the fraction of weights that masks remove, in all and in each layer.
-
-    Args:
-        masks: Bool masks by the name of the parameter, True = kept.
-
-    Returns:
-        A :class:`Sparsity`; without any weight it is NaN.
+    """Return the fraction of weights that bool masks remove, in all and in each layer; NaN without any weight.
 
     Example:
         >>> found = sparsity_of({"a": torch.tensor([True, False]), "b": torch.tensor([True, True])})
@@ -61,11 +51,7 @@ def _removed(kept: int, size: int) -> float:
 
 
 def apply(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Set the removed weights of a model to zero, in place.
-
-    Args:
-        model: Whose parameters have the names of the masks.
-        masks: Bool masks, True = kept.
+    """Set the weights of a model that bool masks remove to zero, in place.
 
     Raises:
         TypeError: If a mask is not bool.

@@ -1,6 +1,7 @@
-"""When to prune how much: the sparsity after each of n prunings, the last exactly the target.
+"""When to prune how much: the sparsity after each of n prunings.
 
-All have the signature ``(sparsity, steps, *, initial=0.0) -> tuple``; the results never fall.
+All have the signature ``(sparsity, steps, *, initial=0.0) -> tuple``; the n results never fall, and the last is
+`sparsity` to the last bit.
 """
 
 from __future__ import annotations
@@ -15,9 +16,6 @@ def one_shot(sparsity: float, steps: int, *, initial: float = 0.0) -> tuple[floa
         sparsity: Target, fraction of weights removed, in [0, 1).
         steps: Number of prunings n, at least 1.
         initial: Sparsity before the first, at most the target.
-
-    Returns:
-        The sparsity after each pruning, n numbers; the last is `sparsity` to the last bit.
 
     Raises:
         ValueError: If an argument is out of range.

@@ -1,8 +1,9 @@
 """Metrics of class recalls for torchmetrics: everything follows from two counts per class.
 
-All keep the same state, so that a :class:`torchmetrics.MetricCollection` updates it once for all of them. A class without support has recall NaN and is left out of worst, gap, deviation and mean. Results are
-float32 on the device of the metric; `set_dtype(torch.float64)` gives them in full. `exemplars` looks at single
-samples.
+All keep the same state, so that a :class:`torchmetrics.MetricCollection` updates it once for all of them. A class
+without support has recall NaN and is left out of worst, gap, deviation and mean; without any class with support these are
+NaN. Results are float32 on the device of the metric; `set_dtype(torch.float64)` gives them in full. `exemplars` compares
+the predictions of single samples.
 """
 
 from __future__ import annotations

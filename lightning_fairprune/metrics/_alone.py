@@ -12,7 +12,7 @@ from lightning_fairprune.metrics._base import CountMetric
 
 
 class ClassRecall(CountMetric):
-    """The recall of each class.
+    """The recall of each class, in [0, 1], NaN without support, [K].
 
     Args:
         num_classes: Number of classes C.
@@ -20,9 +20,6 @@ class ClassRecall(CountMetric):
             predictions may hold the label; `num_attributes` A, to count the K = C A groups
             `label * A + attribute` in place of classes; `class_names`, K names for plots; and those of
             :class:`torchmetrics.Metric`.
-
-    Returns:
-        Recalls in [0, 1], NaN without support, [K].
 
     Raises:
         ValueError: If an argument is out of range.
@@ -36,8 +33,7 @@ class ClassRecall(CountMetric):
     """
 
     higher_is_better = True
-    plot_lower_bound = 0.0
-    plot_upper_bound = 1.0
+    plot_lower_bound, plot_upper_bound = 0.0, 1.0
     per_class = True
 
     def _derive(self, counts: ClassCounts) -> Tensor:
@@ -45,51 +41,38 @@ class ClassRecall(CountMetric):
 
 
 class WorstClassRecall(CountMetric):
-    """The lowest recall of a class with support: :func:`~lightning_fairprune.recalls.worst`.
+    """The lowest recall of a class with support, in [0, 1]: :func:`~lightning_fairprune.recalls.worst`.
 
     Arguments and errors are those of :class:`ClassRecall`.
-
-    Returns:
-        A number in [0, 1]; NaN if no class has support.
 
     Example:
         >>> import torch
         >>> metric = WorstClassRecall(num_classes=2)
-        >>> metric.update(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0]))
-        >>> metric.compute()
+        >>> metric(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0]))
         tensor(0.6667)
     """
 
     higher_is_better = True
-    plot_lower_bound = 0.0
-    plot_upper_bound = 1.0
+    plot_lower_bound, plot_upper_bound = 0.0, 1.0
 
     def _derive(self, counts: ClassCounts) -> Tensor:
         return recalls.worst(counts.recall)
 
 
 class WorstKRecall(CountMetric):
-    """The mean of the k lowest recalls: :func:`~lightning_fairprune.recalls.worst_k`.
+    """The mean of the `k` lowest recalls, in [0, 1]: :func:`~lightning_fairprune.recalls.worst_k`.
 
-    Arguments and errors are those of :class:`ClassRecall`; besides:
-
-    Args:
-        k: Number of classes (or groups) in the mean, in [1, K].
-
-    Returns:
-        A number in [0, 1]; NaN if no class has support.
+    `k` is in [1, K]. Arguments and errors are those of :class:`ClassRecall`.
 
     Example:
         >>> import torch
         >>> metric = WorstKRecall(num_classes=3, k=2)
-        >>> metric.update(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 2, 0]))
-        >>> metric.compute()
+        >>> metric(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 2, 0]))
         tensor(0.5000)
     """
 
     higher_is_better = True
-    plot_lower_bound = 0.0
-    plot_upper_bound = 1.0
+    plot_lower_bound, plot_upper_bound = 0.0, 1.0
 
     def __init__(self, num_classes: int, k: int, **kwargs: Any) -> None:
         super().__init__(num_classes, **kwargs)
@@ -104,29 +87,21 @@ class WorstKRecall(CountMetric):
 
 
 class RecallCVaR(CountMetric):
-    """The mean recall of the lowest fraction of the classes: :func:`~lightning_fairprune.recalls.cvar`.
+    """The mean recall of the lowest fraction of the classes, in [0, 1]: :func:`~lightning_fairprune.recalls.cvar`.
 
-    Arguments and errors are those of :class:`ClassRecall`; besides:
-
-    Args:
-        level: Fraction of the classes with support, in (0, 1].
-
-    Returns:
-        A number in [0, 1]; NaN if no class has support.
+    `level` is the fraction of the classes with support, in (0, 1]. Arguments and errors are those of :class:`ClassRecall`.
 
     Example:
         Half of three classes are the lowest, with recall 0, and half of the next, with recall 1.
 
         >>> import torch
         >>> metric = RecallCVaR(num_classes=3, level=0.5)
-        >>> metric.update(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 2, 0]))
-        >>> metric.compute()
+        >>> metric(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 2, 0]))
         tensor(0.3333)
     """
 
     higher_is_better = True
-    plot_lower_bound = 0.0
-    plot_upper_bound = 1.0
+    plot_lower_bound, plot_upper_bound = 0.0, 1.0
 
     def __init__(self, num_classes: int, level: float, **kwargs: Any) -> None:
         super().__init__(num_classes, **kwargs)
@@ -139,24 +114,19 @@ class RecallCVaR(CountMetric):
 
 
 class RecallGap(CountMetric):
-    """The highest minus the lowest recall: :func:`~lightning_fairprune.recalls.gap`.
+    """The highest minus the lowest recall, in [0, 1]: :func:`~lightning_fairprune.recalls.gap`.
 
     Arguments and errors are those of :class:`ClassRecall`.
-
-    Returns:
-        A number in [0, 1]; NaN if no class has support.
 
     Example:
         >>> import torch
         >>> metric = RecallGap(num_classes=2)
-        >>> metric.update(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0]))
-        >>> metric.compute()
+        >>> metric(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0]))
         tensor(0.3333)
     """
 
     higher_is_better = False
-    plot_lower_bound = 0.0
-    plot_upper_bound = 1.0
+    plot_lower_bound, plot_upper_bound = 0.0, 1.0
 
     def _derive(self, counts: ClassCounts) -> Tensor:
         return recalls.gap(counts.recall)
@@ -165,20 +135,13 @@ class RecallGap(CountMetric):
 class RecallStd(CountMetric):
     """The standard deviation of the recalls over classes: :func:`~lightning_fairprune.recalls.std`.
 
-    Arguments and errors are those of :class:`ClassRecall`; besides:
-
-    Args:
-        correction: 0 for the deviation of these classes (population), 1 for the estimate from a sample
-            of classes.
-
-    Returns:
-        A number, at least 0; NaN if no class, or with `correction=1` only one, has support.
+    `correction` is 0 for the deviation of these classes (population), 1 for the estimate from a sample of classes, NaN of
+    only one. Arguments and errors are those of :class:`ClassRecall`.
 
     Example:
         >>> import torch
         >>> metric = RecallStd(num_classes=2)
-        >>> metric.update(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0]))
-        >>> metric.compute()
+        >>> metric(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0]))
         tensor(0.1667)
     """
 
@@ -200,16 +163,12 @@ class RecallStd(CountMetric):
 class ZeroRecallClasses(CountMetric):
     """The number of classes that are never predicted right: :func:`~lightning_fairprune.recalls.zero_recall`.
 
-    Arguments and errors are those of :class:`ClassRecall`.
-
-    Returns:
-        A whole number in [0, K], int64; classes without support do not count.
+    Int64, in [0, K]; classes without support do not count. Arguments and errors are those of :class:`ClassRecall`.
 
     Example:
         >>> import torch
         >>> metric = ZeroRecallClasses(num_classes=3)
-        >>> metric.update(torch.tensor([0, 0, 0]), torch.tensor([0, 1, 0]))
-        >>> metric.compute()
+        >>> metric(torch.tensor([0, 0, 0]), torch.tensor([0, 1, 0]))
         tensor(1)
     """
 
@@ -221,26 +180,18 @@ class ZeroRecallClasses(CountMetric):
 
 
 class RecallBalance(CountMetric):
-    """The recall of each class minus the accuracy: :func:`~lightning_fairprune.recalls.balance`.
+    """The recall of each class minus the accuracy, [K]: :func:`~lightning_fairprune.recalls.balance`.
 
-    The accuracy is the share of all samples, as in Good et al. (arXiv 2206.02976), not the mean recall.
-
-    Arguments and errors are those of :class:`ClassRecall`; besides:
-
-    Args:
-        normalised: Whether to divide by the accuracy:
-            :func:`~lightning_fairprune.recalls.normalised_balance`.
-
-    Returns:
-        Balances, at least -1, NaN without support, [K].
+    At least -1; NaN without support. The accuracy is the share of all samples, as in Good et al. (arXiv 2206.02976), not
+    the mean recall. `normalised` divides by it: :func:`~lightning_fairprune.recalls.normalised_balance`.
+    Arguments and errors are those of :class:`ClassRecall`.
 
     Example:
         The accuracy is 3/4.
 
         >>> import torch
         >>> metric = RecallBalance(num_classes=2)
-        >>> metric.update(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0]))
-        >>> metric.compute()
+        >>> metric(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0]))
         tensor([-0.0833,  0.2500])
     """
 

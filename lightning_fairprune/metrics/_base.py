@@ -15,22 +15,10 @@ from lightning_fairprune.metrics import _plot
 
 
 class CountMetric(Metric):
-    """Counts right predictions per class; a subclass says what follows from the counts.
+    """Counts right predictions per class, as `ClassRecall` documents; a subclass derives its value from the counts.
 
     The one state is an int64 tensor, summed over ranks: see `Counting`. It is read once, on the host, in
     `compute`; `update` never waits for the device.
-
-    Args:
-        num_classes: Number of classes C.
-        ignore_index: Label of samples to leave out.
-        top_k: How many of the highest predictions may hold the label, in [1, C].
-        num_attributes: Number of attributes A; the K = C A groups of label and attribute take the place
-            of classes then, in the order `label * A + attribute`.
-        class_names: K names for plots; numbers by default.
-        **kwargs: Arguments of :class:`torchmetrics.Metric`.
-
-    Raises:
-        ValueError: If an argument is out of range or the number of names is not K.
     """
 
     is_differentiable = False
@@ -87,7 +75,7 @@ class CountMetric(Metric):
         return count
 
     def update(self, preds: Tensor, target: Tensor, attribute: Tensor | None = None) -> None:
-        """Adds one batch.
+        """Adds one batch; values out of range raise in `compute`.
 
         Args:
             preds: Logits or probabilities, floating point [B, C] or [B, C, ...], or class ids, [B] or
@@ -97,7 +85,7 @@ class CountMetric(Metric):
 
         Raises:
             TypeError: If a tensor has the wrong dtype.
-            ValueError: If shapes do not fit. Values out of range show in `compute`.
+            ValueError: If shapes do not fit.
         """
         slots = self._counting.slots(preds, target, attribute)
         count = self._count
@@ -122,14 +110,11 @@ class CountMetric(Metric):
         raise NotImplementedError
 
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
-        """Draws the value, or a list of values as steps.
+        """Draws the value, or a list of values as steps; returns figure and axes.
 
         Args:
             val: What `compute` or `forward` returned, once or several times; None computes it.
             ax: Axes to draw in; None makes a figure.
-
-        Returns:
-            Figure and axes.
 
         Raises:
             ModuleNotFoundError: If matplotlib is not installed.
@@ -151,14 +136,7 @@ class CountMetric(Metric):
         return tuple(f"{k}, {a}" for k in range(self.num_classes) for a in range(attributes))
 
     def set_dtype(self, dst_type: str | torch.dtype) -> CountMetric:
-        """Sets the dtype of the result, float32 by default; counts are whole numbers always.
-
-        Args:
-            dst_type: Floating point dtype.
-
-        Raises:
-            TypeError: If it is none.
-        """
+        """Sets the floating point dtype of the result, float32 by default; others raise TypeError."""
         if not isinstance(dst_type, torch.dtype) or not dst_type.is_floating_point:
             raise TypeError(f"`dst_type` must be a floating point torch.dtype, got {dst_type}.")
         self._result_dtype = dst_type

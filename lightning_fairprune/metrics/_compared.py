@@ -13,7 +13,7 @@ from lightning_fairprune.metrics._reference import Reference
 
 
 class ComparedMetric(CountMetric):
-    """What the metrics share that compare with a reference."""
+    """Compares with a reference."""
 
     def __init__(self, num_classes: int, reference: ClassCounts | Tensor, **kwargs: Any) -> None:
         super().__init__(num_classes, **kwargs)
@@ -23,13 +23,12 @@ class ComparedMetric(CountMetric):
 class RecallDistortion(ComparedMetric):
     """The recall of each class minus that of the reference: :func:`~lightning_fairprune.recalls.change`.
 
+    In [-1, 1], [K]; NaN for a class without support here or in the reference.
+
     Args:
         num_classes: Number of classes C.
         reference: Counts of the reference model, or its recalls [K] in [0, 1], NaN without support.
         **kwargs: As for :class:`ClassRecall`.
-
-    Returns:
-        Changes in [-1, 1], [K]; NaN for a class without support here or in the reference.
 
     Raises:
         TypeError: If `reference` is neither counts nor floating point recalls.
@@ -38,14 +37,12 @@ class RecallDistortion(ComparedMetric):
     Example:
         >>> import torch
         >>> metric = RecallDistortion(num_classes=2, reference=torch.tensor([1.0, 0.5]))
-        >>> metric.update(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0]))
-        >>> metric.compute()
+        >>> metric(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0]))
         tensor([-0.3333,  0.5000])
     """
 
     higher_is_better = True
-    plot_lower_bound = -1.0
-    plot_upper_bound = 1.0
+    plot_lower_bound, plot_upper_bound = -1.0, 1.0
     per_class = True
 
     def _derive(self, counts: ClassCounts) -> Tensor:
@@ -55,17 +52,13 @@ class RecallDistortion(ComparedMetric):
 class RecallRetention(ComparedMetric):
     """The recall of each class as a fraction of the reference's: :func:`~lightning_fairprune.recalls.retention`.
 
+    At least 0, [K]; NaN without support here or in the reference, and where the reference is 0.
     Arguments and errors are those of :class:`RecallDistortion`.
-
-    Returns:
-        Fractions, at least 0, [K]; NaN for a class without support here or in the reference, and where
-        the reference is 0.
 
     Example:
         >>> import torch
         >>> metric = RecallRetention(num_classes=2, reference=torch.tensor([1.0, 0.5]))
-        >>> metric.update(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0]))
-        >>> metric.compute()
+        >>> metric(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0]))
         tensor([0.6667, 2.0000])
     """
 
@@ -78,7 +71,7 @@ class RecallRetention(ComparedMetric):
 
 
 class AdjustedMetric(CountMetric):
-    """What the metrics share that compare recalls and accuracies.
+    """Compares recalls and accuracies with those of a reference.
 
     Both accuracies are over the classes with support here and in the reference. The accuracy of this
     model is the share of samples, and so is that of the reference if it is given as counts.
@@ -99,27 +92,20 @@ class AdjustedMetric(CountMetric):
 class AdjustedRecallChange(AdjustedMetric):
     """How much more each recall changed than the accuracy: :func:`~lightning_fairprune.recalls.adjusted_change`.
 
-    Arguments and errors are those of :class:`RecallDistortion`; besides:
-
-    Args:
-        reference_accuracy: Accuracy of the reference model if `reference` are recalls; None for their
-            mean.
-
-    Returns:
-        Changes in [-2, 2], [K]; NaN for a class without support here or in the reference.
+    In [-2, 2], [K]; NaN for a class without support here or in the reference. `reference_accuracy` is the accuracy of the
+    reference model if `reference` are recalls; None takes their mean.
+    Arguments and errors are those of :class:`RecallDistortion`.
 
     Example:
         The accuracy stayed at 3/4.
 
         >>> import torch
         >>> metric = AdjustedRecallChange(num_classes=2, reference=torch.tensor([1.0, 0.5]))
-        >>> metric.update(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0]))
-        >>> metric.compute()
+        >>> metric(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0]))
         tensor([-0.3333,  0.5000])
     """
 
-    plot_lower_bound = -2.0
-    plot_upper_bound = 2.0
+    plot_lower_bound, plot_upper_bound = -2.0, 2.0
     per_class = True
 
     def _derive(self, counts: ClassCounts) -> Tensor:
@@ -129,18 +115,14 @@ class AdjustedRecallChange(AdjustedMetric):
 class MaxDisparity(AdjustedMetric):
     """How much more the class that lost most lost than the model: :func:`~lightning_fairprune.recalls.disparity`.
 
-    Arguments and errors are those of :class:`AdjustedRecallChange`.
-
-    Returns:
-        A number; NaN if no class has support here and in the reference.
+    NaN if no class has support here and in the reference. Arguments and errors are those of :class:`AdjustedRecallChange`.
 
     Example:
         The accuracy stayed at 3/4, the first recall fell by a third.
 
         >>> import torch
         >>> metric = MaxDisparity(num_classes=2, reference=torch.tensor([1.0, 0.5]))
-        >>> metric.update(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0]))
-        >>> metric.compute()
+        >>> metric(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0]))
         tensor(0.3333)
     """
 
@@ -153,18 +135,14 @@ class MaxDisparity(AdjustedMetric):
 class ClassIntensification(AdjustedMetric):
     """How each recall's distance from the accuracy grew: :func:`~lightning_fairprune.recalls.class_intensification`.
 
-    Arguments and errors are those of :class:`AdjustedRecallChange`.
-
-    Returns:
-        Ratios, [K]; NaN where undefined.
+    Ratios, [K]; NaN where undefined. Arguments and errors are those of :class:`AdjustedRecallChange`.
 
     Example:
         Recalls 1 and 1/2 around the accuracy 3/4 became 1/2 and 1: both changed sides.
 
         >>> import torch
         >>> metric = ClassIntensification(num_classes=2, reference=torch.tensor([1.0, 0.5]))
-        >>> metric.update(torch.tensor([0, 1, 1, 1]), torch.tensor([0, 1, 0, 1]))
-        >>> metric.compute()
+        >>> metric(torch.tensor([0, 1, 1, 1]), torch.tensor([0, 1, 0, 1]))
         tensor([-1., -1.])
     """
 
@@ -177,21 +155,16 @@ class ClassIntensification(AdjustedMetric):
 class IntensificationRatio(AdjustedMetric):
     """How the recalls' distances from the accuracy grew: :func:`~lightning_fairprune.recalls.intensification`.
 
-    The ratio alpha of Good et al. (arXiv 2206.02976) for one model: above 1, classes below the accuracy fell
-    further behind, or those above it got further ahead.
-
+    The ratio alpha of Good et al. (arXiv 2206.02976) for one model: above 1, classes below the accuracy fell further
+    behind, or those above it got further ahead. NaN where undefined.
     Arguments and errors are those of :class:`AdjustedRecallChange`.
 
-    Returns:
-        A number; NaN where undefined.
-
     Example:
-        Recalls 1 and 1/2 around the accuracy 3/4 became 1/2 and 1: both changed sides.
+        As for :class:`ClassIntensification`.
 
         >>> import torch
         >>> metric = IntensificationRatio(num_classes=2, reference=torch.tensor([1.0, 0.5]))
-        >>> metric.update(torch.tensor([0, 1, 1, 1]), torch.tensor([0, 1, 0, 1]))
-        >>> metric.compute()
+        >>> metric(torch.tensor([0, 1, 1, 1]), torch.tensor([0, 1, 0, 1]))
         tensor(-1.)
     """
 

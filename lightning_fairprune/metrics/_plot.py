@@ -13,7 +13,6 @@ _FEW = 3  # lowest and highest classes named in a curve
 
 
 def check_matplotlib() -> None:
-    """Raises ModuleNotFoundError if there is no matplotlib."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:

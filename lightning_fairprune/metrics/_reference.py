@@ -12,18 +12,7 @@ from lightning_fairprune.counts import ClassCounts
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reference:
-    """Recalls of the reference model, float64 [K] on the host, and what its accuracy comes from.
-
-    Args:
-        given: Counts, or recalls [K] with NaN for a class without support.
-        size: K of the metric.
-        accuracy: Accuracy to go with recalls; None for their mean.
-
-    Raises:
-        TypeError: If `given` is neither counts nor floating point recalls.
-        ValueError: If it is for another number of classes, empty or impossible, or if `accuracy` is
-            impossible or goes with counts, which have their own.
-    """
+    """Counts or recalls (NaN without support) of a reference model; `accuracy` goes with recalls, None for their mean."""
 
     given: ClassCounts | Tensor
     size: int
@@ -69,7 +58,6 @@ class Reference:
 
 
 def _share(counts: ClassCounts, of: Tensor) -> Tensor:
-    """Returns the accuracy on the samples of some classes."""
     return counts.tp[of].sum().double() / counts.support[of].sum()
 
 

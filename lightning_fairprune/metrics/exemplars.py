@@ -1,4 +1,4 @@
-"""Sample by sample: which predictions pruning changed, and of which classes these samples are.
+"""Which predictions pruning changed, sample by sample, and of which classes these samples are.
 
 Accuracy can stay while predictions change. Next to a reference (the unpruned model, say, or several seeds of
 it), `Churn` counts them during an evaluation; the functions on class ids [M, N] of M models find the samples
@@ -32,16 +32,12 @@ _CHUNK = 1 << 13  # samples at a time: under 50 MB besides the ids of 30 models 
 class Churn(Metric):
     r"""Share of samples whose predicted class differs from the reference's, over an evaluation.
 
-    .. math:: \frac{1}{N} \sum_i [\hat y_i \ne \hat y_i^{ref}]
-
-    Milani Fard et al., "Launch and Iterate: Reducing Prediction Churn" (NeurIPS 2016). The labels play no
-    part. An update does not wait for the device. Without samples the share is NaN.
-
-    Args:
-        kwargs: what every torchmetrics metric takes.
+    :math:`\frac{1}{N} \sum_i [\hat y_i \ne \hat y_i^{ref}]`: Milani Fard et al., "Launch and Iterate: Reducing Prediction
+    Churn" (NeurIPS 2016). The labels play no part. An update does not wait for the device. NaN without samples. Keywords
+    are those of :class:`torchmetrics.Metric`.
 
     Example:
-        Of three samples the last is predicted otherwise.
+        The last of three predictions differs.
 
         >>> metric = Churn()
         >>> metric.update(torch.tensor([[0.9, 0.1], [0.3, 0.7]]), torch.tensor([0, 1]))
@@ -65,15 +61,7 @@ class Churn(Metric):
         self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, reference: Tensor) -> None:
-        """Count one batch.
-
-        Args:
-            preds: logits or probabilities, floating point [B, C], or class ids, whole numbers [B].
-            reference: the same of the reference model, in either form.
-
-        Raises:
-            ValueError: If a shape or type is neither, or the two do not fit.
-        """
+        """Count one batch, of the form that `churn` takes."""
         differs = _differs(preds, reference)
         self.changed += differs.sum()
         self.total += differs.numel()
@@ -115,8 +103,8 @@ def pruning_identified_exemplars(pred: Tensor, reference: Tensor) -> Tensor:
     (arXiv 2010.03058). Of several labels that are equally frequent the smallest counts.
 
     Args:
-        pred: class ids that the pruned models predict, whole numbers [M, N], or [N] of one model.
-        reference: class ids that the reference models predict, [M2, N] or [N].
+        pred: Class ids that the pruned models predict, whole numbers [M, N], or [N] of one model.
+        reference: Class ids that the reference models predict, [M2, N] or [N].
 
     Returns:
         Sample ids, ascending, int64.
@@ -137,18 +125,13 @@ def pruning_identified_exemplars(pred: Tensor, reference: Tensor) -> Tensor:
 
 
 def taxicab_distance(pred: Tensor, reference: Tensor) -> Tensor:
-    r"""Return how far the labels of the pruned models lie from those of the reference models.
+    r"""Return how far the labels of the pruned models are from those of the reference models, in [0, 2], float64 [N].
 
-    .. math:: d_i = \sum_k |p_{ik} - q_{ik}|
-
-    with p and q the shares of the models that give sample i the label k: the L1 distance behind the Taxicab CIE of
-    Hooker et al., "Characterising Bias in Compressed Models" (arXiv 2010.03058). Shares, and not counts,
-    compare populations of different size.
+    :math:`d_i = \sum_k |p_{ik} - q_{ik}|`, with p and q the shares of the models that give sample i the label k: the L1
+    distance behind the Taxicab CIE of Hooker et al., "Characterising Bias in Compressed Models" (arXiv 2010.03058). Shares,
+    and not counts, compare populations of different size. 2 = no label in common; equal distances are exactly equal.
 
     Arguments and errors are those of `pruning_identified_exemplars`.
-
-    Returns:
-        Distances in [0, 2], float64 [N]; 2 = no label in common. Equal distances are exactly equal.
 
     Example:
         Sample 0: all agree. Sample 1: half of the pruned models moved away.
@@ -164,21 +147,9 @@ def compression_identified_exemplars(
 ) -> Tensor:
     """Return the samples whose labels pruning moved most, by `taxicab_distance`.
 
-    The Taxicab CIE of Hooker et al., "Characterising Bias in Compressed Models" (arXiv 2010.03058). Give
-    either `count` or `threshold`.
-
-    Args:
-        pred: as for `pruning_identified_exemplars`.
-        reference: as for `pruning_identified_exemplars`.
-        count: number of samples, in [1, N]; samples that did not move at all are never among them.
-        threshold: lowest distance, in (0, 2].
-
-    Returns:
-        Sample ids, the greatest distance first, ties by id, int64.
-
-    Raises:
-        TypeError: As `pruning_identified_exemplars`.
-        ValueError: Likewise; if not exactly one of `count` and `threshold` is given and in range.
+    Sample ids, int64, the greatest distance first, ties by id. Give either `count`, the number of samples in [1, N], which
+    leaves out samples that did not move at all, or `threshold`, the lowest distance, in (0, 2]; otherwise a ValueError is
+    raised. Other arguments and errors are those of `pruning_identified_exemplars`.
 
     Example:
         >>> pruned = torch.tensor([[0, 1, 2], [0, 2, 2]])
@@ -201,12 +172,7 @@ def compression_identified_exemplars(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClassHistogram:
-    """Of which classes a set of samples is.
-
-    Args:
-        count: samples of the set in each class, int64 [K].
-        support: all samples of each class, int64 [K].
-    """
+    """Of which classes a set of samples is: `count`, and all samples of each class, `support`, int64 [K] each."""
 
     count: Tensor
     support: Tensor

@@ -3,13 +3,15 @@
 All take what the class of the same name takes: `preds` are logits or probabilities [B, C] or [B, C, ...], or
 class ids of the shape of `target`, [B] or [B, ...]. Options by keyword are `ignore_index`, the label of samples
 to leave out; `top_k`, how many of the highest predictions may hold the label; `attribute` (of the shape of
-`target`) and `num_attributes` A, to count the K = C A groups `label * A + attribute` in place of classes.
-Results are float32 on the device of `preds`. Each raises TypeError for a wrong dtype and ValueError for
-anything out of range.
+`target`) and `num_attributes` A, to count the K = C A groups `label * A + attribute` in place of classes; and, where
+accuracies are compared with those of recalls as `reference`, `reference_accuracy`. Results are float32 on the device of
+`preds`. Each raises TypeError for a wrong dtype and ValueError for anything out of range.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, TypedDict
 
 import torch
@@ -39,17 +41,22 @@ __all__ = [
     "zero_recall_classes",
 ]
 
-
 Given = ClassCounts | Tensor  # of the reference: counts, or recalls
 
 
 class Options(TypedDict, total=False):
-    """What the functional forms take beside predictions, labels and `num_classes`."""
+    """What all functional forms take by keyword."""
 
     ignore_index: int | None
     top_k: int
     num_attributes: int | None
     attribute: Tensor | None
+
+
+class Adjusted(Options, total=False):
+    """What those take that compare accuracies as well."""
+
+    reference_accuracy: float | None
 
 
 def class_recall(
@@ -61,8 +68,7 @@ def class_recall(
         >>> class_recall(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0]), 3)
         tensor([0.6667, 1.0000,    nan])
     """
-    counts = _counts(preds, target, num_classes, options)
-    return _result(counts.recall, preds)
+    return _value(lambda c: c.recall, preds, target, num_classes, options)
 
 
 def worst_class_recall(
@@ -74,8 +80,7 @@ def worst_class_recall(
         >>> worst_class_recall(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0]), 2)
         tensor(0.6667)
     """
-    counts = _counts(preds, target, num_classes, options)
-    return _result(recalls.worst(counts.recall), preds)
+    return _value(lambda c: recalls.worst(c.recall), preds, target, num_classes, options)
 
 
 def worst_k_recall(
@@ -87,8 +92,7 @@ def worst_k_recall(
         >>> worst_k_recall(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 2, 0]), 3, k=2)
         tensor(0.5000)
     """
-    counts = _counts(preds, target, num_classes, options)
-    return _result(recalls.worst_k(counts.recall, k), preds)
+    return _value(lambda c: recalls.worst_k(c.recall, k), preds, target, num_classes, options)
 
 
 def recall_cvar(
@@ -100,8 +104,7 @@ def recall_cvar(
         >>> recall_cvar(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 2, 0]), 3, level=0.5)
         tensor(0.3333)
     """
-    counts = _counts(preds, target, num_classes, options)
-    return _result(recalls.cvar(counts.recall, level), preds)
+    return _value(lambda c: recalls.cvar(c.recall, level), preds, target, num_classes, options)
 
 
 def recall_gap(
@@ -113,8 +116,7 @@ def recall_gap(
         >>> recall_gap(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0]), 2)
         tensor(0.3333)
     """
-    counts = _counts(preds, target, num_classes, options)
-    return _result(recalls.gap(counts.recall), preds)
+    return _value(lambda c: recalls.gap(c.recall), preds, target, num_classes, options)
 
 
 def recall_std(
@@ -131,8 +133,8 @@ def recall_std(
         >>> recall_std(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 0]), 2)
         tensor(0.1667)
     """
-    counts = _counts(preds, target, num_classes, options)
-    return _result(recalls.std(counts.recall, correction=correction), preds)
+    std = partial(recalls.std, correction=correction)
+    return _value(lambda c: std(c.recall), preds, target, num_classes, options)
 
 
 def zero_recall_classes(
@@ -144,8 +146,7 @@ def zero_recall_classes(
         >>> zero_recall_classes(torch.tensor([0, 0, 0]), torch.tensor([0, 1, 0]), 3)
         tensor(1)
     """
-    counts = _counts(preds, target, num_classes, options)
-    return _result(recalls.zero_recall(counts.recall), preds)
+    return _value(lambda c: recalls.zero_recall(c.recall), preds, target, num_classes, options)
 
 
 def recall_balance(
@@ -163,8 +164,7 @@ def recall_balance(
         tensor([-0.0833,  0.2500])
     """
     balance = recalls.normalised_balance if normalised else recalls.balance
-    counts = _counts(preds, target, num_classes, options)
-    return _result(balance(counts.recall, counts.accuracy), preds)
+    return _value(lambda c: balance(c.recall, c.accuracy), preds, target, num_classes, options)
 
 
 def recall_distortion(
@@ -177,9 +177,7 @@ def recall_distortion(
         >>> recall_distortion(preds, target, 2, torch.tensor([1.0, 0.5]))
         tensor([-0.3333,  0.5000])
     """
-    before = _reference(reference, num_classes, options)
-    counts = _counts(preds, target, num_classes, options)
-    return _result(recalls.change(counts.recall, before.recall), preds)
+    return _compared(recalls.change, preds, target, num_classes, reference, options)
 
 
 def recall_retention(
@@ -192,19 +190,11 @@ def recall_retention(
         >>> recall_retention(preds, target, 2, torch.tensor([1.0, 0.5]))
         tensor([0.6667, 2.0000])
     """
-    before = _reference(reference, num_classes, options)
-    counts = _counts(preds, target, num_classes, options)
-    return _result(recalls.retention(counts.recall, before.recall), preds)
+    return _compared(recalls.retention, preds, target, num_classes, reference, options)
 
 
 def adjusted_recall_change(
-    preds: Tensor,
-    target: Tensor,
-    num_classes: int,
-    reference: Given,
-    *,
-    reference_accuracy: float | None = None,
-    **options: Unpack[Options],
+    preds: Tensor, target: Tensor, num_classes: int, reference: Given, **options: Unpack[Adjusted]
 ) -> Tensor:
     """Return how much more each recall changed than the accuracy, [K].
 
@@ -213,19 +203,11 @@ def adjusted_recall_change(
         >>> adjusted_recall_change(preds, target, 2, torch.tensor([1.0, 0.5]))
         tensor([-0.3333,  0.5000])
     """
-    before = _reference(reference, num_classes, options, reference_accuracy)
-    counts = _counts(preds, target, num_classes, options)
-    return _result(recalls.adjusted_change(*before.compare(counts)), preds)
+    return _adjusted(recalls.adjusted_change, preds, target, num_classes, reference, options)
 
 
 def max_disparity(
-    preds: Tensor,
-    target: Tensor,
-    num_classes: int,
-    reference: Given,
-    *,
-    reference_accuracy: float | None = None,
-    **options: Unpack[Options],
+    preds: Tensor, target: Tensor, num_classes: int, reference: Given, **options: Unpack[Adjusted]
 ) -> Tensor:
     """Return how much more the class that lost most lost than the model.
 
@@ -234,19 +216,11 @@ def max_disparity(
         >>> max_disparity(preds, target, 2, torch.tensor([1.0, 0.5]))
         tensor(0.3333)
     """
-    before = _reference(reference, num_classes, options, reference_accuracy)
-    counts = _counts(preds, target, num_classes, options)
-    return _result(recalls.disparity(*before.compare(counts)), preds)
+    return _adjusted(recalls.disparity, preds, target, num_classes, reference, options)
 
 
 def class_intensification(
-    preds: Tensor,
-    target: Tensor,
-    num_classes: int,
-    reference: Given,
-    *,
-    reference_accuracy: float | None = None,
-    **options: Unpack[Options],
+    preds: Tensor, target: Tensor, num_classes: int, reference: Given, **options: Unpack[Adjusted]
 ) -> Tensor:
     """Return how each recall's distance from the accuracy grew, [K].
 
@@ -255,19 +229,11 @@ def class_intensification(
         >>> class_intensification(preds, target, 2, torch.tensor([1.0, 0.5]))
         tensor([-1., -1.])
     """
-    before = _reference(reference, num_classes, options, reference_accuracy)
-    counts = _counts(preds, target, num_classes, options)
-    return _result(recalls.class_intensification(*before.compare(counts)), preds)
+    return _adjusted(recalls.class_intensification, preds, target, num_classes, reference, options)
 
 
 def intensification_ratio(
-    preds: Tensor,
-    target: Tensor,
-    num_classes: int,
-    reference: Given,
-    *,
-    reference_accuracy: float | None = None,
-    **options: Unpack[Options],
+    preds: Tensor, target: Tensor, num_classes: int, reference: Given, **options: Unpack[Adjusted]
 ) -> Tensor:
     """Return how the recalls' distances from the accuracy grew.
 
@@ -276,22 +242,45 @@ def intensification_ratio(
         >>> intensification_ratio(preds, target, 2, torch.tensor([1.0, 0.5]))
         tensor(-1.)
     """
-    before = _reference(reference, num_classes, options, reference_accuracy)
-    counts = _counts(preds, target, num_classes, options)
-    return _result(recalls.intensification(*before.compare(counts)), preds)
+    return _adjusted(recalls.intensification, preds, target, num_classes, reference, options)
 
 
-def _counts(preds: Tensor, target: Tensor, num_classes: int, options: Options) -> ClassCounts:
-    return _counting(num_classes, options).count(preds, target, options.get("attribute"))
-
-
-def _reference(
-    reference: Given,
+def _value(
+    derive: Callable[[ClassCounts], Tensor],
+    preds: Tensor,
+    target: Tensor,
     num_classes: int,
     options: Options,
-    accuracy: float | None = None,
-) -> Reference:
-    return Reference(reference, _counting(num_classes, options).size, accuracy)
+) -> Tensor:
+    value = derive(_counting(num_classes, options).count(preds, target, options.get("attribute")))
+    if value.is_floating_point():
+        value = value.to(torch.get_default_dtype())
+    return value.to(preds.device)
+
+
+def _compared(
+    function: Callable[..., Tensor],
+    preds: Tensor,
+    target: Tensor,
+    num_classes: int,
+    reference: Given,
+    options: Options,
+) -> Tensor:
+    before = Reference(reference, _counting(num_classes, options).size)
+    return _value(lambda c: function(c.recall, before.recall), preds, target, num_classes, options)
+
+
+def _adjusted(
+    function: Callable[..., Tensor],
+    preds: Tensor,
+    target: Tensor,
+    num_classes: int,
+    reference: Given,
+    options: Adjusted,
+) -> Tensor:
+    accuracy = options.pop("reference_accuracy", None)
+    before = Reference(reference, _counting(num_classes, options).size, accuracy)
+    return _value(lambda c: function(*before.compare(c)), preds, target, num_classes, options)
 
 
 def _counting(num_classes: int, options: Options) -> Counting:
@@ -306,9 +295,3 @@ def _counting(num_classes: int, options: Options) -> Counting:
         options.get("top_k", 1),
         options.get("num_attributes"),
     )
-
-
-def _result(value: Tensor, preds: Tensor) -> Tensor:
-    if value.is_floating_point():
-        value = value.to(torch.get_default_dtype())
-    return value.to(preds.device)
