@@ -1,8 +1,9 @@
 """Scores and orders from where the samples lie: features [N, D] -> centres, or one number per sample.
 
-Features are any floating point tensor, such as what a network hands to its last layer (`features_of`). NaN and
-infinity are refused. Work is done on the device of the features, which must know float64 (MPS does not).
-Scores are [N], higher = harder: farther from the other samples or from a centre.
+Features are any finite floating point tensor, such as the input of a network's last layer (`features_of`); NaN and
+infinity raise a ValueError, as do shapes that do not fit; other dtypes raise a TypeError. Computed on the device of the
+features, which must have float64 (MPS has not). Scores are [N], higher = harder: farther from the other samples or from
+a centre.
 """
 
 from __future__ import annotations

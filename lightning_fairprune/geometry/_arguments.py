@@ -46,7 +46,7 @@ def checked_target(target: Tensor, features: Tensor) -> Tensor:
 
 
 def class_members(target: Tensor) -> tuple[Tensor, ...]:
-    """Return the indices of the samples of every class from 0 on, ascending; -1 is no class."""
+    """Returns the indices of the samples of every class from 0 on, ascending; -1 is no class."""
     order = target.argsort(stable=True)
     size = torch.bincount(target + 1, minlength=1)
     members: tuple[Tensor, ...] = torch.split(order, size.tolist())

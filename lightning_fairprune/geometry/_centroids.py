@@ -20,15 +20,11 @@ def prototype_distance(features: Tensor, target: Tensor) -> Tensor:
     are computed as differences in float64.
 
     Args:
-        features: finite float [N, D], taken as they are: not normalised.
-        target: int64 [N], the class of each sample; -1 is in no class.
+        features: Float [N, D], not normalised here.
+        target: Integer [N], the class of each sample; -1 is in no class.
 
     Returns:
         Distances >= 0, float32 [N], NaN for target -1.
-
-    Raises:
-        ValueError: If features are not finite, or a shape or label does not fit.
-        TypeError: If the features are not floating point, or the labels are not integers.
 
     Example:
         The mean of class 0 is (1, 1).
@@ -50,27 +46,23 @@ def prototype_distance(features: Tensor, target: Tensor) -> Tensor:
 
 
 def k_means_distance(features: Tensor, num_clusters: int, *, seed: int = 0) -> Tensor:
-    r"""Return how far each sample points away from the nearest of `num_clusters` k-means centroids.
+    r"""Return the cosine distance of each sample to the nearest of `num_clusters` k-means centroids.
 
-    The cosine distance :math:`\min_k 1 - \cos(x_i, c_k)`, the self-supervised prototype score (SSP) of Sorscher et al.,
-    "Beyond neural scaling laws" (NeurIPS 2022, arXiv 2206.14486), there with features of SwAV. It needs no labels.
-    The features are L2-normalised first: k-means looks for directions too.
+    :math:`\min_k 1 - \cos(x_i, c_k)`, the self-supervised prototype score (SSP) of Sorscher et al., "Beyond neural
+    scaling laws" (NeurIPS 2022, arXiv 2206.14486), there with features of SwAV. It needs no labels. The features are
+    L2-normalised first, so that k-means clusters directions too.
 
-    k-means is k-means++ (Arthur & Vassilvitskii, SODA 2007) and then Lloyd's rounds until no sample changes its
-    cluster, at most 300. A cluster that runs empty begins again at the sample farthest from its centroid. Distances
-    are computed in blocks; memory is one copy of the features.
+    k-means++ (Arthur & Vassilvitskii, SODA 2007) is followed by Lloyd's rounds until no sample changes its cluster, at most
+    300. An empty cluster restarts at the sample farthest from its centroid. Distances are computed in blocks; memory is
+    one copy of the features.
 
     Args:
-        features: finite float [N, D]. A sample whose features are all 0 points nowhere and is at distance 1.
-        num_clusters: clusters, at least 1 and at most N.
-        seed: seed of the first centroids; the same seed gives the same scores on the same machine.
+        features: Float [N, D]. A sample whose features are all 0 has no direction and is at distance 1.
+        num_clusters: Number of clusters, in [1, N].
+        seed: Seed of the first centroids; the same seed gives the same scores on the same machine.
 
     Returns:
         Distances in [0, 2], float32 [N].
-
-    Raises:
-        ValueError: If features are not finite, or `num_clusters` is out of range.
-        TypeError: If the features are not floating point, or `num_clusters` or `seed` is no integer.
 
     Example:
         The directions (0.8, 0.6) and (0.8, -0.6) form a cluster around (1, 0).

@@ -1,9 +1,8 @@
 """Farthest-first centres, exact, without a pass over the data per centre.
 
-Two things make it fast. The distance of a sample to the centres only shrinks as centres are added, so its distance to
-some of them bounds it from above, and a sample whose bound is below the farthest need not be looked at. And a
-product of matrices, which is cheap but rounds, finds the few pairs that may matter; only these are
-computed as differences, in float64. What is compared is always such a distance.
+The distance of a sample to the centres only shrinks as centres are added, so its distance to some of them bounds it from
+above, and a sample whose bound is below the farthest is skipped. A product of matrices, which is cheap but rounds, finds
+the few pairs that may matter; only these are computed as differences, in float64, and only such distances are compared.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-_ROWS = 128  # samples that meet the centres new to them in one product of matrices
+_ROWS = 128  # samples multiplied with the centres new to them at a time
 _WIDTH = 4096  # centres in one product
 _PAIRS = 4096  # pairs computed as differences at a time: 16 MB for 512 features
 _FEWEST, _MOST = 256, 4096  # samples that compete at a time
@@ -22,17 +21,12 @@ _TINY = 1e-30  # more than float32 loses to underflow, with features scaled to a
 
 
 class FarthestFirst:
-    """Samples and the centres among them, in order of choice.
+    """Samples [N, D] and the centres among them, in order of choice, after M `given` ones; at most `budget` are chosen.
 
     The products are of copies ``x`` of the samples from which the mean was subtracted, so that they do not cancel
     when the features are far from 0. In D features and with the unit roundoff ``u = 2**-24`` of float32,
     ``|x|^2 + |c|^2 - 2 x.c`` is wrong by less than ``2 (D + 8) u (|x|^2 + |c|^2)``, in whatever order it is
     summed; in float64 by twice that with its own u, as the squares and the differences round then no less.
-
-    Args:
-        features: finite float32 or float64, [N, D], N and D at least 1.
-        given: features of centres that were there before, [M, D].
-        budget: the most samples that will be chosen.
     """
 
     def __init__(self, features: Tensor, given: Tensor, budget: int) -> None:
@@ -67,7 +61,6 @@ class FarthestFirst:
             self._first_bound()
 
     def nearest_to_mean(self) -> int:
-        """Return the sample nearest to the mean of all."""
         return int(self.square.sqrt().argmin())
 
     def leave_out(self, sample: Tensor) -> None:
@@ -75,7 +68,6 @@ class FarthestFirst:
         self.bound[sample] = -1.0
 
     def add(self, sample: int) -> None:
-        """Make a sample the next centre."""
         now, self.count = self.count, self.count + 1
         self.centre[now] = self.features[sample]
         self.centre_moved[now] = self.moved[sample]
@@ -108,10 +100,7 @@ class FarthestFirst:
         return order, [r / self.scale for r in radius]
 
     def _highest(self, size: int) -> tuple[Tensor, float, int]:
-        """Return the samples of highest bound, ascending, and the next bound below.
-
-        Of equal bounds the lower indices are in; the first that is out is returned too, or -1 if none is.
-        """
+        """Return the samples of highest bound, ascending, the next bound below, and the first of equal bound left out, or -1."""
         if size >= len(self.bound):
             return torch.arange(len(self.bound), device=self.bound.device), -1.0, -1
         last, limit = self.bound.topk(size + 1).values[-2:].tolist()
@@ -138,7 +127,7 @@ class FarthestFirst:
         bound, moved, square = self.bound[pool], self.moved[pool], self.square[pool]
         floor = self._floor(square, bound)
         sample = pool.tolist()
-        if len(pool) > _FEWEST:  # ask again soon whether a smaller pool would do
+        if len(pool) > _FEWEST:  # check again soon whether a smaller pool would do
             budget = min(budget, len(order) + _TURNS)
         while len(order) < budget:
             i = int(bound.argmax())
@@ -165,7 +154,7 @@ class FarthestFirst:
         return False
 
     def _refresh(self, pool: Tensor) -> None:
-        """Let samples meet the centres they have not seen, and make their bounds distances."""
+        """Compare samples with the centres they have not seen, and make their bounds distances."""
         pool = pool[(self.seen[pool] < self.count) & (self.bound[pool] >= 0)]
         if not len(pool):
             return
@@ -215,10 +204,7 @@ class FarthestFirst:
         self.bound.copy_(bound.sqrt_())
 
     def _widen(self) -> None:
-        """Form the products in float64 from here on.
-
-        For samples in narrow heaps that lie far apart: float32 has too few digits for the distances in a heap.
-        """
+        """Form the products in float64 from now on: float32 lacks digits for narrow clusters that lie far apart."""
         self.moved, _ = self._move(self.features, torch.float64)
         self.centre_moved = torch.empty_like(self.centre_moved, dtype=torch.float64)
         own = slice(self.count)

@@ -29,12 +29,12 @@ def features_of(
     One pass in eval mode without gradients; the model and the random states are restored.
 
     Args:
-        model: any module; batches are moved to the device of its first parameter.
-        batches: the samples in order, not shuffled: each an input tensor, or a tuple or list that begins with one.
-        layer: name of a submodule as in `model.named_modules()`, such as "backbone.fc"; "" is the model itself.
+        model: Any module; batches are moved to the device of its first parameter.
+        batches: The samples in order, not shuffled: each an input tensor, or a tuple or list that begins with one.
+        layer: Name of a submodule as in `model.named_modules()`, such as "backbone.fc"; "" is the model itself.
         at: "output" takes what the layer returns, "input" its first argument; the usual features are the input of
             the last linear layer.
-        spatial: how [B, C, H, W] becomes a row: "mean" over H and W, [B, C], or "flatten", [B, C H W]. Features with
+        spatial: How [B, C, H, W] becomes a row: "mean" over H and W, [B, C], or "flatten", [B, C H W]. Features with
             another number of axes are flattened.
         forward: ``(model, batch)``, runs the network on a batch of another form; its result is ignored.
 
@@ -44,15 +44,12 @@ def features_of(
     Raises:
         ValueError: If there is no such layer, it does not run exactly once in a batch, its rows are not the
             samples of the batch, or there are no batches.
-        TypeError: If what is taken is no tensor, or a batch does not begin with one.
+        TypeError: If the output or input is no tensor, or a batch does not begin with one.
 
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
-        >>> batches = [(torch.ones(3, 2, 2), torch.tensor([0, 1, 1]))]
-        >>> features_of(model, batches, "1", at="input")
-        tensor([[1., 1., 1., 1.],
-                [1., 1., 1., 1.],
-                [1., 1., 1., 1.]])
+        >>> features_of(model, [(torch.ones(1, 2, 2), torch.tensor([0]))], "1", at="input")
+        tensor([[1., 1., 1., 1.]])
     """
     for name, value, options in (("at", at, At), ("spatial", spatial, Spatial)):
         if value not in get_args(options):

@@ -23,26 +23,25 @@ def k_center(
 
     Each next sample is the one farthest from all chosen so far, :math:`\arg\max_i \min_{c \in S} \|x_i - x_c\|_2`:
     the greedy k-center of Gonzalez (Theoretical Computer Science 38, 1985), whose covering radius is at most twice the
-    least possible. As a coreset: Sener & Savarese, "Active Learning for Convolutional Neural Networks" (ICLR 2018, arXiv 1708.00489),
-    Algorithm 1. The budget does not change the order: fewer samples are the first of more.
+    least possible. As a coreset: Sener & Savarese, "Active Learning for Convolutional Neural Networks" (ICLR 2018,
+    arXiv 1708.00489), Algorithm 1. Fewer samples are the first of more.
 
     The result is exact: distances are float64, and of equally far samples the lowest index is next. Half precision is
-    computed in float32. Memory is a few copies of the features, on their device, and never a table of distances.
+    computed in float32. Memory is a few copies of the features, and never a table of distances.
 
     Args:
-        features: finite float [N, D], one row per sample, such as the input of a network's last layer.
-        budget: number of samples to choose, at most those that are left to choose from.
-        first: the sample to begin with. None takes the sample nearest to the mean of the features, as the code
+        features: Float [N, D].
+        budget: Number of samples to choose, at most those that are left to choose from.
+        first: The sample to begin with. None takes the sample nearest to the mean of the features, as the code
             published with DRoP does.
-        centres: what is covered already, in place of `first`: indices int64 [M] of samples chosen before, which are
-            not chosen again, or features float [M, D] from elsewhere.
+        centres: What is covered already, in place of `first`: distinct indices int64 [M] of samples chosen before, which
+            are not chosen again, or features float [M, D] from elsewhere.
 
     Returns:
         Distinct indices, int64 [budget], in order of choice.
 
     Raises:
-        ValueError: If features are not finite, or a shape, index or the budget does not fit.
-        TypeError: If the features are not floating point, or `budget` or `first` is no integer.
+        ValueError: If an index or the budget is out of range.
 
     Example:
         The mean of 0, 1, 2, 8, 9 is 4, and 2 is nearest; 9 is 7 away from it, then 0 is farthest with 2.
@@ -72,24 +71,14 @@ def k_center(
 
 
 def k_center_distance(features: Tensor) -> Tensor:
-    r"""Return how far each sample was from the centres of `k_center` when it was chosen as the next.
+    """Return how far each sample was from the centres of `k_center` when it was chosen, float64 [N], infinity for the first.
 
-    `k_center` as a score: ``select(target, budget, score=..., keep="hard")`` keeps exactly the samples that it chooses,
-    for every budget. Under quotas use `class_k_center`. Ordering all samples costs several times as much as `k_center`
-    with a budget of a third.
-
-    Args:
-        features: finite float [N, D].
-
-    Returns:
-        Distances >= 0, higher = chosen earlier, float64 [N]: infinity for the first.
-
-    Raises:
-        ValueError: If features are not finite or not [N, D].
-        TypeError: If they are not floating point.
+    `k_center` as a score >= 0, higher = chosen earlier: ``select(target, budget, score=..., keep="hard")`` keeps exactly
+    the samples that it chooses, for every budget. Under quotas use `class_k_center`. Ordering all samples costs several
+    times as much as `k_center` with a budget of a third.
 
     Example:
-        It begins with 2, which is nearest to the mean of 4; 9 is 7 away, then 0 is 2 away, 1 and 8 are 1 away.
+        The first is 2, nearest to the mean of 4; 9 is 7 away, then 0 is 2 away, 1 and 8 are 1 away.
 
         >>> k_center_distance(torch.tensor([[0.0], [1.0], [2.0], [8.0], [9.0]]))
         tensor([2., 1., inf, 1., 7.], dtype=torch.float64)
@@ -105,28 +94,24 @@ def k_center_distance(features: Tensor) -> Tensor:
 def class_k_center(
     features: Tensor, target: Tensor, quota: Tensor | Sequence[int] | None = None
 ) -> Tensor:
-    r"""Return how far each sample was from the centres of its class when it was chosen as the next.
+    """Return how far each sample was from the centres of its class when it was chosen.
 
     `k_center` in each class, as a score: ``select(target, quota, score=..., keep="hard")`` keeps exactly the first
     `quota[k]` centres of every class, under any quota. The score is also the radius within which the samples chosen
     before cover the class, so with an int as quota `select` covers all classes to the same radius.
 
     Args:
-        features: finite float [N, D].
-        target: int64 [N], the class of each sample; -1 is in no class.
-        quota: int64 [K], as many centres as are needed of each class; None orders all samples. Use the largest
-            quota that will be selected: cost grows with it.
+        features: Float [N, D].
+        target: Integer [N], the class of each sample; -1 is in no class.
+        quota: Integer [K], as many centres as are needed of each class, at most its size; None orders all samples. Use
+            the largest quota that will be selected: cost grows with it.
 
     Returns:
         Distances >= 0, higher = chosen earlier, float64 [N]: infinity for the first of each class, -infinity for
         samples beyond the quota, NaN for target -1.
 
-    Raises:
-        ValueError: If features are not finite, or a shape, label or quota does not fit.
-        TypeError: If the features are not floating point, or labels or quota are not integers.
-
     Example:
-        Class 0 is 0, 1, 5 with mean 2: it begins with 1, then 5 is 4 away, and 0 is 1 away.
+        Class 0 is 0, 1, 5 with mean 2: the first is 1, then 5 is 4 away, and 0 is 1 away.
 
         >>> from lightning_fairprune import select
         >>> features = torch.tensor([[0.0], [1.0], [5.0], [7.0]])

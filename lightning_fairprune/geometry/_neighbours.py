@@ -19,22 +19,18 @@ def neighbour_distance(features: Tensor, k: int = 10, *, target: Tensor | None =
     r"""Return the mean distance of each sample to its `k` nearest other samples.
 
     :math:`\frac1k \sum_{j \in \text{kNN}(i)} \|x_i - x_j\|_2`: the inverse of a local density, high where samples are
-    sparse. The neighbours are exact, which takes time quadratic in the number of samples; with `target` it is the sum
-    of the squares of the class sizes, K times less for K equal classes. Memory is not quadratic: distances are
-    computed in blocks of at most 32 MB, in float64, next to one float64 copy of the features (of a class).
+    sparse. The neighbours are exact, in time quadratic in the number of samples, or in the sizes of the classes of `target`.
+    Memory is not quadratic: distances are computed in blocks of at most 32 MB, in float64, next to one float64 copy of the
+    features (of a class).
 
     Args:
-        features: finite float [N, D].
-        k: number of neighbours, at least 1 and less than N, or less than the size of every class.
-        target: int64 [N], the class of each sample: its neighbours are of its own class; -1 is in no class. None
+        features: Float [N, D].
+        k: Number of neighbours, at least 1 and less than N, or less than the size of every class.
+        target: Integer [N], the class of each sample: its neighbours are of its own class; -1 is in no class. None
             takes neighbours from all samples.
 
     Returns:
         Distances >= 0, float32 [N], NaN for target -1.
-
-    Raises:
-        ValueError: If features are not finite, a shape or label does not fit, or `k` is out of range.
-        TypeError: If the features are not floating point, or labels or `k` are not integers.
 
     Example:
         >>> line = torch.tensor([[0.0], [1.0], [3.0], [10.0]])

@@ -6,8 +6,8 @@
     representation.save("lightning_logs/version_1", found)
 
 Features are [n, D]: n samples, or samples and positions of feature maps, and D units, or channels. Both measures are 1
-for features that are equal up to a rotation and a factor, and compare what the units of a layer say together, not
-unit by unit. Work is done in float64.
+for features that are equal up to a rotation and a factor, compare the units of a layer together, not one by one, and
+are computed in float64.
 """
 
 from lightning_fairprune.representation._layers import compare_layers

@@ -36,20 +36,20 @@ def compare_layers(
 ) -> dict[str, float]:
     """Returns how alike the outputs of each layer of two networks are on the same samples.
 
-    One pass through both in evaluation mode and without gradients. Afterwards, also after an error, both are as they
-    were, and so are random states.
+    One pass through both in evaluation mode and without gradients; both, and random states, are restored, also after an
+    error.
 
     Every position of a feature map, and every token, is a row. For `linear_cka` and `svcca`, also with keywords
     (``partial(linear_cka, debiased=True)``), (D1 + D2)^2 float64 numbers are kept per layer, else all rows.
 
     Args:
-        dense: any module, before `torch.compile`; batches are moved to the device of its first parameter.
-        pruned: a module with layers of the same names, such as a copy that was pruned; they may have other widths.
-        batches: the samples, such as a DataLoader: each an input tensor, or a tuple or list that begins with one.
-        layers: names as in `dense.named_modules()`; None for all Conv and Linear layers of both that run.
+        dense: Any module, before `torch.compile`; batches are moved to the device of its first parameter.
+        pruned: A module with layers of the same names, such as a copy that was pruned; they may have other widths.
+        batches: The samples, such as a DataLoader: each an input tensor, or a tuple or list that begins with one.
+        layers: Names as in `dense.named_modules()`; None for all Conv and Linear layers of both that run.
         measure: ``(x, y) -> scalar`` of features [n, D1] and [n, D2].
         forward: ``(model, batch)``, runs a network on a batch of another form; the result is ignored.
-        positions: at most so many of a feature map, or tokens, are used of each sample, spread over rows and columns.
+        positions: At most so many of a feature map, or tokens, are used of each sample, spread over rows and columns.
 
     Returns:
         The value of each layer, in the order of `layers` or of the network; NaN for one that is constant.
@@ -62,8 +62,7 @@ def compare_layers(
     Example:
         >>> dense = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1))
         >>> x = torch.tensor([[0.0, 1.0], [1.0, 3.0], [2.0, -1.0], [1.0, 1.0]])
-        >>> found = compare_layers(dense, dense, [x])
-        >>> {name: round(value, 4) for name, value in found.items()}
+        >>> {name: round(value, 4) for name, value in compare_layers(dense, dense, [x]).items()}
         {'0': 1.0, '2': 1.0}
     """
     if positions < 1:
@@ -89,7 +88,7 @@ def compare_layers(
 
 
 class _Layer:
-    """What has been seen of one layer: rows while these are few, then their products."""
+    """The rows of one layer while these are few, then their products."""
 
     def __init__(self, measure: Measure) -> None:
         self._measure = measure
@@ -205,10 +204,9 @@ def _rows(name: str, module: nn.Module, result: Any, positions: int) -> Tensor:
 
 
 def _spread(count: int, total: int) -> Tensor:
-    """Returns some of the positions of a map, int64 [count], none twice.
+    """Returns some of the positions of a map, int64 [count], none twice, in steps of the golden section.
 
-    Steps of the golden section. A plain stride would divide the width of most maps and see a few of their columns only,
-    half of them at the padded edge; a step without common divisor with the width comes through all of them alike.
+    A plain stride divides the width of most maps and takes a few of their columns only, half of them at the padded edge.
     """
     step = round(total * 0.6180339887498949)
     while math.gcd(step, total) > 1:

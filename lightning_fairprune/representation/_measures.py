@@ -19,17 +19,16 @@ def linear_cka(x: Tensor, y: Tensor, *, debiased: bool = False) -> Tensor:
     arXiv 1905.00414), equation 4 with a linear kernel; from products of features, or of samples where these are fewer.
     Directions count by their variance, so that a few that vary most decide.
 
-    Of n samples not far above D units, unrelated features seem alike, the more the fewer samples there are: about
-    D / (n + D) for noise of equal variance. `debiased` puts the unbiased estimate of Song et al., "Feature Selection
-    via Dependence Maximization" (JMLR 2012), in place of each of the three products, as Nguyen et al., "Do Wide and
-    Deep Networks Learn the Same Things?" (ICLR 2021, arXiv 2010.15327) do: unrelated features then come out around 0,
-    on either side of it.
+    Few samples make unrelated features seem alike: about D / (n + D) for noise of equal variance in D units. `debiased`
+    replaces each of the three products by the unbiased estimate of Song et al., "Feature Selection via Dependence
+    Maximization" (JMLR 2012), as Nguyen et al., "Do Wide and Deep Networks Learn the Same Things?" (ICLR 2021, arXiv
+    2010.15327) do: unrelated features then come out around 0, on either side of it.
 
     Args:
-        x: features [n, D1], or feature maps [n, C, ...] of which every position is a row; floating point.
-        y: features of the same samples, [n, D2] or alike.
-        debiased: whether to correct for few samples; takes at least 4 rows. Positions of one map are no independent
-            samples, which it does not know.
+        x: Features [n, D1], or feature maps [n, C, ...] of which every position is a row; floating point.
+        y: Features of the same samples, [n, D2] or alike.
+        debiased: Whether to correct for few samples; takes at least 4 rows, and assumes that they are independent, which
+            positions of one map are not.
 
     Returns:
         Float64 scalar in [0, 1], `debiased` in [-1, 1]: 1 for features that are equal up to a rotation, a

@@ -45,10 +45,10 @@ def _centred(rows: Tensor) -> Tensor:
 
 
 class Products:
-    """Sums over rows that come batch by batch, equal to what all rows at once would give.
+    """Sums over rows that come batch by batch, equal to those of all rows at once, in at most (D1 + D2)^2 numbers.
 
-    They take (D1 + D2)^2 numbers at most, however many rows there are. The first of the rows `x`, [m, D1], is the
-    origin, so that a mean far from 0 costs no digits; `y`, [m, D2], are the same rows of the other features.
+    The first of the rows `x`, [m, D1], is the origin, so that a mean far from 0 costs no digits; `y`, [m, D2], are the
+    same rows of the other features.
     """
 
     def __init__(self, x: Tensor, y: Tensor) -> None:

@@ -17,11 +17,7 @@ FILE = "similarity.json"
 
 
 class Similarity(NamedTuple):
-    """What `save` wrote.
-
-    Attributes:
-        layers: value of each layer, in the order of the network; NaN where there is none.
-        measure: what the values are, in words.
+    """What `save` wrote: the value of each layer, in the order of the network, or NaN, and what the values are, in words.
 
     Example:
         >>> Similarity({"conv": 0.98, "fc": 0.61}, "linear CKA").layers["fc"]
@@ -35,15 +31,13 @@ class Similarity(NamedTuple):
 def save(
     path: str | os.PathLike[str], layers: Mapping[str, float], *, measure: str = "linear CKA"
 ) -> None:
-    """Writes how alike the layers of a run's network and another are, for `fairprune report`.
-
-    An earlier file is replaced.
+    """Writes how alike the layers of a run's network and another are, for `fairprune report`, over an earlier file.
 
     Args:
-        path: the folder of the run, in which it is ``fairprune/similarity.json``, or a file that ends with
-            ``.json``; folders are made if they are not there.
-        layers: value of each layer, as from `compare_layers`: in [-1, 1], or NaN.
-        measure: what the values are, for headings.
+        path: The folder of the run, in which it is ``fairprune/similarity.json``, or a file that ends with
+            ``.json``; missing folders are made.
+        layers: Value of each layer, as from `compare_layers`: in [-1, 1], or NaN.
+        measure: What the values are, for headings.
 
     Raises:
         ValueError: If there is no layer, or a value is out of range.
@@ -65,13 +59,10 @@ def save(
 
 
 def load(path: str | os.PathLike[str]) -> Similarity:
-    """Reads what `save` wrote.
-
-    Args:
-        path: what was given to `save`, or the folder that the file is in.
+    """Reads what `save` wrote to `path`; the folder that the file is in will do, too.
 
     Raises:
-        FileNotFoundError: If there is nothing.
+        FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, of another kind or of another version.
 
     Example:
