@@ -49,7 +49,6 @@ class Batch:
                 )
 
     def rows(self, index: slice | Tensor) -> Batch:
-        """Returns some of the samples."""
         self.check_rows()
         inputs, target = mapped(
             lambda t: t[index if isinstance(index, slice) else index.to(t.device)],

@@ -27,7 +27,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Puts a module in eval mode and each of its parts back as it was."""
+    """Puts a module in eval mode, and restores the mode of each of its parts."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -39,7 +39,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def isolated_rng() -> Iterator[None]:
-    """Puts the random states of torch, numpy and Python back."""
+    """Restores the random states of torch, numpy and Python."""
     of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002 - what augmentations use
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices):
@@ -54,19 +54,13 @@ def isolated_rng() -> Iterator[None]:
 def borrowed(model: nn.Module, *, gradients: bool = False) -> Iterator[State]:
     """Puts the model into eval mode; afterwards, also after an exception, it is as it was.
 
-    What comes back: weights and buffers, to which layers may write in a forward pass (an embedding with `max_norm`);
+    Restored are weights and buffers, to which layers may write in a forward pass (an embedding with `max_norm`);
     whatever else parts keep in attributes, lists, dictionaries and sets, such as counts of metrics; modes, flags,
-    gradients and hooks; random states. The gradients are set aside meanwhile.
+    gradients and hooks; random states. The gradients are set aside meanwhile. `gradients` turns gradients on, and what
+    lacks them off: inference mode, autocast, fused attention.
 
     Every tensor is copied once, on its device, so this takes the memory of the model; a loan inside another of the
     same model copies none, and leaves their values to the outer one.
-
-    Args:
-        model: The network.
-        gradients: Whether to turn gradients on, and off what has none: inference mode, autocast, fused attention.
-
-    Raises:
-        ValueError: If gradients are wanted of a model that was made in inference mode.
     """
     if gradients:
         _check_ordinary(model)
@@ -107,11 +101,9 @@ def _check_ordinary(model: nn.Module) -> None:
 
 
 class State:
-    """What parts of a model hold, directly or in lists, dictionaries, sets and tuples.
+    """What `things`, modules and tensors, hold directly or in lists, dictionaries, sets and tuples.
 
-    Args:
-        things: Modules and tensors to begin with.
-        values: Whether to copy tensors; without, only which tensor is where is put back.
+    Without `values` no tensor is copied, and only which tensor is where is restored.
     """
 
     def __init__(self, things: Iterable[Any], *, values: bool = True) -> None:
@@ -128,7 +120,7 @@ class State:
                 waiting += filter(_is_looked_into, self._keep(thing, values))
 
     def _keep(self, thing: Any, values: bool) -> Iterable[Any]:
-        """Notes one thing and returns what is in it."""
+        """Records one thing and returns what is in it."""
         if isinstance(thing, Tensor):
             if is_lazy(thing):  # these and the layers that have them take their shape for good
                 return ()
@@ -149,13 +141,12 @@ class State:
         return list(thing.values() if pairs else thing)
 
     def set_gradients_aside(self) -> None:
-        """Lets no backward pass add to the gradients that are there."""
+        """Removes the gradients until `put_back`: no backward pass adds to them."""
         for tensor, _, grad in self._flags:
             if grad is not None:
                 tensor.grad = None
 
     def put_back(self) -> None:
-        """Puts everything back as it was."""
         for own, before in self._own:
             for name in own.keys() - before.keys():
                 del own[name]
@@ -178,10 +169,9 @@ def _is_looked_into(thing: object) -> bool:
 
 
 def _memory(tensor: Tensor) -> Tensor:
-    """Returns a view of a tensor to write to.
+    """Returns a view of a tensor to write to, with each number once where an expanded tensor repeats it.
 
-    By `data`, so that a backward pass that is still to come does not see a write; each number once, where an
-    expanded tensor repeats it.
+    By `data`, so that a later backward pass does not see a write.
     """
     view = tensor.data
     if view.layout == torch.strided and not view.is_nested:

@@ -1,8 +1,8 @@
-"""Reading logits and targets of an unchanged training or validation step.
+"""Reading logits and targets of an unchanged training or validation step, in two ways.
 
-Two ways. A function mode sees every call of the loss, in any step, and costs a few microseconds for
-each tensor function that the step calls. The autograd graph of the loss, where there is one, holds what
-cross-entropy saved for its backward pass, and costs next to nothing.
+A function mode sees every call of the loss, in any step, and costs a few microseconds for each tensor function that the
+step calls. The autograd graph of the loss, where there is one, holds what cross-entropy saved for its backward pass, and
+costs next to nothing.
 """
 
 from __future__ import annotations
@@ -20,18 +20,10 @@ _MOST_NODES = 64
 
 
 def from_graph(loss: Tensor, batch_size: int) -> tuple[Tensor, Tensor] | None:
-    """Returns what the first cross-entropy behind `loss` was given, or None if it isn't there.
+    """Returns logits [B, C] and target [B] of the first cross-entropy behind `loss`, without gradient, or None.
 
-    PyTorch lets one look at the tensors that a node has saved for its backward pass. For
-    cross-entropy and ``nll_loss`` those are the log-probabilities, which are logits of the same
-    softmax, and the targets. Of several losses the one computed first counts.
-
-    Args:
-        loss: scalar, before its backward pass.
-        batch_size: B; a loss of another number of samples is passed over.
-
-    Returns:
-        Logits float [B, C] and target int64 [B], without gradient.
+    For cross-entropy and ``nll_loss`` PyTorch saves the log-probabilities, which are logits of the same softmax, and the
+    targets. Of several losses of `batch_size` samples the one computed first counts.
 
     Example:
         >>> import torch
@@ -60,13 +52,11 @@ def from_graph(loss: Tensor, batch_size: int) -> tuple[Tensor, Tensor] | None:
 
 
 class LossCapture(TorchFunctionMode):
-    """Keeps the ``(logits, target)`` of the classification loss that a step computes.
+    """Records the ``(logits, target)`` of the classification losses that a step computes while the mode is active.
 
-    While the mode is active every call of :func:`torch.nn.functional.cross_entropy` and
-    :func:`torch.nn.functional.nll_loss` is noted: through the function or the module, with
-    positional or keyword arguments, in automatic or manual optimisation, eager or compiled. The
-    log-probabilities given to ``nll_loss`` are logits of the same softmax. Nothing is copied and
-    nothing waits for the device.
+    It sees every call of :func:`torch.nn.functional.cross_entropy` and :func:`torch.nn.functional.nll_loss`, by function or
+    module, in automatic or manual optimisation, eager or compiled, without a copy or a wait for the device. The
+    log-probabilities given to ``nll_loss`` are logits of the same softmax.
 
     Example:
         >>> import torch
@@ -104,7 +94,7 @@ class LossCapture(TorchFunctionMode):
         return len(self._hits)
 
     def enter(self) -> None:
-        """Starts noting calls; forgets the earlier ones."""
+        """Starts recording calls; forgets the earlier ones."""
         self._hits = []
         self._switch_on()
 
@@ -114,20 +104,16 @@ class LossCapture(TorchFunctionMode):
             self._is_on = True
 
     def leave(self) -> None:
-        """Stops noting calls; safe to call more than once."""
+        """Stops recording calls; may be called more than once."""
         if self._is_on:
             self._is_on = False
             self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def pick(self, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
-        """Returns the first noted ``(logits [B, C], target [B])`` that fits the batch.
+        """Returns the first recorded ``(logits [B, C], target [B])`` that fits the batch, of any size for None.
 
-        Args:
-            batch_size: B, or None to accept any. Mixup and auxiliary heads call the loss more than
-                once; the first call with one logit row and one class index per sample counts.
-
-        Raises:
-            ValueError: If the step called no such loss; the message says what was seen instead.
+        Mixup and auxiliary heads call the loss more than once; the first call with one logit row and one class index per
+        sample counts. Raises a ValueError that says what the step called instead.
         """
         for logits, target in self._hits:
             if (

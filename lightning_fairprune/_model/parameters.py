@@ -10,7 +10,7 @@ from torch import Tensor, nn
 def named(
     model: nn.Module, parameters: Iterable[str] | Iterable[nn.Parameter]
 ) -> dict[str, nn.Parameter]:
-    """Returns parameters by their first names, each once; raises a ValueError for what is none of the model's."""
+    """Returns parameters by their first names, each once; raises a ValueError for those of no or another model."""
     if isinstance(parameters, str):
         raise ValueError(
             f"`parameters` must be an iterable of names, got the string {parameters!r}."

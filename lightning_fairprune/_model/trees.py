@@ -11,7 +11,6 @@ from torch.func import functional_call
 
 
 def leaves(tree: object) -> Iterator[Tensor]:
-    """Yields the tensors in nested tuples, lists and mappings."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, Mapping):
@@ -23,13 +22,11 @@ def leaves(tree: object) -> Iterator[Tensor]:
 
 
 def mapped(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """Returns the same nest with `function` of every tensor; what is no tensor stays."""
+    """Returns the same nest with `function` of every tensor; other values stay."""
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, MutableMapping):
-        new = copy.copy(
-            tree
-        )  # keeps the type: outputs of some libraries are mappings with attributes
+        new = copy.copy(tree)  # keeps the type: some libraries return mappings with attributes
         for key, value in tree.items():
             new[key] = mapped(function, value)
         return new
@@ -51,7 +48,7 @@ def call(model: Callable[..., Any], inputs: Any) -> Any:
 def call_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Any) -> Any:
     """Returns the outputs that a model would have with other parameters and buffers, by their first names.
 
-    Each place is named once: torch would leave the others in a module that is there under two names.
+    Each place is named once: torch would leave the others in a module that has two names.
     """
     first = {id(t): name for name, t in (*model.named_parameters(), *model.named_buffers())}
     every = {}

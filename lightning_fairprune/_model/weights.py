@@ -41,11 +41,7 @@ def put_in(
     *,
     strict: bool = True,
 ) -> None:
-    """Loads weights into a model.
-
-    Raises:
-        ValueError: If they do not fit; those that do are loaded all the same.
-    """
+    """Loads weights into a model; raises a ValueError if some do not fit, after loading the others."""
     try:
         model.load_state_dict(weights, strict=strict)
     except RuntimeError as error:
@@ -64,7 +60,7 @@ def own_weights(model: nn.Module) -> dict[str, Any]:
 
 
 def _misfit(model: nn.Module, weights: Mapping[str, Any], error: Exception) -> str:
-    """Returns in a few words why weights do not fit a model, which said so at more length."""
+    """Returns in a few words why weights do not fit a model, shorter than torch's error."""
     own = model.state_dict()
     for name, value in weights.items():
         here, there = (list(getattr(v, "shape", [])) for v in (own.get(name), value))

@@ -23,7 +23,6 @@ class Projection(NamedTuple):
 
 
 def supported(module: nn.Module) -> bool:
-    """Returns whether it is torch's own attention, with projections of one size."""
     return (
         type(module) is nn.MultiheadAttention
         and "forward" not in vars(module)
@@ -44,8 +43,8 @@ def projections(
 ) -> list[Projection]:
     """Returns the projections of one call, given the gradient of its output.
 
-    The attention between the projections is computed again, by torch's own function with identity matrices
-    in place of the weights, and differentiated with respect to queries, keys and values.
+    The attention between them is computed again, by torch's own function with identity matrices as weights, and
+    differentiated with respect to queries, keys and values.
     """
     call = inspect.signature(nn.MultiheadAttention.forward).bind(module, *args, **kwargs).arguments
     inputs = [samples_first(module, call[name].detach()) for name in ("query", "key", "value")]

@@ -25,14 +25,10 @@ def vectorised(
     batch: Batch,
     loss: Loss,
 ) -> tuple[Tensor, Tensor]:
-    """Returns losses and squared gradient norms, [B] each, of whatever torch.func can do.
+    """Returns losses and squared gradient norms, [B] each, by torch.func, which may raise any exception.
 
-    The gradients of `rest` are there for a piece of the batch at once. Parameters of `layers` are taken
-    by their rules: zeros that are added to the layers' outputs have the gradients that the rules need.
-
-    Raises:
-        Surprise: if a layer is called otherwise than in the trial.
-        Exception: torch.func raises in many ways for what it cannot do.
+    It has the gradients of `rest` for a piece of the batch at once. Parameters of `layers` go by their rules: zeros that
+    are added to the layers' outputs have the gradients that the rules need.
     """
     calls, _ = watched(model, layers.names, batch.rows(slice(1)))
     if any(layers.axes[call.layer] is None for call in calls):
@@ -67,7 +63,7 @@ def _piece(
 
         def called(layer: nn.Module, args: tuple[Any, ...], kwargs: Any, y: Tensor) -> Any:
             if not torch.is_grad_enabled():
-                return None  # the model's own wish: no use, no gradient
+                return None  # the model turned gradients off: no use
             if len(seen) == len(calls) or layer is not calls[len(seen)].layer:
                 raise Surprise
             seen.append(input_of(args, kwargs))
@@ -98,8 +94,8 @@ def _piece(
         return value, _squared(grads.values(), value), seen, ends
 
     zeros = [call.zero.expand(call.y) for call in calls]
-    # torch.func goes sample by sample through the other kernels of attention. Where it does so anyhow, it
-    # says so, which the user cannot change.
+    # torch.func loops over the samples in the other kernels of attention, and warns wherever it loops, which the
+    # user cannot change.
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
         losses, norms2, inputs, ends = torch.vmap(of_each)(*leaves(tree))
@@ -137,7 +133,7 @@ def one_by_one(
 
 
 def only(model: nn.Module, chosen: Iterable[nn.Parameter]) -> None:
-    """Lets these parameters require a gradient, and no others."""
+    """Lets only these parameters require a gradient."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for parameter in chosen:

@@ -15,14 +15,12 @@ if TYPE_CHECKING:
 def last_layer_grad_norm(
     logits: Tensor, target: Tensor, features: Tensor, *, bias: bool = True
 ) -> Tensor:
-    r"""Return the gradient norm of each sample's cross entropy with respect to the last linear layer.
+    """Return the gradient norm of each sample's cross entropy with respect to the last linear layer.
 
-    With `z = W h + b`, the gradient is `e h^T` for W and `e` for b, where `e = softmax(z) - onehot(y)`. So
-    the norm is `||e||_2 sqrt(||h||^2 + 1)`, without the 1 for a layer without bias: the GraNd score of Paul et
-    al., "Deep Learning on a Data Diet" (NeurIPS 2021, arXiv 2107.07075), of one layer. No gradient is computed.
-
-    `grad_norm(model, batches, loss_fn, parameters=model.fc.parameters())` gives the same of a model and its
-    data, for any loss, at the price of the forward pass.
+    With `z = W h + b`, the gradient is `e h^T` for W and `e` for b, where `e = softmax(z) - onehot(y)`. So the norm is
+    `||e||_2 sqrt(||h||^2 + 1)`, without the 1 for a layer without bias: the GraNd score of Paul et al., "Deep Learning on
+    a Data Diet" (NeurIPS 2021, arXiv 2107.07075), of one layer. No gradient is computed.
+    `grad_norm(model, batches, loss_fn, parameters=model.fc.parameters())` gives the same for any loss.
 
     Args:
         logits: Class scores z before the softmax, floating, [B, C].
@@ -38,8 +36,7 @@ def last_layer_grad_norm(
         TypeError: If `logits` or `features` is not floating or `target` is not integer.
 
     Example:
-        At even odds the error is (.5, -.5), as long as sqrt(.5); the features are 7 long, and
-        sqrt(.5 * (49 + 1)) = 5.
+        e = (.5, -.5) has length sqrt(.5), the features have length 7, and sqrt(.5 * (49 + 1)) = 5.
 
         >>> features = torch.tensor([[2.0, 3.0, 6.0]])
         >>> last_layer_grad_norm(torch.tensor([[0.0, 0.0]]), torch.tensor([1]), features)

@@ -1,4 +1,4 @@
-"""Per-sample gradients of the layers that torch brings, from what went in and the gradient of what came out.
+"""Per-sample gradients of torch's own layers, from their inputs and the gradients of their outputs.
 
 Here x is the input of a layer and g the gradient of the sample's loss with respect to its output, both with the
 samples along the first axis. T counts places: tokens, pixels, windows.
@@ -21,13 +21,10 @@ _Layer = Any  # modules of torch, whose attributes mypy would take for Tensor | 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How a layer's gradient with respect to one of its parameters comes about.
+    """Functions of (layer, x, g) for the gradient of a layer with respect to one of its parameters.
 
-    Args:
-        gradient: (layer, x, g) -> per-sample gradients, [b, *shape of the parameter].
-        norm2: (layer, x, g) -> their squared norms [b] by a shorter way; None for the squared sum.
-        scratch: (layer, x, g) -> numbers of temporary memory that a sample takes in `norm2`.
-        anywhere: whether the samples may be along any axis of the input, not only the first.
+    `gradient` returns it for each sample, [b, *shape of the parameter]; `norm2` the squared norms [b] by a shorter way, or
+    None; `scratch` how many temporary numbers that takes per sample. `anywhere`: the samples may be along any axis.
     """
 
     gradient: Callable[[_Layer, Tensor, Tensor], Tensor]
@@ -37,7 +34,7 @@ class Rule:
 
 
 def slices(size: int, each: int, memory: int) -> Iterator[slice]:
-    """Yields pieces of a batch whose samples take `each` bytes, so that a piece fits into `memory`."""
+    """Yields pieces of a batch, of `each` bytes a sample, that fit into `memory`."""
     step = max(1, memory // max(1, each))
     for start in range(0, size, step):
         yield slice(start, start + step)
@@ -105,7 +102,7 @@ bias_rule = Rule(lambda _, x, g: _places(g).sum(1), None, lambda *_: 0, anywhere
 
 
 def _windows(conv: _Layer, x: Tensor) -> Tensor:
-    """Returns what each place of the output sees, [b, groups, C / groups * kernel, T]."""
+    """[b, C, *in] -> [b, groups, C / groups * kernel, T], the input of each place of the output."""
     pads: list[int] = []
     for i, (kernel, dilation) in enumerate(zip(conv.kernel_size, conv.dilation, strict=True)):
         if conv.padding == "same":
@@ -225,16 +222,9 @@ _CONV = {"weight": _conv_rule, "bias": _channel_bias}
 
 RULES: dict[type[nn.Module], dict[str, Rule]] = {
     nn.Linear: {"weight": linear_rule, "bias": bias_rule},
-    nn.Conv1d: _CONV,
-    nn.Conv2d: _CONV,
-    nn.Conv3d: _CONV,
-    nn.BatchNorm1d: _CHANNELS,
-    nn.BatchNorm2d: _CHANNELS,
-    nn.BatchNorm3d: _CHANNELS,
-    nn.SyncBatchNorm: _CHANNELS,
-    nn.InstanceNorm1d: _CHANNELS,
-    nn.InstanceNorm2d: _CHANNELS,
-    nn.InstanceNorm3d: _CHANNELS,
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _CONV),
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm), _CHANNELS),
+    **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), _CHANNELS),
     nn.GroupNorm: _CHANNELS,
     nn.LayerNorm: _FEATURES,
     nn.RMSNorm: {"weight": _feature_weight},
@@ -245,8 +235,8 @@ RULES: dict[type[nn.Module], dict[str, Rule]] = {
 def rule_of(layer: nn.Module, name: str) -> Rule | None:
     """Returns the rule for a parameter of a layer; None if the layer may do something else with it.
 
-    A subclass, a forward that was replaced, a weight that is computed from others (weight_norm,
-    parametrizations, pruning masks) and options that make a gradient depend on the batch have no rule.
+    A subclass, a replaced forward, a weight computed from others (weight_norm, parametrizations, pruning masks) and
+    options that make a gradient depend on the batch have no rule.
     """
     rule = RULES.get(type(layer), {}).get(name)
     if rule is None or "forward" in vars(layer):

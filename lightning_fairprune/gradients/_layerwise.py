@@ -1,4 +1,4 @@
-"""One forward and one backward pass for a batch; each layer's gradient norms are taken on the way."""
+"""One forward and one backward pass for a batch, in which hooks take each layer's gradient norms."""
 
 from __future__ import annotations
 
@@ -16,13 +16,7 @@ from lightning_fairprune.gradients._uses import Layers, Surprise, Uses, input_of
 
 
 def layerwise(model: nn.Module, layers: Layers, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor]:
-    """Returns losses and squared gradient norms, [B] each.
-
-    No parameter may require a gradient: none of the whole batch is computed.
-
-    Raises:
-        Surprise: if a layer is called otherwise than in the trial, or its input is changed in place.
-    """
+    """Returns losses and squared gradient norms, [B] each; no parameter may require a gradient."""
     tape = _Tape(layers, batch.size)
     with tape.watching():
         losses = loss.of_each(batch.through(model), batch.target, batch.size)

@@ -14,12 +14,9 @@ from lightning_fairprune._model.trees import leaves, mapped
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """The losses of the samples of a batch, each as `function` gives it for a batch of one.
+    """The losses of the samples of a batch, each as `function`, the user's, gives it for a batch of one.
 
-    Args:
-        function: the user's: (outputs, target) -> [] or [B].
-        each: whether it returns one loss per sample.
-        vectorised: whether torch.func can take it over the samples, if it does not.
+    `each`: it returns one loss per sample. `vectorised`: torch.func can map it over the samples.
     """
 
     function: Callable[[Any, Any], Tensor]
@@ -27,7 +24,7 @@ class Loss:
     vectorised: bool = False
 
     def raw(self, outputs: Any, target: Any, size: int) -> Tensor:
-        """Returns what the function returns, [] or [B]."""
+        """Returns what `function` returns, [] or [B], checked."""
         value = self.function(outputs, target)
         if not isinstance(value, Tensor):
             raise TypeError(f"`loss_fn` must return a tensor, got {type(value).__name__}.")
@@ -39,11 +36,9 @@ class Loss:
         return value
 
     def of_one(self, outputs: Any, target: Any) -> Tensor:
-        """Returns the loss of a batch of one, []."""
         return self.raw(outputs, target, 1).reshape(())
 
     def of_each(self, outputs: Any, target: Any, size: int) -> Tensor:
-        """Returns the loss of every sample, [B]."""
         if self.each:
             return self.raw(outputs, target, size).expand(size)
         shapes = [tuple(tensor.shape) for tensor in leaves(outputs)]

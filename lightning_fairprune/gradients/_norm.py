@@ -30,28 +30,23 @@ def grad_norm(
 
     `||\nabla_w loss(f_w(x_i), y_i)||_2`: the GraNd score of Paul et al., "Deep Learning on a Data Diet"
     (NeurIPS 2021, arXiv 2107.07075, definition 2.1) for one network; average it over several. The model is in
-    eval mode meanwhile, as in the code published with DRoP.
+    eval mode meanwhile, as in the code published with DRoP; it and the random states are restored.
 
     One batched forward and backward pass for most networks. Linear, convolution, normalisation, embedding and
-    attention layers of torch give their norms from inputs and output gradients; other parameters take
-    torch.func, and what it cannot do takes a pass per sample, with a warning. Parameters that are used several
-    times count as one. Which way is right is tried on two samples of the first batch with more than one, and compared there
-    with each sample alone; nothing has to be declared.
-
-    The model is left as it was: weights, buffers, attributes, mode, gradients, flags, hooks. So are random states.
+    attention layers of torch give their norms from inputs and output gradients; other parameters take torch.func, and
+    where it fails a pass per sample, with a warning. The way is chosen on two samples of the first batch with more than
+    one, where its norms are compared with those of each sample alone. Parameters that are used several times count as one.
 
     Args:
-        model: The network f itself, without a wrapper for several processes. It is called with a tensor, with the entries of a tuple or list as positional
-            arguments, or with those of a mapping as named arguments.
+        model: The network f itself, without a wrapper for several processes. It is called with a tensor, the entries
+            of a tuple or list as positional arguments, or those of a mapping as named ones.
         batches: (input, target) pairs, such as a DataLoader without shuffling yields. Every tensor in
-            them has the samples along its first axis; they are brought to the model's device.
+            them has the samples along its first axis; they are moved to the model's device.
         loss_fn: (outputs, target) -> one loss per sample [B], or a scalar: mean, sum, weighted mean. The loss of
-            a sample is what `loss_fn` gives for a batch of that sample alone: a mean over one, so that the
-            class weights of a weighted mean cancel.
+            a sample is that of a batch of one, in which the class weights of a weighted mean cancel.
         parameters: Names or parameters w, for example `model.fc.parameters()`; None takes those that require
             a gradient. Only the layers above the first of them take part in the backward pass.
-        memory: Bytes of temporary memory on top of those of a forward and backward pass. It does not change
-            the result by more than rounding.
+        memory: Bytes of temporary memory on top of those of a forward and backward pass; results differ by rounding.
 
     Returns:
         Norms in [0, inf), higher = harder, in the order of the samples, on the model's device, float32
@@ -59,12 +54,12 @@ def grad_norm(
 
     Raises:
         ValueError: If a sample's loss depends on other samples, is random, or is not finite; if a parameter is
-            not found, there is none, or `batches` is empty or does not yield what it must.
+            not found, there is none, or `batches` is empty or does not yield such pairs.
         TypeError: If `loss_fn` returns no tensor.
 
     Example:
-        Linear softmax model: the gradient is (p - y) x^T, as long as ||p - y|| ||x||. All weights 0 give even
-        odds, p - y = (.5, -.5), and the samples are 5 and 10 long: sqrt(.5) * 5 and sqrt(.5) * 10.
+        The gradient of a linear softmax model, (p - y) x^T, has length ||p - y|| ||x||. With all weights 0, p - y is
+        (.5, -.5), and the samples have lengths 5 and 10: sqrt(.5) * 5 and sqrt(.5) * 10.
 
         >>> model = torch.nn.Linear(2, 2, bias=False)
         >>> _ = torch.nn.init.zeros_(model.weight)
@@ -101,7 +96,6 @@ def grad_norm(
 def _chosen(
     model: nn.Module, parameters: Iterable[str] | Iterable[nn.Parameter] | None
 ) -> dict[str, nn.Parameter]:
-    """Returns the parameters by name, each once."""
     trained = parameters is None
     if parameters is None:
         parameters = [name for name, value in model.named_parameters() if value.requires_grad]

@@ -1,4 +1,4 @@
-"""How to get at each parameter's per-sample gradients, found out and checked on two samples."""
+"""How to compute the per-sample gradients of each parameter, checked on two samples."""
 
 from __future__ import annotations
 
@@ -21,13 +21,9 @@ from lightning_fairprune.gradients._uses import Call, Layers, Surprise, watched
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Which parameters go which way.
+    """How the norms are computed: `layers` by their rules, the parameters named in `rest` by torch.func.
 
-    Args:
-        loss: how to get the loss of each sample.
-        layers: those whose parameters go by a rule.
-        rest: names of the other parameters: by torch.func.
-        batched: False if torch.func cannot do `rest`: all parameters go one sample at a time.
+    Unless `batched`, torch.func cannot do `rest`, and all parameters take one sample at a time.
     """
 
     loss: Loss
@@ -42,14 +38,14 @@ class Plan:
         if batch.size > 1 and self.batched:
             try:
                 return self.at_once(model, chosen, batch)
-            except Surprise:  # the obvious way is right for every batch
+            except Surprise:  # one sample at a time is right for every batch
                 pass
         return one_by_one(model, chosen, batch, self.loss)
 
     def at_once(
         self, model: nn.Module, chosen: Mapping[str, nn.Parameter], batch: Batch
     ) -> tuple[Tensor, Tensor]:
-        """Returns the same if no layer is called otherwise than in the trial."""
+        """Returns the same, or raises Surprise if a layer is called otherwise than in the trial."""
         only(model, ())
         if not self.rest:
             return layerwise(model, self.layers, batch, self.loss)
@@ -64,11 +60,7 @@ def make_plan(
     loss_fn: Callable[[Any, Any], Tensor],
     memory: int,
 ) -> Plan:
-    """Returns the fastest plan whose norms of two samples are those of each sample alone.
-
-    Raises:
-        ValueError: if a sample's loss depends on the other, or is not the same twice.
-    """
+    """Returns the fastest plan whose norms of two samples are those of each sample alone."""
     alone, norms2 = one_by_one(model, chosen, pair, Loss(loss_fn))
     if not (alone.isfinite() & norms2.isfinite()).all():
         # The caller says which sample.
@@ -93,7 +85,7 @@ def make_plan(
 
 
 def _axis(one: list[Call], two: list[Call]) -> int | None:
-    """Returns the axis that is 1 long for one sample and 2 for two, if it is the same in all calls."""
+    """Returns the axis of size 1 for one sample and 2 for two, if it is the same in all calls."""
     if len(one) != len(two):
         return None
     axes = set()
@@ -130,7 +122,7 @@ def _ruled(
     two: list[Call],
     edges: Counter[str],
 ) -> Plan:
-    """Returns the plan in which layers go by their rules wherever these tell everything.
+    """Returns the plan in which parameters go by rules where these cover every use.
 
     Every use of such a parameter in the graph is a call of a layer that has a rule for it.
     """
@@ -148,7 +140,7 @@ def _ruled(
             for layer, local in owners:
                 layers[layer][local] = name
     rest = [name for name in chosen if name not in ruled]
-    if rest:  # torch.func comes along anyhow, and does attention well
+    if rest:  # torch.func runs anyhow, and does attention well
         for layer in [layer for layer in layers if isinstance(layer, nn.MultiheadAttention)]:
             rest += layers.pop(layer).values()
     ruled_layers = replace(every.layers, names=dict(layers), axes=axes)
@@ -194,9 +186,7 @@ def _loss(loss_fn: Callable[[Any, Any], Tensor], outputs: Any, target: Any) -> t
         try:
             vectorised = replace(loss, vectorised=True)
             return vectorised, vectorised.of_each(outputs, target, 2)
-        except (
-            Exception
-        ):  # a loss that torch.func cannot do is called for one sample after the other
+        except Exception:  # torch.func cannot do it: the loss is called for one sample at a time
             pass
     return loss, loss.of_each(outputs, target, 2)
 
@@ -220,5 +210,5 @@ def _close(found: Tensor, expected: Tensor, tolerance: float, slack: Tensor) -> 
 
 
 def _tolerance(dtype: torch.dtype) -> float:
-    """Returns what rounding may do, far below what a missing factor or a missing use does."""
+    """Returns the relative error allowed to rounding, far below that of a missing factor or use."""
     return float(min(0.1, 10 * torch.finfo(dtype).eps ** 0.5))

@@ -1,4 +1,4 @@
-"""What the calls of the layers come to: a parameter's gradient is the sum over all its uses."""
+"""What the calls of the layers add up to: a parameter's gradient is the sum over all its uses."""
 
 from __future__ import annotations
 
@@ -20,10 +20,7 @@ class Surprise(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Shapes of input and output of one call of a layer, and a zero of the output's type and device.
-
-    Shapes are empty where it was no tensor.
-    """
+    """Shapes of input and output of one call (empty for no tensor), and a zero of the output's dtype and device."""
 
     layer: nn.Module
     x: tuple[int, ...]
@@ -42,12 +39,10 @@ class _Use:
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """The layers whose parameters go by a rule.
+    """The layers whose parameters go by a rule, and the bytes of temporary `memory`.
 
-    Args:
-        names: layer -> its parameters by their names in it -> their names in the model.
-        axes: layer -> where the samples are in its input; None if the trial did not call it.
-        memory: bytes of temporary memory.
+    `names` maps layer -> its parameters by their names in it -> their names in the model; `axes` maps it to the axis of the
+    samples in its input, None if the trial did not call it.
     """
 
     names: Mapping[nn.Module, Mapping[str, str]]
@@ -79,7 +74,6 @@ class Uses:
                 self.add_alone(rule, layer, x, g)
 
     def add_alone(self, rule: Rule, layer: nn.Module, x: Tensor, g: Tensor) -> None:
-        """Takes the only use of a parameter."""
         self._terms.append(norm2(rule, layer, x, g, self.memory))
 
     def norms2(self, like: Tensor) -> Tensor:
@@ -100,7 +94,6 @@ class Uses:
 
 
 def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Returns the first argument of a call, however it was given."""
     return args[0] if args else next(iter(kwargs.values()), None)
 
 

@@ -62,23 +62,21 @@ def svcca(x: Tensor, y: Tensor, *, variance: float = 0.99) -> Tensor:
 
     with U the first k left singular vectors of the centred features, as few as have `variance` of it: Raghu et al.,
     "SVCCA: Singular Vector Canonical Correlation Analysis for Deep Learning Dynamics and Interpretability"
-    (NeurIPS 2017, arXiv 1706.05806), section 2. All these directions count alike, however little they vary.
-
-    The published tool averages only the largest correlations that have 98 % of their sum.
-
-    Of few samples, unrelated features seem alike: for noise it is about 0.85 times the square root of k / n.
+    (NeurIPS 2017, arXiv 1706.05806), section 2. All these directions count alike, however little they vary; the published
+    tool averages only the largest correlations that have 98 % of their sum. Of few samples, unrelated features seem alike:
+    for noise it is about 0.85 times the square root of k / n.
 
     Args:
-        x: features [n, D1], or feature maps [n, C, ...] of which every position is a row; floating point.
-        y: features of the same samples, [n, D2] or alike.
-        variance: fraction in (0, 1] of the variance of either that the directions that are kept must have.
+        x: As for `linear_cka`.
+        y: As for `linear_cka`.
+        variance: Fraction in (0, 1] of the variance of either that the directions that are kept must have.
 
     Returns:
         Float64 scalar in [0, 1]; NaN if either are constant.
 
     Raises:
-        ValueError: If `variance` is out of range, `x` or `y` are no features, not finite, or not of the same rows,
-            or there are no more rows than directions of both: then some correlations are 1, whatever the features.
+        ValueError: As `linear_cka`; if `variance` is out of range, or there are no more rows than directions of both: then
+            some correlations are 1, whatever the features.
 
     Example:
         Centred, x is (-1, 0, 1) and y is (-1, 1, 0), of correlation 1 / 2.

@@ -1,4 +1,4 @@
-"""Scores from one look at every sample with weights that do not move."""
+"""Scores from one pass over every sample with fixed weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looking at samples and noting what a score needs of each."""
+"""Running the model on samples and recording what a score needs of each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lightning_fairprune.scoring.wanted import Wanted, scores_in
 
 LogitsFn = Callable[[Any, Any], tuple[Tensor, Tensor]]
 _SECONDS_BETWEEN_FILES = 30.0
-_TIMES_A_WRITE = 20.0  # features may be many gigabytes: most of the time is for looking
+_TIMES_A_WRITE = 20.0  # features may be many gigabytes: scoring gets most of the time
 _BATCHES_AT_ONCE = 32
 
 
@@ -32,7 +32,6 @@ class Observer:
         self.model, self.wanted, self.logits_fn = model, wanted, logits_fn
 
     def __call__(self, batches: Iterator[Any]) -> dict[str, Tensor]:
-        """Returns values [n, ...] of the n samples in `batches`."""
         if self.wanted.kind == "model":
             try:
                 values = self.wanted.score(self.model, batches)
@@ -85,7 +84,7 @@ class Observer:
 
 
 def _uncompiled() -> AbstractContextManager[object]:
-    """Compiled parts run as they were written, with the hooks that they have now; since torch 2.6."""
+    """Runs compiled parts eagerly, with the hooks that they have now; since torch 2.6."""
     stance = getattr(torch.compiler, "set_stance", None)
     return nullcontext() if stance is None else stance("force_eager")
 

@@ -1,4 +1,4 @@
-"""What a scoring pass has done so far, on disk."""
+"""The finished part of a scoring pass, on disk."""
 
 from __future__ import annotations
 
@@ -51,12 +51,7 @@ def _bytes(value: Tensor) -> bytes:
 
 
 class PassFile:
-    """Values [N, ...] by name, and the batches they come from; of one query model and one rank each.
-
-    Args:
-        path: file of the pass; ranks and query models get files next to it.
-        part: which of them.
-    """
+    """Values [N, ...] by name, and the batches they come from, next to `path`: one file a `part` (query model and rank)."""
 
     def __init__(self, path: str | os.PathLike[str], part: str) -> None:
         path = Path(path)
@@ -73,13 +68,13 @@ class PassFile:
             return tensors, int(metadata["batches"])
 
     def check(self) -> None:
-        """Makes the folder, and raises an OSError unless it can be written to."""
+        """Makes the folder, and raises an OSError unless it is writable."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(self.path.parent, os.W_OK):
             raise PermissionError(f"`resume`: {str(self.path.parent)!r} cannot be written to.")
 
     def write(self, fingerprint: str, values: Mapping[str, Tensor], batches: int) -> None:
-        """Notes that the first `batches` batches are done; a full disk does not stop the pass."""
+        """Records that the first `batches` batches are done; a full disk does not stop the pass."""
         facts = {"format": _FORMAT, "version": _VERSION, "fingerprint": fingerprint}
         try:
             write_tensors(self.path, values, facts | {"batches": str(batches)})

@@ -42,36 +42,35 @@ def score_pass(
     loader's data set does not), and each is seen once. The annotation of its first parameter says what a score is
     computed from:
 
-    * a ``Dynamics``, or no annotation: any function of :mod:`lightning_fairprune.scores`. Each query model is one epoch of the
-      :class:`~lightning_fairprune.Dynamics`, so that EL2N is averaged over them.
-    * an ``nn.Module``, and batches: ``gradients.grad_norm``, or your own ``(model, batches) -> [n]``, averaged over query models.
-      It may be called several times, with some of the batches each.
-    * a ``Tensor`` of features [N, D], and by name ``target`` if it has that parameter: ``geometry.prototype_distance``
-      and others, or your own; averaged likewise. The features are what `layer` is given.
+    * a ``Dynamics``, or no annotation: any function of :mod:`lightning_fairprune.scores`. Each query model is one epoch of
+      the :class:`~lightning_fairprune.Dynamics`, so that EL2N is averaged over them.
+    * an ``nn.Module``, and batches: ``gradients.grad_norm``, or your own ``(model, batches) -> [n]``, averaged over query
+      models. It may be called several times, with some of the batches each.
+    * a ``Tensor`` of features [N, D], the input of `layer`, and by name ``target`` if it has that parameter:
+      ``geometry.prototype_distance`` and others, or your own; averaged likewise.
 
     A LightningModule runs its own ``validation_step``, whose loss shows logits and targets; what it logs or counts
-    goes nowhere. With several processes (torch.distributed) each takes its share of the batches and all get the same
+    is discarded. With several processes (torch.distributed) each takes its share of the batches and all get the same
     result, whatever their number. The model is left as it was.
 
     Args:
-        model: the query model, on the device where it is to run.
-        loader: over a map-style data set of N samples; its batch size, collate function and workers are used, its
+        model: The query model, on the device where it is to run.
+        loader: Over a map-style data set of N samples; its batch size, collate function and workers are used, its
             order is not. Samplers that are not torch's, and batch samplers, are refused.
-        score: see above; arguments that it has besides must have defaults (`functools.partial` gives some).
-        layer: name of the layer whose input are the features; None takes the last linear layer.
-        checkpoints: files of query models with the weights of `model`, as the Trainer writes them or
+        score: See above; its other arguments must have defaults (`functools.partial` gives some).
+        layer: Name of the layer whose input are the features; None takes the last linear layer.
+        checkpoints: Files of query models with the weights of `model`, as the Trainer writes them or
             ``torch.save(model.state_dict(), ...)``; none takes the weights that `model` has.
         logits_fn: ``(model, batch) -> (logits [B, C], target [B])``, for models and batches of another form.
-        resume: file that keeps what is done, every half a minute; a pass that was stopped and has the same weights goes on
-            there. Processes and query models get files of their own next to it, which stay. Another data set wants
-            another file.
-        progress: whether to show a bar on a terminal, on the first process.
+        resume: File that records what is done, every half a minute; a pass that was stopped continues from it, with the
+            same weights. Processes and query models get files of their own next to it, which stay. Use one per data set.
+        progress: Whether to show a bar on a terminal, on the first process.
 
     Returns:
-        Scores [N] in the order of the data set, on the CPU, as `score` has them: higher = harder.
+        Scores [N] in the order of the data set, on the CPU, in the dtype of `score`: higher = harder.
 
     Raises:
-        ValueError: If there is no such layer or file, weights do not fit, a score fails, or a batch is not as it must be.
+        ValueError: If there is no such layer or file, weights do not fit, a score fails, or a batch has another form.
         TypeError: If samples have no index, or a sampler is the user's own.
 
     Example:
@@ -106,7 +105,7 @@ def run(
     resume: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Passed:
-    """Passes over the data once for every query model; see `score_pass`."""
+    """Runs one pass over the data for every query model; see `score_pass`."""
     share = Share(loader)
     logits_fn = logits_fn or (logits_of(model) if wanted.kind != "model" else None)
     observer = Observer(model, wanted, logits_fn)

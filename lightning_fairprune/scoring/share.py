@@ -1,4 +1,4 @@
-"""The part of a data set that one of several processes looks at."""
+"""The part of a data set that one of several processes scores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ROWS_AT_ONCE = 65_536  # of what the processes add up: bounds the memory it tak
 
 
 class Share:
-    """The batches of this process: every so many of all batches in the order of the data set."""
+    """The batches of this process: every `world`-th of all batches in the order of the data set."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         if not isinstance(loader, DataLoader):

@@ -1,4 +1,4 @@
-"""What a score is computed from, told from its arguments."""
+"""What a score is computed from, according to its arguments."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Kind = Literal["dynamics", "model", "features"]
 
 
 class Wanted(NamedTuple):
-    """A score, and what it takes to compute it, checked before anything is run."""
+    """A score and what it needs, checked before anything runs."""
 
     score: Callable[..., Tensor]
     kind: Kind
@@ -39,7 +39,7 @@ class Wanted(NamedTuple):
         layer: str | None = None,
         checkpoints: Sequence[str | os.PathLike[str]] | None = (),
     ) -> Wanted:
-        """Returns what a pass has to do."""
+        """Returns the checked request."""
         kind, names = kind_of(score), ()
         if isinstance(checkpoints, str | os.PathLike):
             raise ValueError(f"`checkpoints` must be a list of files, got {str(checkpoints)!r}.")
@@ -57,7 +57,7 @@ class Wanted(NamedTuple):
 
 
 def _check_arguments(score: Callable[..., Any], given: int) -> None:
-    """Raises a ValueError where a score lacks arguments that only the end of a pass would ask for."""
+    """Raises for arguments that a score lacks, before the pass and not at its end."""
     parameters = list(inspect.signature(score).parameters.values())[given:]
     missing = [
         p.name
@@ -93,10 +93,7 @@ def kind_of(score: Callable[..., Any]) -> Kind:
     """Returns what a score is computed from: what its first parameter is annotated with.
 
     `Dynamics`, or no annotation: training dynamics. A `Tensor`: features [N, D]. An `nn.Module`: the model, with
-    batches as the second argument.
-
-    Raises:
-        ValueError: If it is a signal, or its first parameter is something else.
+    batches as the second argument. A signal, or any other annotation, raises ValueError.
     """
     inner = score.func if isinstance(score, functools.partial) else score
     name = called(inner)
