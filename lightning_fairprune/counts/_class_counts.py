@@ -117,7 +117,7 @@ class ClassCounts:
         return function(self.recall).item() if self.num_classes else float("nan")
 
     def first_other_support(self, other: ClassCounts) -> int | None:
-        """Returns the first class of which `other` saw another number of samples, None if there is none.
+        """Returns the first class of which `other` saw another number of samples, or None.
 
         Up to 8 samples, or 1 %, may differ: with several ranks, the last batch repeats some.
         """

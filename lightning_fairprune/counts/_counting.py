@@ -118,10 +118,7 @@ class Counting:
         return of_class[:, 1], of_class.sum(1)
 
     def slots(self, preds: Tensor, target: Tensor, attribute: Tensor | None = None) -> Tensor:
-        """Returns which element of the count each sample adds 1 to, int64 [N].
-
-        A wrong dtype raises TypeError; shapes that do not fit, or `attribute` without `num_attributes`, ValueError.
-        """
+        """Returns which element of the count each sample adds 1 to, int64 [N], after a check of dtypes and shapes."""
         self._check(preds, target, attribute)
         label, end = target.long(), 2 * self.size + len(FAULTS)
         group = None
@@ -137,10 +134,7 @@ class Counting:
         return self.read(counted(self.slots(preds, target, attribute), self.size))
 
     def read(self, count: Tensor) -> ClassCounts:
-        """Returns true positives and support on the host.
-
-        A label or a prediction that was out of range or not finite raises ValueError.
-        """
+        """Returns true positives and support on the host; a label or prediction out of range or not finite raises ValueError."""
         count = count.cpu()
         outside, not_finite, unknown, _ = count[FAULTS[0] :].tolist()
         if outside:

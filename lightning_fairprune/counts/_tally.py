@@ -33,10 +33,7 @@ class Tally:
         return waiting + sum(slots.shape[1] for slots in self._slots)
 
     def update(self, logits: Tensor, target: Tensor, *groups: Tensor) -> None:
-        """Adds a batch: logits [B, C] (-inf for a closed class), target int64 [B], and G times the groups, int64 [B].
-
-        Another number of groups raises ValueError.
-        """
+        """Adds a batch: logits [B, C] (-inf for a closed class), target int64 [B] and G groups, int64 [B] each."""
         if len(groups) != self.groupings:
             raise ValueError(
                 f"`groups` must be {self.groupings} tensors, as `groupings` says, got {len(groups)}."

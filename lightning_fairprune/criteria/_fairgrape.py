@@ -35,7 +35,7 @@ def group_importance(
     batches even if a group was in few. I_g depends on the batch size: squares of noisy gradients are larger than those
     of the mean. Memory: `num_groups` copies of the scored weights.
 
-    `model` and `parameters` are as for `gradient`, and so are the other errors.
+    Model, parameters, ranks and the other errors are as for `gradient`.
 
     Args:
         model: The network.

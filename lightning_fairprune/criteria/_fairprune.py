@@ -1,4 +1,4 @@
-"""FairPrune: weights that matter to the group served worse stay, those that matter to the other go."""
+"""FairPrune: keep the weights that matter to the group served worse, remove those that matter to the other."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def fairprune(
     1 outweighs: weights that serve group 1 alone are removed first.
 
     Slow, and meant for small networks or a few hundred samples: as many backward passes per sample as there are
-    outputs, by torch.func, in blocks of 256 MiB. Result and the other errors are those of `gradient`.
+    outputs, by torch.func, in blocks of 256 MiB. Ranks, result and other errors are as for `gradient`.
 
     Args:
         model: The network; returns one tensor, the samples along its first axis.

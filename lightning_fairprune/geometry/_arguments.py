@@ -20,7 +20,7 @@ def checked_features(features: Tensor, name: str = "features") -> Tensor:
     features = features.detach()
     if features.dtype != torch.float64:
         features = features.float()
-    # NaN and infinity both come out at the ends, in one pass and without a copy.
+    # aminmax returns NaN and infinity, in one pass and without a copy.
     if features.numel() and not bool(torch.stack(features.aminmax()).isfinite().all()):
         bad = ~features.isfinite().all(1)
         raise ValueError(

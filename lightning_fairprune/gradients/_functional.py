@@ -27,7 +27,7 @@ def vectorised(
 ) -> tuple[Tensor, Tensor]:
     """Returns losses and squared gradient norms, [B] each, by torch.func, which may raise any exception.
 
-    It has the gradients of `rest` for a piece of the batch at once. Parameters of `layers` go by their rules: zeros that
+    It has the gradients of `rest` for a piece of the batch at once. Parameters of `layers` use their rules: zeros that
     are added to the layers' outputs have the gradients that the rules need.
     """
     calls, _ = watched(model, layers.names, batch.rows(slice(1)))

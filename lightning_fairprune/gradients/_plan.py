@@ -122,7 +122,7 @@ def _ruled(
     two: list[Call],
     edges: Counter[str],
 ) -> Plan:
-    """Returns the plan in which parameters go by rules where these cover every use.
+    """Returns the plan that uses rules for the parameters whose every use they cover.
 
     Every use of such a parameter in the graph is a call of a layer that has a rule for it.
     """

@@ -39,7 +39,7 @@ class _Use:
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """The layers whose parameters go by a rule, and the bytes of temporary `memory`.
+    """The layers whose parameters use a rule, and the bytes of temporary `memory`.
 
     `names` maps layer -> its parameters by their names in it -> their names in the model; `axes` maps it to the axis of the
     samples in its input, None if the trial did not call it.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 Masks = dict[str, Tensor]
+Tensors = Mapping[str, Tensor]  # by the name of the parameter
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,12 +22,7 @@ class Task:
     floors: dict[str, int]  # and in each layer
 
 
-def task(
-    saliency: Mapping[str, Tensor],
-    sparsity: float,
-    floor: int,
-    keep: Mapping[str, Tensor] | None,
-) -> Task:
+def task(saliency: Tensors, sparsity: float, floor: int, keep: Tensors | None) -> Task:
     """Returns the checked task."""
     if isinstance(sparsity, bool) or not 0 <= sparsity < 1:
         raise ValueError(f"`sparsity` must be in [0, 1), got {sparsity}.")
@@ -68,7 +64,7 @@ def _saliency(name: str, value: Tensor) -> Tensor:
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
-def _previous(saliency: Mapping[str, Tensor], keep: Mapping[str, Tensor] | None) -> Masks:
+def _previous(saliency: Tensors, keep: Tensors | None) -> Masks:
     if keep is None:
         return {name: torch.ones_like(v, dtype=torch.bool) for name, v in saliency.items()}
     if keep.keys() != saliency.keys():

@@ -7,18 +7,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lightning_fairprune.masks._arguments import Task, task
+from lightning_fairprune.masks._arguments import Masks, Task, Tensors, task
 from lightning_fairprune.quotas import apportion
-
-Masks = dict[str, Tensor]
 
 
 def globally(
-    saliency: Mapping[str, Tensor],
-    sparsity: float,
-    *,
-    floor: int = 0,
-    keep: Mapping[str, Tensor] | None = None,
+    saliency: Tensors, sparsity: float, *, floor: int = 0, keep: Tensors | None = None
 ) -> Masks:
     """Return masks that remove the least salient weights of all layers in one ranking.
 
@@ -31,8 +25,8 @@ def globally(
         keep: Earlier masks; what they removed stays removed.
 
     Returns:
-        Bool masks with the names, shapes and devices of `saliency`. Of equal saliencies the first are removed, in the order
-        of the mapping and then of the flat index.
+        Bool masks, True = kept, with the names, shapes and devices of `saliency`. Of equal saliencies the first are
+        removed, in the order of the mapping and then of the flat index.
 
     Raises:
         TypeError: If a saliency is not a float tensor.
@@ -50,11 +44,7 @@ def globally(
 
 
 def per_layer(
-    saliency: Mapping[str, Tensor],
-    sparsity: float,
-    *,
-    floor: int = 0,
-    keep: Mapping[str, Tensor] | None = None,
+    saliency: Tensors, sparsity: float, *, floor: int = 0, keep: Tensors | None = None
 ) -> Masks:
     """Return masks that remove the same fraction of every layer, the least salient weights of each.
 
@@ -71,11 +61,7 @@ def per_layer(
 
 
 def erk(
-    saliency: Mapping[str, Tensor],
-    sparsity: float,
-    *,
-    floor: int = 0,
-    keep: Mapping[str, Tensor] | None = None,
+    saliency: Tensors, sparsity: float, *, floor: int = 0, keep: Tensors | None = None
 ) -> Masks:
     r"""Return masks that keep large layers sparser than small ones, the Erdős-Rényi-kernel way.
 
@@ -96,11 +82,7 @@ def erk(
 
 
 def lamp(
-    saliency: Mapping[str, Tensor],
-    sparsity: float,
-    *,
-    floor: int = 0,
-    keep: Mapping[str, Tensor] | None = None,
+    saliency: Tensors, sparsity: float, *, floor: int = 0, keep: Tensors | None = None
 ) -> Masks:
     r"""Return masks that rank all layers together by their layer-adaptive scores.
 

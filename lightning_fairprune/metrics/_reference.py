@@ -12,7 +12,7 @@ from lightning_fairprune.counts import ClassCounts
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reference:
-    """Counts or recalls (NaN without support) of a reference model; `accuracy` goes with recalls, None for their mean."""
+    """Counts or recalls (NaN without support) of a reference model; `accuracy` is for recalls only, None for their mean."""
 
     given: ClassCounts | Tensor
     size: int
@@ -51,9 +51,8 @@ class Reference:
     def compare(self, counts: ClassCounts) -> tuple[Tensor, Tensor, Tensor, float | Tensor | None]:
         """Returns recall, reference, accuracy and reference accuracy, over the classes seen in both."""
         both = (counts.support > 0) & ~self.recall.isnan()
-        accuracy = self.accuracy
-        if isinstance(self.given, ClassCounts):
-            return counts.recall, self.recall, _share(counts, both), _share(self.given, both)
+        given = self.given
+        accuracy = _share(given, both) if isinstance(given, ClassCounts) else self.accuracy
         return counts.recall, self.recall, _share(counts, both), accuracy
 
 

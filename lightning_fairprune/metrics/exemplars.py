@@ -76,17 +76,14 @@ class Churn(Metric):
 
 
 def churn(preds: Tensor, reference: Tensor) -> Tensor:
-    """Return the share of samples whose predicted class differs from the reference's, as `Churn` does.
+    """Return the share of samples whose predicted class differs from the reference's, float32; NaN without samples.
 
     Args:
-        preds: logits or probabilities, floating point [N, C], or class ids, whole numbers [N].
-        reference: the same of the reference model, in either form.
-
-    Returns:
-        Share in [0, 1], float32; NaN without samples.
+        preds: Logits or probabilities, floating point [N, C], or class ids, whole numbers [N].
+        reference: The same of the reference model, in either form.
 
     Raises:
-        ValueError: If a shape or type is neither, or the two do not fit.
+        ValueError: If a shape or dtype is neither, or the two do not fit.
 
     Example:
         >>> churn(torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 1, 2]))
@@ -192,12 +189,9 @@ def class_histogram(ids: Tensor, target: Tensor, num_classes: int) -> ClassHisto
     """Return how many of the samples `ids` are of each class, next to the size of the class.
 
     Args:
-        ids: sample ids, whole numbers in [0, N), none twice, [n].
-        target: class of every sample, whole numbers in [0, K), [N].
-        num_classes: K.
-
-    Returns:
-        The counts; `.share` and `.over_representation` relate them to the class sizes.
+        ids: Distinct sample ids, whole numbers in [0, N), [n].
+        target: Class of every sample, whole numbers in [0, `num_classes`), [N].
+        num_classes: Number of classes K.
 
     Raises:
         TypeError: If `ids` or `target` are not whole numbers.
@@ -226,7 +220,6 @@ def class_histogram(ids: Tensor, target: Tensor, num_classes: int) -> ClassHisto
 
 
 def _differs(preds: Tensor, reference: Tensor) -> Tensor:
-    """Return for each sample whether the classes differ, bool [B], or raise."""
     for name, values in (("preds", preds), ("reference", reference)):
         logits = values.ndim == 2 and values.is_floating_point()
         if not logits and not (values.ndim == 1 and _is_whole(values)):
@@ -257,7 +250,7 @@ def _check_whole(name: str, values: Tensor) -> None:
 
 
 def _populations(pred: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both as [M, N], or raise."""
+    """Return both as [M, N], checked."""
     for name, values in (("pred", pred), ("reference", reference)):
         _check_whole(name, values)
         if values.ndim not in (1, 2) or (values.ndim == 2 and not len(values)):
