@@ -134,7 +134,7 @@ class Counting:
         return self.read(counted(self.slots(preds, target, attribute), self.size))
 
     def read(self, count: Tensor) -> ClassCounts:
-        """Returns true positives and support on the host; a label or prediction out of range or not finite raises ValueError."""
+        """Returns true positives and support on the host; raises ValueError for what is out of range or not finite."""
         count = count.cpu()
         outside, not_finite, unknown, _ = count[FAULTS[0] :].tolist()
         if outside:
