@@ -26,27 +26,12 @@ class DataPruning(callbacks.DataPruning, pytorch_lightning.Callback):
 
 
 class WeightPruning(callbacks.WeightPruning, pytorch_lightning.Callback):
-    """:class:`lightning_fairprune.WeightPruning`, also a Callback of ``pytorch_lightning``.
-
-    Example:
-        >>> isinstance(WeightPruning(sparsity=0.9), pytorch_lightning.Callback)
-        True
-    """
+    """:class:`lightning_fairprune.WeightPruning`, also a Callback of ``pytorch_lightning``."""
 
 
 class RecallMonitor(callbacks.RecallMonitor, pytorch_lightning.Callback):
-    """:class:`lightning_fairprune.RecallMonitor`, also a Callback of ``pytorch_lightning``.
-
-    Example:
-        >>> isinstance(RecallMonitor(), pytorch_lightning.Callback)
-        True
-    """
+    """:class:`lightning_fairprune.RecallMonitor`, also a Callback of ``pytorch_lightning``."""
 
 
 class ClassWeighting(callbacks.ClassWeighting, pytorch_lightning.Callback):
-    """:class:`lightning_fairprune.ClassWeighting`, also a Callback of ``pytorch_lightning``.
-
-    Example:
-        >>> isinstance(ClassWeighting(), pytorch_lightning.Callback)
-        True
-    """
+    """:class:`lightning_fairprune.ClassWeighting`, also a Callback of ``pytorch_lightning``."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from lightning_fairprune._files import RUN_FOLDER, read_json, understanding, write_whole
+from lightning_fairprune._files import RUN_FOLDER, read_json, understanding, write_json
 
 _KIND, _VERSION = "representation", "1"
 FILE = "similarity.json"
@@ -55,7 +53,7 @@ def save(
     file.parent.mkdir(parents=True, exist_ok=True)
     numbers = {name: None if math.isnan(v) else v for name, v in values.items()}
     content = {"format": _KIND, "version": _VERSION, "measure": measure, "layers": numbers}
-    write_whole(file, partial(Path.write_text, data=json.dumps(content, indent=1) + "\n"))
+    write_json(file, content)
 
 
 def load(path: str | os.PathLike[str]) -> Similarity:
