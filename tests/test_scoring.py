@@ -545,7 +545,7 @@ def test_steps_that_show_nothing_are_refused_before_the_first() -> None:
 def test_a_diverged_model_is_named() -> None:
     class Diverged(users.Model):
         def validation_step(self, batch: Any, batch_idx: int) -> None:
-            F.cross_entropy(self(batch[0]) * torch.nan, batch[1])
+            F.cross_entropy(self(batch[0] * torch.nan), batch[1])
 
     with pytest.raises(ValueError, match="`score` is NaN for all 103 samples"):
         users.trainer(callbacks=[prune(quota=None)]).fit(Diverged(), datamodule=Plain())
@@ -727,8 +727,8 @@ def test_bad_scores(score: Any, message: str) -> None:
             r"got \[42\] for 47 samples.*collate function .* must neither drop nor repeat",
         ),
         (
-            {"loader": DataLoader(TensorDataset(torch.rand(3, 5), torch.tensor([0, -100, 3])), 2)},
-            r"class indices in \[0, 3\), got -100 .*`logits_fn`",
+            {"loader": DataLoader(TensorDataset(torch.rand(3, 5), torch.tensor([0, -99, 3])), 2)},
+            r"class indices in \[0, 3\), got -99 .*`logits_fn`",
         ),
         (
             {"logits_fn": lambda m, b: (m(b[0])[:, 0], b[1])},

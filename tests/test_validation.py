@@ -124,7 +124,7 @@ def test_the_order_of_callbacks_does_not_matter(order: tuple[int, ...]) -> None:
     [
         ({"group_by": half}, BATCHES),  # the groups of the monitor
         ({"group_by": lambda batch: batch[1]}, BATCHES),  # others, from the same look
-        ({"logits_fn": own_logits}, 2 * BATCHES),  # other logits, perhaps
+        ({"logits_fn": own_logits}, BATCHES),  # one for all callbacks
     ],
 )
 def test_each_gets_what_it_asked_for(

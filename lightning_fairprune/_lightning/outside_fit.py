@@ -13,8 +13,13 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
 
 from lightning_fairprune._lightning.kinds import is_module, is_overridden
+from lightning_fairprune._model.answer import answer, has_logits
 from lightning_fairprune._model.borrowed import State, borrowed, device_of
 from lightning_fairprune._model.capture import LossCapture
+from lightning_fairprune._model.compiled import is_compiled
+from lightning_fairprune._model.flow import Flow
+from lightning_fairprune._model.losses import Seen, plain
+from lightning_fairprune._model.reading import Reading
 
 
 @contextmanager
@@ -86,7 +91,7 @@ def logits_of(model: nn.Module) -> Callable[[Any, Any], tuple[Tensor, Tensor]]:
             f"{type(model).__name__} must have a validation_step, or a training_step with automatic "
             "optimisation, to find logits and targets in: pass `logits_fn`."
         )
-    return lambda module, batch: _captured(module, name, batch)
+    return _Step(name)
 
 
 def _called(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
@@ -99,21 +104,44 @@ def _called(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     return logits, batch[1]
 
 
-def _captured(module: Any, name: str, batch: Any) -> tuple[Tensor, Tensor]:
-    step = getattr(module, name)
-    first, rest = _zeros(step)
-    capture = LossCapture()
-    capture.enter()
-    try:
-        outputs = step(batch, *first, **rest)
-    finally:
-        capture.leave()
-    if isinstance(outputs, dict) and {"logits", "target"} <= outputs.keys():
-        return outputs["logits"].detach(), outputs["target"].detach()
-    try:
-        return capture.pick()
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+class _Step:
+    """Reads logits and target of a step; the first batch shows where they are."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._reading: Reading | None = None
+
+    def __call__(self, module: Any, batch: Any) -> tuple[Tensor, Tensor]:
+        step = getattr(module, self._name)
+        first, rest = _zeros(step)
+        watching: LossCapture | Flow | Reading
+        if self._reading is None:
+            watching = LossCapture() if is_compiled(module) else Flow(module, batch)
+        else:
+            watching = self._reading
+        watching.enter()
+        try:
+            outputs = step(batch, *first, **rest)
+        finally:
+            watching.leave()
+        try:
+            seen = self._seen(watching, outputs, batch)
+        except ValueError as error:
+            raise ValueError(f"{self._name}: {error}") from None
+        return seen.logits, seen.target
+
+    def _seen(self, watching: LossCapture | Flow | Reading, outputs: Any, batch: Any) -> Seen:
+        if isinstance(watching, LossCapture):
+            if has_logits(outputs):
+                return Seen(plain(outputs["logits"]), plain(outputs["target"]))
+            return Seen(*watching.pick())
+        if isinstance(watching, Reading):
+            return watching.read(outputs, batch)
+        found = answer(watching, outputs)
+        if found is None:
+            raise ValueError(LossCapture().why_nothing_fits(None))
+        self._reading = Reading(found)
+        return found.seen
 
 
 def _zeros(step: Callable[..., Any]) -> tuple[list[int], dict[str, int]]:

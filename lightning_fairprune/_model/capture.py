@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from lightning_fairprune._model.losses import LossCall, ignoring, plain
 
 # The loss sits within a few nodes of the value that is sent backward: divided by the accumulation,
 # scaled for half precision, added to a penalty, weighted in a mixup.
@@ -27,6 +28,7 @@ def from_graph(loss: Tensor, batch_size: int) -> tuple[Tensor, Tensor] | None:
 
     Example:
         >>> import torch
+        >>> import torch.nn.functional as F
         >>> logits = torch.zeros(2, 4, requires_grad=True)
         >>> loss = F.cross_entropy(logits, torch.tensor([3, 1])) / 2
         >>> from_graph(loss, 2)[1]
@@ -42,7 +44,8 @@ def from_graph(loss: Tensor, batch_size: int) -> tuple[Tensor, Tensor] | None:
         if node.name() == "NllLossBackward0":
             logits, target = node._saved_self, node._saved_target
             if logits.ndim == 2 and len(logits) == len(target) == batch_size:
-                found.append((node._sequence_nr(), logits.detach(), target.detach()))
+                target = ignoring(target.detach(), _signed(node._saved_ignore_index))
+                found.append((node._sequence_nr(), plain(logits), plain(target)))
         else:  # what lies behind a loss is the network
             waiting += [before for before, _ in node.next_functions]
     if not found:
@@ -51,15 +54,22 @@ def from_graph(loss: Tensor, batch_size: int) -> tuple[Tensor, Tensor] | None:
     return logits, target
 
 
+def _signed(number: int) -> int:
+    """Returns a 64-bit number that autograd saved without its sign."""
+    return number - 2**64 if number >= 2**63 else number
+
+
 class LossCapture(TorchFunctionMode):
     """Records the ``(logits, target)`` of the classification losses that a step computes while the mode is active.
 
-    It sees every call of :func:`torch.nn.functional.cross_entropy` and :func:`torch.nn.functional.nll_loss`, by function or
-    module, in automatic or manual optimisation, eager or compiled, without a copy or a wait for the device. The
-    log-probabilities given to ``nll_loss`` are logits of the same softmax.
+    It sees every call of the losses that `LossCall` knows, by function or module, in automatic or manual optimisation, eager
+    or compiled, without a copy or a wait for the device. The log-probabilities given to ``nll_loss`` are logits of the same
+    softmax.
 
     Example:
         >>> import torch
+        >>> import torch
+        >>> import torch.nn.functional as F
         >>> capture = LossCapture()
         >>> capture.enter()
         >>> _ = F.cross_entropy(torch.zeros(2, 3), torch.tensor([0, 2]))
@@ -72,7 +82,8 @@ class LossCapture(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self._is_on = False
-        self._hits: list[tuple[Tensor, Tensor]] = []
+        self.calls: list[LossCall] = []
+        """The calls since the last entry."""
 
     def __torch_function__(
         self,
@@ -82,20 +93,20 @@ class LossCapture(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.cross_entropy or func is F.nll_loss:
-            logits = args[0] if args else kwargs["input"]
-            target = args[1] if len(args) > 1 else kwargs["target"]
-            self._hits.append((logits.detach(), target.detach()))
+        call = LossCall.of(func, args, kwargs)
+        if call is not None:
+            # Without the graph, which would live until the next step.
+            self.calls.append(call.detached())
         return func(*args, **kwargs)
 
     @property
     def noted(self) -> int:
         """Number of calls since the last entry."""
-        return len(self._hits)
+        return len(self.calls)
 
     def enter(self) -> None:
         """Starts recording calls; forgets the earlier ones."""
-        self._hits = []
+        self.calls = []
         self._switch_on()
 
     def _switch_on(self) -> None:
@@ -115,25 +126,26 @@ class LossCapture(TorchFunctionMode):
         Mixup and auxiliary heads call the loss more than once; the first call with one logit row and one class index per
         sample counts. Raises a ValueError that says what the step called instead.
         """
-        for logits, target in self._hits:
+        for call in self.calls:
+            logits, target = plain(call.input), plain(call.target)
             if (
-                logits.ndim == 2
+                call.whole
+                and logits.ndim == 2
                 and target.ndim == 1
-                and not target.is_floating_point()
                 and len(logits) == len(target)
                 and (batch_size is None or len(logits) == batch_size)
             ):
-                return logits, target
-        raise ValueError(self._why_nothing_fits(batch_size))
+                return logits, call.labels()
+        raise ValueError(self.why_nothing_fits(batch_size))
 
-    def _why_nothing_fits(self, batch_size: int | None) -> str:
+    def why_nothing_fits(self, batch_size: int | None) -> str:
         remedy = "return {'loss': ..., 'logits': [B, C], 'target': [B]} from the step or pass `logits_fn`."
-        if not self._hits:
+        if not self.calls:
             return (
                 "the step returned no 'logits' and 'target' and never called "
-                f"torch.nn.functional.cross_entropy (or nll_loss): {remedy}"
+                f"torch.nn.functional.cross_entropy or another loss that is known: {remedy}"
             )
-        logits, target = self._hits[0]
+        logits, target = self.calls[0].input, self.calls[0].target
         if target.is_floating_point():
             return (
                 "targets must be one class index per sample, got class probabilities of shape "

@@ -38,6 +38,8 @@ class LateCapture(LossCapture):
 
     def __init__(self) -> None:
         super().__init__()
+        self.within = ExitStack()
+        """What else observes the step; it stops first."""
         self._after: ref[nn.Module] | None = None
         self._watching = ExitStack()  # hooks, while there are any
         self._modes = 0  # that others had on when the step began
@@ -67,7 +69,7 @@ class LateCapture(LossCapture):
         self._watching.callback(register_module_forward_hook(self._module_ends).remove)
 
     def _wait(self, module: nn.Module) -> None:
-        self._hits, self._modes = [], _modes()
+        self.calls, self._modes = [], _modes()
         self._watching.callback(module.register_forward_hook(self._arrived).remove)
 
     def enter(self) -> None:
@@ -77,14 +79,15 @@ class LateCapture(LossCapture):
 
     def leave(self) -> None:
         """Stops noting calls; safe to call more than once."""
+        self.within.close()
         self._watching.close()
         if self._done and self.noted:
             self._after = max(self._done, key=lambda done: done[0])[1]
         self._calls, self._begun_at, self._done = 0, [], []
         super().leave()
 
-    def _why_nothing_fits(self, batch_size: int | None) -> str:
-        why, module = super()._why_nothing_fits(batch_size), self.after
+    def why_nothing_fits(self, batch_size: int | None) -> str:
+        why, module = super().why_nothing_fits(batch_size), self.after
         if self.noted or module is None:
             return why
         return (

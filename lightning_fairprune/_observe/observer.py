@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from lightning_fairprune._model.answer import REMEDY, Answer, answer, has_logits
 from lightning_fairprune._model.borrowed import evaluating
 from lightning_fairprune._model.capture import from_graph
+from lightning_fairprune._model.compiled import is_compiled
+from lightning_fairprune._model.flow import Flow
+from lightning_fairprune._model.losses import Seen, plain
+from lightning_fairprune._model.reading import Reading
 from lightning_fairprune._observe.groups import LogitsFn
 from lightning_fairprune._observe.late import LateCapture
 
@@ -26,27 +31,67 @@ def capture_of(trainer: pl.Trainer) -> LateCapture:
     return _captures[trainer]
 
 
+def logits_fn_of(trainer: pl.Trainer) -> LogitsFn | None:
+    """Returns the `logits_fn` of the callbacks of a Trainer: one of them has it for all."""
+    found: list[LogitsFn] = []
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        function = getattr(getattr(callback, "settings", None), "logits_fn", None)
+        if function is not None and function not in found:
+            found.append(function)
+    if len(found) > 1:
+        raise ValueError(
+            f"`logits_fn` is one for all callbacks of a Trainer, but {len(found)} are given: pass the same to all, "
+            "or to one alone."
+        )
+    return found[0] if found else None
+
+
 class StepObserver:
-    """Reads logits and targets of steps: by `logits_fn`, from their outputs, or from their loss."""
+    """Reads logits and targets of steps: by `logits_fn`, or where the first step shows them.
 
-    def __init__(self, trainer: pl.Trainer, logits_fn: LogitsFn | None = None) -> None:
+    The first step of each `kind` is observed whole, the others only where the first one had its answer.
+    """
+
+    def __init__(self, trainer: pl.Trainer) -> None:
         self._capture = capture_of(trainer)
-        self._logits_fn = logits_fn
+        self._logits_fn = logits_fn_of(trainer)
         self._open = False
-        self._own: tuple[Tensor, Tensor] | None = None
+        self._own: Seen | None = None
+        self._flow: Flow | None = None
+        self._batch: Any = None
+        self._kind: Hashable = None
+        self._readings: dict[Hashable, Reading] = {}
+        self._module: ref[pl.LightningModule] | None = None
 
-    def open(self, module: pl.LightningModule, batch: Any, batch_idx: int | None = None) -> None:
+    def open(
+        self,
+        module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int | None = None,
+        kind: Hashable = None,
+    ) -> None:
         """Starts before a step; `batch_idx` is None in training."""
         if self._logits_fn is not None:
             # Before the step, which may change the weights.
             with torch.no_grad(), evaluating(module):
-                self._own = self._logits_fn(module, batch)
+                self._own = Seen(*self._logits_fn(module, batch))
+            return
+        if self._module is None or self._module() is not module:
+            self._module, self._readings = ref(module), {}
+        self._open, self._batch, self._kind = True, batch, kind
+        reading = self._readings.get(kind)
+        if reading is not None and not reading.answer.by_loss:
+            reading.enter()
+            self._capture.within.callback(reading.leave)
             return
         if batch_idx is None:
             self._capture.enter()
         else:
             self._capture.begin(batch_idx)
-        self._open = True
+        if reading is None and not is_compiled(module):
+            self._flow = Flow(module, batch)
+            self._flow.enter()
+            self._capture.within.callback(self._flow.leave)
 
     def close(self) -> None:
         """Stops after the forward pass; safe to call more than once."""
@@ -54,45 +99,53 @@ class StepObserver:
             self._open = False
             self._capture.leave()
 
+    def abandon(self) -> None:
+        """Stops observing after an exception, and forgets the step."""
+        self.close()
+        self._flow = self._batch = self._own = None
+
     @property
     def saw_nothing(self) -> bool:
         """Whether the last step computed no loss that could be observed."""
-        return self._own is None and not self._capture.noted
-
-    def read(self, outputs: Any, batch_size: int | None, where: str) -> tuple[Tensor, Tensor]:
-        """Returns logits [B, C] and target [B] of the last step."""
-        self.close()
         if self._own is not None:
-            (logits, target), self._own = self._own, None
-        elif _has_logits(outputs):
-            logits, target = outputs["logits"], outputs["target"]
-        else:
-            try:
-                return self._capture.pick(batch_size)
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from None
-        if not isinstance(logits, Tensor) or not isinstance(target, Tensor):
-            raise ValueError(
-                f"{where}: logits and targets must be tensors, got {type(logits).__name__} and "
-                f"{type(target).__name__}: return those that the loss is given, or pass `logits_fn`."
-            )
-        if logits.ndim != 2 or target.ndim != 1 or target.is_floating_point():
-            raise ValueError(
-                f"{where}: logits must be [B, C] and targets one class index per sample, got "
-                f"{list(logits.shape)} and {target.dtype} {list(target.shape)}; soft and "
-                "multi-label targets have no class to balance: give class indices, or pass `logits_fn`."
-            )
-        if not logits.is_floating_point():
-            raise ValueError(
-                f"{where}: logits must be floating, got {logits.dtype}: return what the softmax is given."
-            )
-        expected = len(target) if batch_size is None else batch_size
-        if not len(logits) == len(target) == expected:
-            raise ValueError(
-                f"{where}: logits and targets must be of the {expected} samples of the batch, got "
-                f"{len(logits)} and {len(target)}: return those of every sample, in order."
-            )
-        return logits.detach(), target.detach()
+            return False
+        if self._flow is not None:
+            return not self._flow.events
+        reading = self._readings.get(self._kind)
+        if reading is not None and not reading.answer.by_loss:
+            return reading.saw_nothing
+        return not self._capture.noted
+
+    def read(self, outputs: Any, batch_size: int | None, where: str) -> Seen:
+        """Returns logits [B, C, ...] and target of the last step."""
+        self.close()
+        flow, batch, own = self._flow, self._batch, self._own
+        self._flow = self._batch = self._own = None
+        reading = self._readings.get(self._kind)
+        try:
+            if own is not None:
+                seen: Seen | None = own
+            elif flow is not None:
+                found = answer(flow, outputs, batch_size)
+                seen = None if found is None else found.seen
+                if found is not None:
+                    self._readings[self._kind] = Reading(found)
+            elif reading is not None and not reading.answer.by_loss:
+                seen = reading.read(outputs, batch)
+            elif has_logits(outputs):
+                seen = Seen(outputs["logits"], outputs["target"])
+            else:
+                seen = Seen(*self._capture.pick(batch_size))
+            if seen is None:
+                raise ValueError(self._capture.why_nothing_fits(batch_size))
+            return checked(seen, batch_size)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+
+    def answer(self, kind: Hashable = None) -> Answer | None:
+        """What the first step of a kind showed."""
+        found = self._readings.get(kind)
+        return None if found is None else found.answer
 
 
 class TrainingObserver(StepObserver):
@@ -103,17 +156,23 @@ class TrainingObserver(StepObserver):
     that a deep network calls, the graph a few microseconds in total.
     """
 
-    def __init__(self, trainer: pl.Trainer, logits_fn: LogitsFn | None = None) -> None:
-        super().__init__(trainer, logits_fn)
+    def __init__(self, trainer: pl.Trainer) -> None:
+        super().__init__(trainer)
         self._graph: tuple[Tensor, Tensor] | None = None
-        self._way: Literal["any", "outputs", "graph", "mode"] = (
-            "any" if logits_fn is None else "mode"
+        self._way: Literal["any", "outputs", "graph", "mode", "reading"] = (
+            "any" if self._logits_fn is None else "mode"
         )
 
-    def open(self, module: pl.LightningModule, batch: Any, batch_idx: int | None = None) -> None:
+    def open(
+        self,
+        module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int | None = None,
+        kind: Hashable = None,
+    ) -> None:
         """Starts before a step."""
         self._graph = None
-        if self._way in ("any", "mode"):
+        if self._way in ("any", "mode", "reading"):
             super().open(module, batch)
 
     def look(self, loss: Tensor, batch_size: int) -> None:
@@ -130,27 +189,65 @@ class TrainingObserver(StepObserver):
             self._way = "mode"  # from the next batch on
         return self._graph is None
 
-    def read_step(self, outputs: Any, batch_size: int) -> tuple[Tensor, Tensor] | None:
+    def read_step(self, outputs: Any, batch_size: int) -> Seen | None:
         """Returns logits and target; None for a step that differs from the first one."""
         self.close()
         if self._way == "graph":
-            return None if self.saw_nothing else self._graph
+            return None if self.saw_nothing or self._graph is None else Seen(*self._graph)
         seen = self.read(outputs, batch_size, "training_step")
         if self._way == "any":
-            self._way = "outputs" if _has_logits(outputs) else "mode"
-            if self._way == "mode" and self._graph is not None and _alike(self._graph, seen):
+            found = self.answer()
+            if found is None:
+                self._way = "outputs" if has_logits(outputs) else "mode"
+            elif found.by_loss:
+                self._way = "mode"
+            else:
+                self._way = "outputs" if found.returned is not None else "reading"
+            if self._way == "mode" and self._graph is not None and _same(self._graph, seen):
                 # In the first step too, so that a resumed fit records the same bits.
-                self._way, seen = "graph", self._graph
+                self._way, seen = "graph", Seen(*self._graph)
         return seen
 
 
-def _has_logits(outputs: Any) -> bool:
-    return isinstance(outputs, Mapping) and {"logits", "target"} <= outputs.keys()
+def checked(seen: Seen, batch_size: int | None) -> Seen:
+    """Returns plain logits [B, C, ...] and target [B, ...]; raises for anything else."""
+    logits, target, per_label = seen
+    if not isinstance(logits, Tensor) or not isinstance(target, Tensor):
+        raise ValueError(
+            f"logits and targets must be tensors, got {type(logits).__name__} and "
+            f"{type(target).__name__}: return those that the loss is given, or pass `logits_fn`."
+        )
+    flat = logits.ndim == 2 and target.ndim == 1
+    whole = logits.ndim > 2 and logits.shape[:1] + logits.shape[2:] == target.shape
+    fits = flat or whole or (per_label and logits.shape == target.shape)
+    if not fits or target.is_floating_point():
+        raise ValueError(
+            f"logits must be [B, C] and targets one class index per sample, got "
+            f"{list(logits.shape)} and {target.dtype} {list(target.shape)}; soft and "
+            "multi-label targets have no class to balance: give class indices, or pass `logits_fn`."
+        )
+    if not logits.is_floating_point():
+        raise ValueError(
+            f"logits must be floating, got {logits.dtype}: return what the softmax is given."
+        )
+    expected = len(target) if batch_size is None else batch_size
+    if len(logits) == len(target) != expected:
+        raise ValueError(
+            f"the loss saw {len(logits)} samples of a batch with {expected} indices: the collate function and the step "
+            "must neither drop nor repeat samples, or their indices are unknown; if the loss needs that, "
+            f"{REMEDY}"
+        )
+    if not len(logits) == len(target) == expected:
+        raise ValueError(
+            f"logits and targets must be of the {expected} samples of the batch, got "
+            f"{len(logits)} and {len(target)}: return those of every sample, in order."
+        )
+    return Seen(plain(logits), plain(target), per_label)
 
 
-def _alike(graph: tuple[Tensor, Tensor], called: tuple[Tensor, Tensor]) -> bool:
+def _same(graph: tuple[Tensor, Tensor], called: Seen) -> bool:
     """Whether graph and call show the same loss; waits for the device, once a fit."""
-    (found, found_target), (logits, target) = graph, called
+    (found, found_target), (logits, target, _) = graph, called
     if found.shape != logits.shape or not torch.equal(found_target, target):
         return False
     same = torch.allclose(found.float(), logits.float().log_softmax(1), atol=1e-3, equal_nan=True)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_fairprune import signals
 from lightning_fairprune._files import pack_bits, unpack_bits
+from lightning_fairprune._model.losses import IGNORED
+from lightning_fairprune._observe.positions import sample_labels, sample_signals
 from lightning_fairprune.records.dynamics import Dynamics
 
 _HOST_DTYPE = {"correct": torch.bool, "loss": torch.float32, "margin": torch.float32}
@@ -87,19 +88,24 @@ class EpochRecorder:
     def update(
         self, indices: Tensor, logits: Tensor, target: Tensor, group: Tensor | None = None
     ) -> None:
-        """Records logits [B, C] and the int64 [B] sample indices, targets and groups of a batch."""
+        """Records logits [B, C, ...], targets [B, ...] and the int64 [B] sample indices and groups of a batch.
+
+        A sample with the target `IGNORED` has no class. One with several positions has class 0 and the mean of
+        their signals.
+        """
         if len(logits) != len(indices):
             raise ValueError(
                 f"the collate function returned {len(logits)} samples for {len(indices)} indices: "
                 "it must neither drop nor repeat samples, or their indices are unknown."
             )
-        self.num_classes = logits.shape[1]
+        self.num_classes = 1 if target.ndim > 1 else logits.shape[1]
         # Copies, because a compiled step or a loader may reuse the memory for the next batch.
         group = None if group is None else group.clone()
         logits = logits.detach().clone() if self.names else logits.detach()[:0]
         self._waiting.append((indices, logits, target.clone(), group))
         self._waiting_logits += logits.numel()
-        if len(self._waiting) >= _MOST_BATCHES or self._waiting_logits >= _MOST_LOGITS:
+        full = len(self._waiting) >= _MOST_BATCHES or self._waiting_logits >= _MOST_LOGITS
+        if full or target.ndim > 1:  # whose length may change from batch to batch
             self._compute()
 
     def _compute(self) -> None:
@@ -112,14 +118,13 @@ class EpochRecorder:
         )
         self._waiting, self._waiting_logits = [], 0
         now = self._now
-        # A label out of range (such as -100) must not crash the device; finish_epoch raises for it.
-        inside = target.clamp(0, logits.shape[1] - 1)
         with torch.no_grad():
-            now["target"].index_copy_(0, indices, target.to(torch.int32))
+            now["target"].index_copy_(0, indices, sample_labels(target).to(torch.int32))
             if group:
                 now["group"].index_copy_(0, indices, group[0].to(torch.int32))
             if self.names:
-                for name, value in signals.compute(self.names, logits, inside).items():
+                # A label out of range must not crash the device; finish_epoch raises for it.
+                for name, value in sample_signals(self.names, logits, target).items():
                     now[name].index_copy_(0, indices, value.to(now[name].dtype))
             now["seen"].index_fill_(0, indices, 1)
 
@@ -176,6 +181,8 @@ class EpochRecorder:
         label = mean[name].round().long()
         limit = self.num_classes if name == "target" else None
         bad = observed & ((label < 0) | (label >= limit if limit else torch.zeros_like(observed)))
+        if limit:
+            bad &= label != IGNORED
         if bad.any():
             first = int(bad.nonzero()[0])
             bounds = f"in [0, {limit})" if limit else "0 or more"

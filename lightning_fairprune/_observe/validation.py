@@ -11,8 +11,10 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_fairprune._observe.groups import GroupBy, LogitsFn, groups_of
+from lightning_fairprune._model.losses import IGNORED
+from lightning_fairprune._observe.groups import GroupBy, groups_of
 from lightning_fairprune._observe.observer import StepObserver, capture_of
+from lightning_fairprune._observe.positions import rows_of
 from lightning_fairprune._observe.ranks import max_over_ranks, sum_over_ranks
 from lightning_fairprune.counts import ClassCounts, Tally, counts_of
 
@@ -48,15 +50,14 @@ class RecallWindow:
 
 
 class _Running:
-    """The running validation (or test) of a Trainer, for all callbacks with the same `logits_fn`."""
+    """The running validation (or test) of a Trainer, for all callbacks."""
 
-    def __init__(self, trainer: pl.Trainer, logits_fn: LogitsFn | None) -> None:
-        self.logits_fn = logits_fn
-        self._observer = StepObserver(trainer, logits_fn)
+    def __init__(self, trainer: pl.Trainer) -> None:
+        self._observer = StepObserver(trainer)
         self._begin()
 
     def _begin(self) -> None:
-        self._observer.close()
+        self._observer.abandon()
         self._started = self._is_open = False
         self._loaders: set[int] = set()
         self._groupings: list[GroupBy] = []
@@ -82,17 +83,22 @@ class _Running:
         """Starts before a step; only the first call counts."""
         if dataloader_idx in self._loaders and not self._is_open:
             self._started = self._is_open = True
-            self._observer.open(module, batch, batch_idx)
+            kind = module.trainer.testing, dataloader_idx
+            self._observer.open(module, batch, batch_idx, kind)
 
     def close(self, outputs: Any, batch: Any, dataloader_idx: int, step: str) -> None:
         """Counts after a step; only the first call counts."""
         if not self._is_open:
             return
         self._is_open = False
-        logits, target = self._observer.read(outputs, None, step)
+        logits, target, per_label = self._observer.read(outputs, None, step)
         groups = [groups_of(batch, group_by) for group_by in self._groupings]
-        tally = self._tallies.setdefault(dataloader_idx, Tally(len(groups)))
-        tally.update(logits, target, *(group for group in groups if group is not None))
+        known = [group for group in groups if group is not None]
+        tally = self._tallies.setdefault(dataloader_idx, Tally(len(groups), IGNORED))
+        if per_label:
+            tally.update_labels(logits, target, *known)
+        else:
+            tally.update(*rows_of(logits, target, *known))
         self.batches[dataloader_idx] += 1
         self.where = logits.device, logits.dtype
 
@@ -104,7 +110,8 @@ class _Running:
             self._started = True
             loaders = sorted(self._loaders)
             # A rank without a batch of a loader takes part in the sums.
-            tallies = [self._tallies.get(i, Tally(len(self._groupings))) for i in loaders]
+            nothing = Tally(len(self._groupings))
+            tallies = [self._tallies.get(i, nothing) for i in loaders]
             sums = sum_over_ranks(trainer), max_over_ranks(trainer), module.device
             self._found = dict(zip(loaders, counts_of(tallies, *sums), strict=True))
             self._tallies = {}
@@ -112,7 +119,7 @@ class _Running:
         return {i: tuple(found[row] for row in rows) for i, found in self._found.items()}
 
 
-_running: WeakKeyDictionary[pl.Trainer, list[_Running]] = WeakKeyDictionary()
+_running: WeakKeyDictionary[pl.Trainer, _Running] = WeakKeyDictionary()
 
 
 def abandon(trainer: pl.Trainer) -> None:
@@ -133,7 +140,8 @@ class CountsValidation(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Starts observing."""
-        for running in _running.get(trainer, ()):
+        running = _running.get(trainer)
+        if running is not None:
             running.open(pl_module, batch, batch_idx, dataloader_idx)
 
     def on_validation_batch_end(
@@ -147,7 +155,8 @@ class CountsValidation(pl.Callback):
     ) -> None:
         """Counts which predictions were right."""
         step = "test_step" if trainer.testing else "validation_step"
-        for running in _running.get(trainer, ()):
+        running = _running.get(trainer)
+        if running is not None:
             running.close(outputs, batch, dataloader_idx, step)
 
 
@@ -161,16 +170,14 @@ class Validation:
     Args:
         dataloader_idx: the loader to count; None for all.
         group_by: groups to count besides the classes.
-        logits_fn: see `StepObserver`.
     """
 
     def __init__(
         self,
         dataloader_idx: int | None = None,
         group_by: GroupBy | None = None,
-        logits_fn: LogitsFn | None = None,
     ) -> None:
-        self._loader, self._group_by, self._logits_fn = dataloader_idx, group_by, logits_fn
+        self._loader, self._group_by = dataloader_idx, group_by
         self.step = -1  # global step of the last whole validation
         self.wanted = False  # whether the last validation is counted
         self._resumed_in = -1
@@ -183,16 +190,11 @@ class Validation:
     def begin(self, trainer: pl.Trainer, *, wanted: bool = True) -> None:
         """Starts a new count before a validation, if it is wanted."""
         self.wanted = wanted
-        all_of = _running.setdefault(trainer, [])
-        for running in all_of:
-            running.renew()
+        if trainer in _running:
+            _running[trainer].renew()
         if wanted:
-            if all(running.logits_fn != self._logits_fn for running in all_of):
-                all_of.append(_Running(trainer, self._logits_fn))
-            self._of(trainer).want(self._loaders(trainer), self._group_by)
-
-    def _of(self, trainer: pl.Trainer) -> _Running:
-        return next(r for r in _running[trainer] if r.logits_fn == self._logits_fn)
+            running = _running.setdefault(trainer, _Running(trainer))
+            running.want(self._loaders(trainer), self._group_by)
 
     def _loaders(self, trainer: pl.Trainer) -> range:
         batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
@@ -201,13 +203,13 @@ class Validation:
 
     def where(self, trainer: pl.Trainer) -> tuple[torch.device, torch.dtype] | None:
         """Returns device and dtype of the logits; None on a rank without a batch."""
-        return self._of(trainer).where
+        return _running[trainer].where
 
     def counts(
         self, trainer: pl.Trainer, module: pl.LightningModule
     ) -> list[tuple[ClassCounts, ...]]:
         """Returns the counts by class and by group of each loader; all ranks must call this."""
-        found = self._of(trainer).counts(trainer, module, self._group_by)
+        found = _running[trainer].counts(trainer, module, self._group_by)
         return [found[i] for i in self._loaders(trainer)]
 
     def finish(self, trainer: pl.Trainer, module: pl.LightningModule) -> ClassCounts | None:
@@ -221,7 +223,7 @@ class Validation:
 
     def is_whole(self, trainer: pl.Trainer) -> bool:
         """Whether the validation went over all batches; only the first of a resumed fit may not."""
-        seen = self._of(trainer).batches
+        seen = _running[trainer].batches
         is_cut = self._is_first and any(
             seen[i] < batches < float("inf")
             for i, batches in enumerate(trainer.num_val_batches)

@@ -9,7 +9,8 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from lightning_fairprune._loading.source import TrainSource
-from lightning_fairprune._observe.groups import GroupBy, LogitsFn, groups_of
+from lightning_fairprune._model.losses import Seen
+from lightning_fairprune._observe.groups import GroupBy, groups_of
 from lightning_fairprune._observe.needs import required_signals
 from lightning_fairprune._observe.observer import TrainingObserver
 from lightning_fairprune._observe.ranks import sum_over_ranks
@@ -25,8 +26,8 @@ class WarmUp:
         source: has the indices of the current batch.
         epochs: length of the warm-up.
         score: its signals are recorded; None records labels only.
-        group_by: see :class:`~lightning_fairprune.DataPruning`, as for `logits_fn`.
-        logits_fn: see there.
+        group_by: see :class:`~lightning_fairprune.DataPruning`.
+        by_class: whether samples are selected by class.
     """
 
     def __init__(
@@ -37,8 +38,9 @@ class WarmUp:
         *,
         score: Callable[..., Any] | None,
         group_by: GroupBy | None,
-        logits_fn: LogitsFn | None,
+        by_class: bool = True,
     ) -> None:
+        self._by_class = by_class
         self._trainer, self._source, self._group_by = trainer, source, group_by
         names = () if score is None else required_signals(score, num_epochs=epochs)
         self.recorder = EpochRecorder(
@@ -47,7 +49,7 @@ class WarmUp:
             grouped=group_by is not None,
             device=trainer.strategy.root_device,
         )
-        self._observer = TrainingObserver(trainer, logits_fn)
+        self._observer = TrainingObserver(trainer)
 
     def before_step(self, module: pl.LightningModule, batch: Any) -> None:
         """Starts observing."""
@@ -78,7 +80,22 @@ class WarmUp:
             )
         seen = self._observer.read_step(outputs, len(indices))
         if seen is not None:
-            self.recorder.update(indices, *seen, groups_of(batch, self._group_by))
+            self._check(seen)
+            self.recorder.update(
+                indices, seen.logits, seen.target, groups_of(batch, self._group_by)
+            )
+
+    def _check(self, seen: Seen) -> None:
+        if seen.per_label:
+            raise ValueError(
+                f"training_step: samples have any number of {seen.target.shape[1]} labels, and quotas need one class for "
+                "each: DataPruning supports one class a sample, RecallMonitor counts several labels."
+            )
+        if seen.target.ndim > 1 and self._by_class and self._group_by is None:
+            raise ValueError(
+                f"training_step: each sample has labels of shape {list(seen.target.shape[1:])}, and quotas need one "
+                "class for each: give the group of each sample (`group_by`), or `quota=None` to select by score alone."
+            )
 
     def finish_epoch(self, epoch: int) -> None:
         """Moves the epoch to the host; all ranks must call this."""

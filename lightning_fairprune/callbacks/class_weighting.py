@@ -108,7 +108,7 @@ class ClassWeighting(CountsValidation):
         self._validations = 0
         self._epochs_done = 0
         self._resumed = False
-        self._validation = Validation(settings.recall_dataloader, logits_fn=settings.logits_fn)
+        self._validation = Validation(settings.recall_dataloader)
         self._weight: Tensor | None = None
         self._criterion: Loss | None = None
         self._own: tuple[Tensor | None] | None = None

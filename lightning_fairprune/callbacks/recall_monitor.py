@@ -120,7 +120,7 @@ class RecallMonitor(CountsValidation):
             class_names=settings.class_names, group_names=settings.group_names
         )
         self._reference = ReferenceCounts(settings.reference, settings.class_names)
-        self._validation = Validation(None, settings.group_by, settings.logits_fn)
+        self._validation = Validation(None, settings.group_by)
 
     @property
     def counts(self) -> dict[str, ClassCounts]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_fairprune.counts._class_counts import ClassCounts
 from lightning_fairprune.recalls import groups
 
-FAULTS = _OUTSIDE, _NOT_FINITE, _UNKNOWN, _LEFT_OUT = range(-4, 0)  # slots from the end
+FAULTS = _OUTSIDE, NOT_FINITE, _UNKNOWN, LEFT_OUT = range(-4, 0)  # slots from the end
 
 
 def slots_of(
@@ -36,7 +36,7 @@ def slots_of(
     if preds.is_floating_point():
         top, pred = preds.max(1)
         right = pred == label if top_k == 1 else _in_top_k(preds, label, top_k)
-        broken, why = (top - top).isnan(), _NOT_FINITE  # infinity or NaN
+        broken, why = (top - top).isnan(), NOT_FINITE  # infinity or NaN
     else:
         pred = preds.long()
         right = pred == label
@@ -126,7 +126,7 @@ class Counting:
             group = groups(label, attribute, self.num_attributes)
         slots = slots_of(preds, label, self.num_classes, self.top_k, group=group, end=end)
         if self.ignore_index is not None:
-            slots.masked_fill_(label == self.ignore_index, end + _LEFT_OUT)
+            slots.masked_fill_(label == self.ignore_index, end + LEFT_OUT)
         return slots.reshape(-1)
 
     def count(self, preds: Tensor, target: Tensor, attribute: Tensor | None = None) -> ClassCounts:

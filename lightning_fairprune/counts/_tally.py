@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from lightning_fairprune.counts._class_counts import ClassCounts
-from lightning_fairprune.counts._counting import FAULTS, Counting, counted, regrouped, slots_of
+from lightning_fairprune.counts._counting import (
+    FAULTS,
+    LEFT_OUT,
+    NOT_FINITE,
+    Counting,
+    counted,
+    regrouped,
+    slots_of,
+)
 
 _MOST_BATCHES, _MOST_LOGITS = 16, 1 << 22  # that wait to be counted
 
@@ -18,12 +26,14 @@ Reduce = Callable[[Tensor], Tensor]
 class Tally:
     """Collects the predictions of one evaluation, and counts them at its end by class and by `groupings` groupings, G.
 
+    Samples with the label `ignore_index` are left out.
+
     Batches are kept and counted sixteen at a time, because the fixed price of a dozen tensor functions outweighs the
     arithmetic of a small batch. Nothing is copied to the host before `compute`.
     """
 
-    def __init__(self, groupings: int = 0) -> None:
-        self.groupings, self.num_classes = groupings, 0
+    def __init__(self, groupings: int = 0, ignore_index: int | None = None) -> None:
+        self.groupings, self.num_classes, self.ignore_index = groupings, 0, ignore_index
         self._slots: list[Tensor] = []  # [1 + G, n] each
         self._waiting: list[tuple[Tensor, ...]] = []
         self._waiting_logits = 0
@@ -52,7 +62,22 @@ class Tally:
             logits, target, *groups = map(torch.cat, zip(*self._waiting, strict=True))
             self._waiting, self._waiting_logits = [], 0
             slots = slots_of(logits, target.long(), logits.shape[1])
+            if self.ignore_index is not None:
+                slots.masked_fill_(target == self.ignore_index, LEFT_OUT)
             self._slots.append(torch.stack([slots, *(regrouped(slots, g) for g in groups)]))
+
+    def update_labels(self, logits: Tensor, target: Tensor, *groups: Tensor) -> None:
+        """Adds a batch with any number of labels a sample: logits and whether each label holds, both [B, L].
+
+        A label counts where it holds, as right where its logit is above 0. Groups are those of the samples.
+        """
+        self._look()
+        self.num_classes = max(self.num_classes, logits.shape[1])
+        holds, label = target > 0, torch.arange(logits.shape[1], device=logits.device)
+        slots = torch.add(logits > 0, label, alpha=2).masked_fill_(~holds, LEFT_OUT)
+        slots.masked_fill_(holds & ~logits.isfinite(), NOT_FINITE)
+        rows = [regrouped(slots, group.unsqueeze(1)) for group in groups]
+        self._slots.append(torch.stack([slots, *rows]).flatten(1))
 
     def slots(self, device: torch.device | str) -> Tensor:
         """Returns the slots of all samples by class and by each grouping, int64 [1 + G, N]."""

@@ -89,7 +89,6 @@ class _Observer(pl.Callback):
             self.experiment.query.epochs,
             score=_all_signals,
             group_by=self.experiment.group_by,
-            logits_fn=None,
         )
 
     def on_train_batch_start(

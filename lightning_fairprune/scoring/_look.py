@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_fairprune import signals
 from lightning_fairprune._lightning.outside_fit import to_device
+from lightning_fairprune._model.losses import IGNORED
+from lightning_fairprune._observe.positions import sample_labels, sample_signals
 from lightning_fairprune.geometry import features_of
 from lightning_fairprune.scoring.file import PassFile, digest, text_of
 from lightning_fairprune.scoring.share import Share
@@ -50,32 +51,34 @@ class Observer:
                     batches,
                     self.wanted.layer,
                     at="input",
-                    forward=lambda _, batch: targets.append(self._read(batch)[1]),
+                    forward=lambda _, batch: targets.append(sample_labels(self._read(batch)[1])),
                 )
-            return {"features": rows.float(), "target": torch.cat(targets).cpu()}
+            target = torch.cat(targets).cpu().masked_fill(torch.cat(targets).cpu() == IGNORED, -1)
+            return {"features": rows.float(), "target": target}
         parts: dict[str, list[Tensor]] = {name: [] for name in self.wanted.names}
         with torch.no_grad():
             for batch in batches:
                 logits, target = self._read(batch)
-                targets.append(target)
                 # A label out of range must not crash the device; it is named below.
-                inside = target.clamp(0, logits.shape[1] - 1)
-                for name, value in signals.compute(self.wanted.names, logits, inside).items():
+                for name, value in sample_signals(self.wanted.names, logits, target).items():
                     parts[name].append(value.float())
+                targets.append(sample_labels(target))
         target = torch.cat(targets)
-        outside = target[(target < 0) | (target >= logits.shape[1])]
+        known = target[target != IGNORED]
+        outside = known[(known < 0) | (known >= logits.shape[1])]
         if len(outside):
             raise ValueError(
                 f"targets must be class indices in [0, {logits.shape[1]}), got {int(outside[0])} for "
                 f"{len(outside)} of {len(target)} samples: remove them, or give `logits_fn`."
             )
+        target = target.masked_fill(target == IGNORED, -1)
         return {name: torch.cat(part) for name, part in parts.items()} | {"target": target}
 
     def _read(self, batch: Any) -> tuple[Tensor, Tensor]:
         assert self.logits_fn is not None
         logits, target = self.logits_fn(self.model, batch)
-        whole = not target.is_floating_point()
-        if logits.ndim != 2 or target.ndim != 1 or len(logits) != len(target) or not whole:
+        fits = logits.ndim > 1 and logits.shape[:1] + logits.shape[2:] == target.shape
+        if not fits or target.is_floating_point():
             raise ValueError(
                 "a scoring pass needs logits [B, C] and one class index per sample [B], got "
                 f"{list(logits.shape)} and {target.dtype} {list(target.shape)}: pass `logits_fn`."

@@ -57,7 +57,7 @@ class Decision:
         self.draws = 0
         self.target: Tensor | None = None
         self.scores: Tensor | None = None
-        self._num_classes = 0
+        self._num_classes = self._population = 0
         reset = getattr(quota_fn, "reset", None)
         if reset is not None:  # a rule with state may come from another fit
             reset()
@@ -66,15 +66,26 @@ class Decision:
         """Returns how many of `num_samples` to keep, at least one."""
         return max(1, round(self.density * num_samples))
 
-    def learn(self, target: Tensor, scores: Tensor | None = None, num_classes: int = 0) -> None:
-        """Sets labels (or groups), -1 where a sample cannot be kept, and scores, both [N]."""
+    def learn(
+        self,
+        target: Tensor,
+        scores: Tensor | None = None,
+        num_classes: int = 0,
+        *,
+        population: int | None = None,
+    ) -> None:
+        """Sets labels (or groups), -1 where a sample cannot be kept, and scores, both [N].
+
+        The density is a fraction of `population` samples, N by default.
+        """
         self.target, self.scores, self._num_classes = target, scores, num_classes
+        self._population = len(target) if population is None else population
 
     def estimate(self, epoch: int, recall: Tensor | None = None) -> Tensor | None:
         """Sets and returns the quotas, int64 [K], from recalls, float [K]; NaN for unknown ones."""
         if self.quota_fn is None:
             return None
-        target, budget = self._learned(), self.budget(len(self._learned()))
+        target, budget = self._learned(), self.budget(self._population)
         known = target[target >= 0]
         num_classes = max(int(known.max()) + 1, self._num_classes)
         if recall is not None:
@@ -98,7 +109,7 @@ class Decision:
     def draw(self) -> Selection:
         """Returns the next subset with the current quotas."""
         target = self._learned()
-        quota = self.budget(len(target)) if self.quota is None else self.quota
+        quota = self.budget(self._population) if self.quota is None else self.quota
         seed = self.seed + self.draws
         self.draws += 1
         return select(target, quota, score=self.scores, keep=self.keep, seed=seed)
@@ -119,6 +130,7 @@ class Decision:
             "target": None if self.target is None else _narrow(self.target),
             "scores": self.scores,
             "num_classes": self._num_classes,
+            "population": self._population,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -126,7 +138,12 @@ class Decision:
         self.quota, self.draws = state["quota"], state["draws"]
         self.history = [Estimate(*estimate) for estimate in state["history"]]
         if state["target"] is not None:
-            self.learn(state["target"].long(), state["scores"], state["num_classes"])
+            self.learn(
+                state["target"].long(),
+                state["scores"],
+                state["num_classes"],
+                population=state.get("population"),  # older ones kept a fraction of all
+            )
         if state["quota_fn"] is not None and hasattr(self.quota_fn, "load_state_dict"):
             self.quota_fn.load_state_dict(state["quota_fn"])  # type: ignore[union-attr]
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_fairprune._lightning.snapshot import Snapshot
 from lightning_fairprune._loading.labels import labels_of
 from lightning_fairprune._loading.source import TrainSource
+from lightning_fairprune._model.losses import IGNORED
 from lightning_fairprune._observe.warmup import WarmUp
 from lightning_fairprune.callbacks._data import checks
 from lightning_fairprune.callbacks._data.score_pass import FitPass
@@ -51,7 +52,7 @@ class WarmingUp:
             epochs,
             score=None if by_pass else settings.score,
             group_by=settings.group_by,
-            logits_fn=settings.logits_fn,
+            by_class=settings.quota is not None,
         )
 
     @property
@@ -63,7 +64,9 @@ class WarmingUp:
         """Passes labels (or groups) and scores to the decision, and frees the device memory."""
         recorder, grouped = self.observed.recorder, self.observed.recorder.group
         target = recorder.target if grouped is None else grouped
-        budget, scores = decision.budget(len(target)), None
+        ignored = recorder.target == IGNORED
+        population = len(target) - int(ignored.sum())
+        budget, scores = decision.budget(population), None
         if self._pass is not None:
             passed = self._pass.run(recorder.target)
             scores, self._passed = passed.score, passed.dynamics
@@ -78,17 +81,21 @@ class WarmingUp:
             target = self._labels(target)
         if scores is not None:
             target = target.masked_fill(scores.isnan(), -1)
-        checks.unobserved(target, budget)
-        decision.learn(target, scores, recorder.num_classes if grouped is None else 0)
+        target = target.masked_fill(ignored, -1)
+        checks.unobserved(target[~ignored], budget)
+        num_classes = recorder.num_classes if grouped is None else 0
+        decision.learn(target, scores, num_classes, population=population)
         recorder.release()
         self._source.carry_index = False
 
     def _labels(self, target: Tensor) -> Tensor:
         """Adds labels that the data set knows of samples that drop_last or a limit left out."""
-        unseen = target < 0
-        labels = labels_of(self._source.dataset) if unseen.any() else None
-        known = labels is not None and torch.equal(labels[~unseen], target[~unseen])
-        return labels if labels is not None and known else target
+        seen = target >= 0
+        labels = labels_of(self._source.dataset) if not seen.all() else None
+        if labels is None or not torch.equal(labels[seen], target[seen]):
+            return target
+        classes = self.observed.recorder.num_classes
+        return labels.masked_fill((labels < 0) | (labels >= classes), -1)
 
 
 class Pruned:

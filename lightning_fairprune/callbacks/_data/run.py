@@ -34,9 +34,7 @@ class PruningRun:
         )
         self.warmup = resolve_warmup(settings.warmup_epochs, trainer)
         self.recalls = RecallWindow(settings.recall_window, settings.shrinkage)
-        self.validation = Validation(
-            settings.recall_dataloader, settings.group_by, settings.logits_fn
-        )
+        self.validation = Validation(settings.recall_dataloader, settings.group_by)
         self.phase: WarmingUp | Pruned | None = None  # None until training starts
         self.steps_are_planned = False
         self._epochs_done = 0

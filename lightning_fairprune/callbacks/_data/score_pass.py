@@ -12,6 +12,7 @@ from lightning_fairprune._lightning.outside_fit import logits_of
 from lightning_fairprune._loading.labels import labels_of
 from lightning_fairprune._loading.rebuild import sampled_dataset
 from lightning_fairprune._loading.source import TrainSource
+from lightning_fairprune._observe.observer import logits_fn_of
 from lightning_fairprune.callbacks._data.settings import DataSettings
 from lightning_fairprune.scoring.file import PassFile
 from lightning_fairprune.scoring.run import Passed, run
@@ -23,7 +24,11 @@ class FitPass:
     """The pass of one fit: checked before training starts, and run at the end of the warm-up."""
 
     def __init__(self, settings: DataSettings, trainer: pl.Trainer, source: TrainSource) -> None:
-        module, logits_fn, way = trainer.lightning_module, settings.logits_fn, settings.score_pass
+        module, logits_fn, way = (
+            trainer.lightning_module,
+            logits_fn_of(trainer),
+            settings.score_pass,
+        )
         assert settings.score is not None
         assert way is not None
         self._module, self._way, self._logits_fn = module, way, logits_fn

@@ -1,0 +1,109 @@
+"""The calls of torch's classification losses: what they are given, and what it says of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED = -100
+"""The label of a sample or position without a class, whatever `ignore_index` the loss has."""
+
+# One class per sample; one logit per class, each for itself; the same with probabilities.
+Kind = Literal["classes", "logits_each", "probabilities_each"]
+
+_KINDS: dict[Callable[..., Any], Kind] = {
+    F.cross_entropy: "classes",
+    F.nll_loss: "classes",
+    F.multi_margin_loss: "classes",
+    F.binary_cross_entropy_with_logits: "logits_each",
+    F.binary_cross_entropy: "probabilities_each",
+}
+
+
+class Seen(NamedTuple):
+    """Logits [B, C, ...] and target of a step, without gradient.
+
+    The target is one class index per sample or position, int64 [B, ...], `IGNORED` where there is none; or with
+    `per_label` whether each label holds, [B, C].
+    """
+
+    logits: Tensor
+    target: Tensor
+    per_label: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LossCall:
+    """One call of a loss.
+
+    Args:
+        name: of the function.
+        kind: of its input.
+        input: what it was given.
+        target: likewise.
+        ignore_index: label of samples that it leaves out; None if it takes none.
+    """
+
+    name: str
+    kind: Kind
+    input: Tensor
+    target: Tensor
+    ignore_index: int | None
+
+    @classmethod
+    def of(
+        cls, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> LossCall | None:
+        """Returns the call, or None for any other function."""
+        kind = _KINDS.get(func)
+        if kind is None:
+            return None
+        given = args[0] if args else kwargs["input"]
+        target = args[1] if len(args) > 1 else kwargs["target"]
+        ignore_index = None
+        if func is F.cross_entropy or func is F.nll_loss:
+            ignore_index = args[4] if len(args) > 4 else kwargs.get("ignore_index", -100)
+        return cls(func.__name__, kind, given, target, ignore_index)
+
+    def detached(self) -> LossCall:
+        """Returns the call without gradients."""
+        given = self.input.detach(), self.target.detach()
+        return LossCall(self.name, self.kind, *given, self.ignore_index)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the targets are class indices."""
+        return self.kind == "classes" and not self.target.is_floating_point()
+
+    def labels(self) -> Tensor:
+        """Returns the class indices of `target`, `IGNORED` where the loss ignores them."""
+        return ignoring(plain(self.target), self.ignore_index)
+
+
+def ignoring(target: Tensor, ignore_index: int | None) -> Tensor:
+    """Returns class indices with `IGNORED` in the place of `ignore_index`; the same tensor if they agree."""
+    if ignore_index is None or ignore_index == IGNORED:
+        return target
+    return target.masked_fill(target == ignore_index, IGNORED)
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Returns the values of a tensor without gradient, and without the behaviour of a subclass."""
+    tensor = tensor.detach()
+    return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
+
+
+def two_classes(logit: Tensor) -> Tensor:
+    """Returns logits [B, 2] of the same probabilities as one logit per sample, [B] or [B, 1].
+
+    Example:
+        >>> import torch
+        >>> two_classes(torch.tensor([1.5])).softmax(1)[:, 1] == torch.tensor([1.5]).sigmoid()
+        tensor([True])
+    """
+    logit = logit.reshape(-1)
+    return F.pad(logit.unsqueeze(1), (1, 0))
