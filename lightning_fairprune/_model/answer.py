@@ -257,6 +257,7 @@ def _logits(flow: Flow, event: Event, target: _Target, number: int) -> Answer | 
     loss = event.loss
     assert loss is not None
     given = plain(event.input)
+    labels = target.labels
     behind = [flow.outputs[k] for k in sorted(event.trace.outputs) if k in flow.outputs]
     label_leaves = event.target_trace.leaves if target.leaf is None else frozenset({target.leaf})
     ours = [out for out in behind if not out.leaves & label_leaves]
