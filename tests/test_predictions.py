@@ -289,6 +289,44 @@ def test_one_logit_per_sample_is_read_as_two_classes(name: str) -> None:
     assert counts.tp.tolist() == [int((right & (val.y % 2 == k)).sum()) for k in (0, 1)]
 
 
+# ------------------------------------------------------------------------- mixed before the step
+
+
+class Mixing(Module):
+    """Mixes inputs and labels where the batch is put together, as torchvision's MixUp does."""
+
+    def __init__(self, known: bool = True) -> None:
+        super().__init__()
+        self.known = known
+
+    def train_dataloader(self) -> Any:
+        blobs = Blobs(N)
+        tensors = (blobs.x, blobs.y) if self.known else (blobs.y, blobs.x)
+
+        def mixed(samples: list[Any]) -> Any:
+            x, y = torch.utils.data.default_collate(
+                samples if self.known else [s[::-1] for s in samples]
+            )
+            hot = F.one_hot(y, NUM_CLASSES).float()
+            part = 0.3
+            flipped = torch.cat([x[:, :1], part * x[:, 1:] + (1 - part) * x.flip(0)[:, 1:]], 1)
+            return flipped, part * hot + (1 - part) * hot.flip(0)
+
+        return DataLoader(TensorDataset(*tensors), BATCH, shuffle=True, collate_fn=mixed)
+
+
+def test_labels_of_samples_that_are_mixed_by_the_collate_function() -> None:
+    model = User(CASES["plain"])
+    prune = lfp.DataPruning(0.5, WARMUP, score=hardness, keep="hard", quota=lfp.quotas.proportional)
+    memory = Memory()
+    trainer = users.trainer(callbacks=[prune, memory], max_epochs=WARMUP + 1)
+    trainer.fit(model, Mixing())
+    assert torch.equal(prune.dynamics.target, Blobs(N).y)
+    trainer = users.trainer(callbacks=[lfp.DataPruning(0.5, WARMUP)], max_epochs=WARMUP + 1)
+    with pytest.raises(ValueError, match=r"class probabilities of mixed samples.*`targets`"):
+        trainer.fit(User(CASES["plain"]), Mixing(known=False))
+
+
 # ----------------------------------------------------------------------------------- validation alone
 
 VALIDATIONS: dict[str, Loss] = {

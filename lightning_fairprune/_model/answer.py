@@ -64,6 +64,7 @@ class _Target:
     leaf: int | None
     per_label: bool = False
     ignore_index: int | None = None
+    mixed: Tensor | None = None
 
 
 def answer(flow: Flow, outputs: Any, size: int | None = None) -> Answer | None:
@@ -195,7 +196,10 @@ def _target(flow: Flow, event: Event) -> _Target | None:
     many = loss.kind != "classes" and values.ndim == 2 and values.shape[1] > 1
     per_label = many and not bool(_is_one(values).all())
     found = labels_in(loss, per_label)
-    return None if found is None else _Target(found, None, per_label)
+    if found is None:
+        return None
+    mixed = values if values.ndim == 2 and not per_label and _is_mixed(values) else None
+    return _Target(found, None, per_label, mixed=mixed)
 
 
 def labels_in(loss: LossCall, per_label: bool = False) -> Tensor | None:
@@ -222,6 +226,14 @@ def labels_in(loss: LossCall, per_label: bool = False) -> Tensor | None:
 def _is_one(values: Tensor) -> Tensor:
     """Whether each row has one label in total, as one-hot, smoothed and mixed rows do."""
     return (values.float().sum(1) - 1).abs() < 0.5
+
+
+def _is_mixed(values: Tensor) -> bool:
+    """Whether a row holds more than one class to unequal parts, as smoothed labels do not."""
+    if values.shape[1] < 3:
+        return bool(((values > 1e-6) & (values < 1 - 1e-6)).any())
+    highest, second, *_ = values.topk(3, 1).values.unbind(1)
+    return bool((second - values.amin(1) > 1e-6).any() and (highest - second > 1e-6).any())
 
 
 def _belongs(target: Tensor, labels: Tensor) -> bool:
@@ -267,7 +279,7 @@ def _logits(flow: Flow, event: Event, target: _Target, number: int) -> Answer | 
         if whole is not None and (fitting := _fitting(ours, whole, event)):
             target, labels = whole, whole.labels
     base = Answer(
-        Seen(given, labels, target.per_label),
+        Seen(given, labels, target.per_label, target.mixed),
         f"what {event.name} was given, {list(given.shape)}",
         loss=number,
         leaf=None if target.leaf is None else flow.leaves[target.leaf][0],
@@ -278,7 +290,7 @@ def _logits(flow: Flow, event: Event, target: _Target, number: int) -> Answer | 
         same = out.itself is event.input and _equal(out.value, given)
         return replace(
             base,
-            seen=Seen(logits, labels if more is None else more, target.per_label),
+            seen=Seen(logits, labels if more is None else more, target.per_label, target.mixed),
             name=f"the output of {_called(flow.module, out.module())}, {list(out.value.shape)}",
             output=(out.module, out.call, out.place),
             form=form,
@@ -297,7 +309,7 @@ def _logits(flow: Flow, event: Event, target: _Target, number: int) -> Answer | 
     logits, form, flat, more = shaped
     return replace(
         base,
-        seen=Seen(logits, labels if more is None else more, target.per_label),
+        seen=Seen(logits, labels if more is None else more, target.per_label, target.mixed),
         form=form,
         flat=flat,
         by_loss=_is_plain(event),

@@ -28,12 +28,14 @@ class Seen(NamedTuple):
     """Logits [B, C, ...] and target of a step, without gradient.
 
     The target is one class index per sample or position, int64 [B, ...], `IGNORED` where there is none; or with
-    `per_label` whether each label holds, [B, C].
+    `per_label` whether each label holds, [B, C]. `mixed` holds class probabilities [B, C] of mixed samples, of which the
+    target is the highest.
     """
 
     logits: Tensor
     target: Tensor
     per_label: bool = False
+    mixed: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -103,7 +103,10 @@ class Reading:
                 label = label.reshape(value.shape[:-1])
             logits = formed(value, said.form, flat=said.flat)
         self._value = self._given = None
-        return Seen(logits, label, said.seen.per_label)
+        mixed = None
+        if said.seen.mixed is not None and loss is not None and not loss.whole:
+            mixed = plain(loss.target)
+        return Seen(logits, label, said.seen.per_label, mixed)
 
     def _labels(self, batch: Any, loss: Any) -> Tensor | None:
         said = self.answer

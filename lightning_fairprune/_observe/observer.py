@@ -211,7 +211,7 @@ class TrainingObserver(StepObserver):
 
 def checked(seen: Seen, batch_size: int | None) -> Seen:
     """Returns plain logits [B, C, ...] and target [B, ...]; raises for anything else."""
-    logits, target, per_label = seen
+    logits, target, per_label, mixed = seen
     if not isinstance(logits, Tensor) or not isinstance(target, Tensor):
         raise ValueError(
             f"logits and targets must be tensors, got {type(logits).__name__} and "
@@ -242,12 +242,12 @@ def checked(seen: Seen, batch_size: int | None) -> Seen:
             f"logits and targets must be of the {expected} samples of the batch, got "
             f"{len(logits)} and {len(target)}: return those of every sample, in order."
         )
-    return Seen(plain(logits), plain(target), per_label)
+    return Seen(plain(logits), plain(target), per_label, mixed)
 
 
 def _same(graph: tuple[Tensor, Tensor], called: Seen) -> bool:
     """Whether graph and call show the same loss; waits for the device, once a fit."""
-    (found, found_target), (logits, target, _) = graph, called
+    (found, found_target), (logits, target, *_) = graph, called
     if found.shape != logits.shape or not torch.equal(found_target, target):
         return False
     same = torch.allclose(found.float(), logits.float().log_softmax(1), atol=1e-3, equal_nan=True)

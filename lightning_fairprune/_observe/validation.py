@@ -91,7 +91,7 @@ class _Running:
         if not self._is_open:
             return
         self._is_open = False
-        logits, target, per_label = self._observer.read(outputs, None, step)
+        logits, target, per_label, _ = self._observer.read(outputs, None, step)
         groups = [groups_of(batch, group_by) for group_by in self._groupings]
         known = [group for group in groups if group is not None]
         tally = self._tallies.setdefault(dataloader_idx, Tally(len(groups), IGNORED))

@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
+from lightning_fairprune._loading.labels import labels_of
 from lightning_fairprune._loading.source import TrainSource
 from lightning_fairprune._model.losses import Seen
 from lightning_fairprune._observe.groups import GroupBy, groups_of
@@ -41,6 +42,7 @@ class WarmUp:
         by_class: bool = True,
     ) -> None:
         self._by_class = by_class
+        self._labels: Tensor | None = None  # of mixed samples
         self._trainer, self._source, self._group_by = trainer, source, group_by
         names = () if score is None else required_signals(score, num_epochs=epochs)
         self.recorder = EpochRecorder(
@@ -81,9 +83,21 @@ class WarmUp:
         seen = self._observer.read_step(outputs, len(indices))
         if seen is not None:
             self._check(seen)
-            self.recorder.update(
-                indices, seen.logits, seen.target, groups_of(batch, self._group_by)
-            )
+            target = seen.target if seen.mixed is None else self._own_labels(indices, seen.mixed)
+            self.recorder.update(indices, seen.logits, target, groups_of(batch, self._group_by))
+
+    def _own_labels(self, indices: Tensor, mixed: Tensor) -> Tensor:
+        """Returns the labels of samples that were mixed with others before the step, from the data set."""
+        if self._labels is None:
+            known = labels_of(self._source.dataset)
+            if known is None or not _are_of(known[indices.cpu()], mixed.cpu()):
+                raise ValueError(
+                    "training_step: the batch holds class probabilities of mixed samples, which do not say which class "
+                    "a sample has, and the data set has no `targets` that belong to them: give it some, or mix "
+                    "in the step, so that the batch has the labels."
+                )
+            self._labels = known.to(mixed.device)
+        return self._labels[indices]
 
     def _check(self, seen: Seen) -> None:
         if seen.per_label:
@@ -115,3 +129,10 @@ class WarmUp:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues where `state_dict` was taken."""
         self.recorder.load_state_dict(state)
+
+
+def _are_of(labels: Tensor, mixed: Tensor) -> bool:
+    """Whether each sample's label [B] has a part in its class probabilities [B, C]."""
+    inside = labels.clamp(0, mixed.shape[1] - 1)
+    has_part = mixed.gather(1, inside.unsqueeze(1)).squeeze(1) > 0
+    return bool(((labels == inside) & has_part).all())
