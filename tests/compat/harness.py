@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Project:
         prune: arguments of DataPruning besides density and warm-up.
         monitor: arguments of RecallMonitor.
         trainer: arguments of the Trainer.
+        reseed: sets random states of the data that are its own, as a resumed run must to be the same.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Project:
     prune: Mapping[str, Any] = field(default_factory=dict)
     monitor: Mapping[str, Any] = field(default_factory=dict)
     trainer: Mapping[str, Any] = field(default_factory=dict)
+    reseed: Callable[[Data, int], Any] = lambda data, seed: None
 
 
 class Diary(pl.Callback):
@@ -62,10 +64,12 @@ class Diary(pl.Callback):
 
     Args:
         ids: see `Project`.
-        seeds: whether each step starts from a random state of its own: the Trainer does not resume it.
+        seeds: sets random states that the Trainer does not resume, so that each step starts from its own.
     """
 
-    def __init__(self, ids: Callable[[Any], Tensor], *, seeds: bool) -> None:
+    def __init__(
+        self, ids: Callable[[Any], Tensor], seeds: Callable[[int], Any] | None = None
+    ) -> None:
         self._ids, self._seeds = ids, seeds
         self.samples: dict[int, list[list[int]]] = {}  # of each batch of an epoch
         self.kept: dict[int, list[int]] = {}
@@ -74,19 +78,23 @@ class Diary(pl.Callback):
         self.metrics: list[tuple[str, int, dict[str, float]]] = []
 
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
-        if self._seeds:
-            torch.manual_seed(1000 + trainer.current_epoch)
+        self._seed(1000 * trainer.current_epoch)
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, i: int) -> None:
         epoch = trainer.current_epoch
-        if self._seeds:  # a resumed Trainer makes its iterator, which draws a number, at another moment
-            pl.seed_everything(1000 + 100 * epoch + i, verbose=False)
+        # Again, as a resumed Trainer makes its iterator, which draws a number, at another moment.
+        self._seed(1000 * epoch + i)
         self.samples.setdefault(epoch, []).append(self._ids(batch).tolist())
         self.forms.add(form(batch))
         for callback in trainer.callbacks:
             if isinstance(callback, lfp.DataPruning) and callback.selection is not None:
                 self.kept[epoch] = callback.selection.indices.tolist()
                 self.quota[epoch] = None if callback.quota is None else callback.quota.tolist()
+
+    def _seed(self, seed: int) -> None:
+        if self._seeds is not None:
+            pl.seed_everything(seed, verbose=False)
+            self._seeds(seed)
 
     def on_validation_end(self, trainer: Any, module: Any) -> None:
         self._note("validation", trainer)
@@ -146,8 +154,10 @@ class Runs:
         self.project, self.folder = project, folder
         self._failed: dict[str, str] = {}
 
-    def _trainer(self, name: str, callbacks: list[Any], *, seeds: bool) -> tuple[Any, Diary]:
-        diary = Diary(self.project.ids, seeds=seeds)
+    def _trainer(
+        self, name: str, callbacks: list[Any], seeds: Callable[[int], Any] | None = None
+    ) -> tuple[Any, Diary]:
+        diary = Diary(self.project.ids, seeds)
         folder = self.folder / name
         save = ModelCheckpoint(folder / "checkpoints", "{epoch}-{step}", save_top_k=-1, every_n_epochs=1)
         options: dict[str, Any] = {
@@ -169,7 +179,8 @@ class Runs:
             raise RuntimeError(f"{name}: {self._failed[name]}")
         pl.seed_everything(1, verbose=False)
         module, data = self.project.model(), self.project.data()
-        trainer, diary = self._trainer(name, callbacks, seeds=seeds)
+        reseed = partial(self.project.reseed, data) if seeds else None
+        trainer, diary = self._trainer(name, callbacks, reseed)
         try:
             trainer.fit(module, **data, ckpt_path=resume)
         except Exception as error:
@@ -210,7 +221,7 @@ class Runs:
         pl.seed_everything(1, verbose=False)
         module, data = self.project.model(), self.project.data()
         monitor = self._monitor()
-        trainer, diary = self._trainer("tested", [self._prune(), monitor], seeds=False)
+        trainer, diary = self._trainer("tested", [self._prune(), monitor])
         if "val_dataloaders" in data:
             data = {"dataloaders": data["val_dataloaders"]}
         trainer.test(module, **data, ckpt_path=self.pruned.checkpoint(EPOCHS - 1), verbose=False)

@@ -1,0 +1,119 @@
+"""transformers: the module of Lightning's GLUE tutorial with a small random BERT; the loss is inside the network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from compat import harness
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+pytest.importorskip("transformers")
+
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    default_data_collator,
+    get_linear_schedule_with_warmup,
+)
+
+N, CLASSES, LENGTH = 60, 3, 6
+TRAIN, VAL = harness.labels_of(N), harness.labels_of(45, seed=1)
+
+
+def sentences(labels: Tensor, seed: int) -> list[dict[str, Any]]:
+    """Tokens 10 to 39, the second from the class; the first says which sentence it is."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(10, 40, (len(labels), LENGTH), generator=generator)
+    tokens[:, 0] = 100 + torch.arange(len(labels))
+    tokens[:, 1] = labels
+    mask = torch.ones_like(tokens)
+    return [
+        {"input_ids": t, "attention_mask": m, "labels": int(y)}
+        for t, m, y in zip(tokens, mask, labels, strict=True)
+    ]
+
+
+class Glue(pl.LightningDataModule):
+    def train_dataloader(self) -> Any:
+        return DataLoader(
+            sentences(TRAIN, 0), batch_size=8, shuffle=True, collate_fn=default_data_collator
+        )
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(sentences(VAL, 1), batch_size=8, collate_fn=default_data_collator)
+
+    test_dataloader = val_dataloader
+
+
+class GLUETransformer(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        config = BertConfig(
+            vocab_size=200,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            max_position_embeddings=LENGTH,
+            num_labels=CLASSES,
+        )
+        self.model = AutoModelForSequenceClassification.from_config(config)
+        self.outputs: list[dict[str, Tensor]] = []
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.model(**inputs)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        outputs = self(**batch)
+        return outputs[0]
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        val_loss, logits = self(**batch)[:2]
+        preds = torch.argmax(logits, dim=1)
+        self.outputs.append({"loss": val_loss, "preds": preds, "labels": batch["labels"]})
+        return val_loss
+
+    def on_validation_epoch_end(self) -> None:
+        preds = torch.cat([x["preds"] for x in self.outputs])
+        labels = torch.cat([x["labels"] for x in self.outputs])
+        loss = torch.stack([x["loss"] for x in self.outputs]).mean()
+        self.outputs.clear()
+        self.log("val_loss", loss, prog_bar=True)
+        self.log("accuracy", (preds == labels).float().mean())
+
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
+        schedule = get_linear_schedule_with_warmup(
+            optimizer, 2, self.trainer.estimated_stepping_batches
+        )
+        return [optimizer], [{"scheduler": schedule, "interval": "step", "frequency": 1}]
+
+
+PROJECTS = [
+    harness.Project(
+        "GLUE",
+        GLUETransformer,
+        lambda: {"datamodule": Glue()},
+        ids=lambda batch: batch["input_ids"][:, 0] - 100,
+        labels=TRAIN,
+        predict=lambda module, batch: (module(**batch).logits.argmax(1), batch["labels"]),
+    )
+]
+
+
+@pytest.mark.filterwarnings("ignore:a learning-rate schedule steps after every batch")
+def test_project(check: Any, runs: harness.Runs) -> None:
+    check(runs)
+
+
+def test_schedule_of_the_tutorial_is_warned_of(tmp_path: Any) -> None:
+    runs = harness.Runs(PROJECTS[0], tmp_path)
+    with pytest.warns(UserWarning, match="planned_stepping_batches"):
+        runs.pruned  # noqa: B018
