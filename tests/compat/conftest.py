@@ -19,6 +19,7 @@ torch.set_num_threads(1)
 FILTERS = [
     "ignore:The dirpath has changed from:UserWarning:lightning.pytorch.callbacks.model_checkpoint",
     "ignore:You have overridden `on_after_batch_transfer` in `LightningModule`:UserWarning:lightning",
+    "ignore:.set_vital. is deprecated:UserWarning",
 ]
 
 

@@ -43,6 +43,7 @@ class Project:
         prune: arguments of DataPruning besides density and warm-up.
         monitor: arguments of RecallMonitor.
         trainer: arguments of the Trainer.
+        drop_last: whether the training loader drops a last batch that is not full.
         reseed: sets random states of the data that are its own, as a resumed run must to be the same.
     """
 
@@ -56,6 +57,7 @@ class Project:
     prune: Mapping[str, Any] = field(default_factory=dict)
     monitor: Mapping[str, Any] = field(default_factory=dict)
     trainer: Mapping[str, Any] = field(default_factory=dict)
+    drop_last: bool = False
     reseed: Callable[[Data, int], Any] = lambda data, seed: None
 
 
@@ -274,19 +276,28 @@ def selection_is_what_is_trained_on(runs: Runs) -> None:
     """Every epoch after the swap trains on the selection, of the quota's classes, in batches of the same form."""
     diary, labels = runs.pruned.diary, runs.project.labels
     plain = runs.plain.diary
-    everything = list(range(len(labels)))
+    everything, size = list(range(len(labels))), len(plain.samples[0][0])
     for epoch in range(EPOCHS):
         trained = sorted(i for batch in diary.samples[epoch] for i in batch)
+        wanted = everything if epoch < WARMUP else diary.kept[epoch]
+        if runs.project.drop_last:
+            assert len(trained) == len(set(trained)) == len(wanted) // size * size
+            assert set(trained) <= set(wanted)
+        else:
+            assert trained == wanted
         if epoch < WARMUP:
-            assert trained == everything
             continue
-        assert trained == diary.kept[epoch]
         quota = diary.quota[epoch]
         sizes = torch.bincount(labels[diary.kept[epoch]], minlength=int(labels.max()) + 1)
         assert quota is None or sizes.tolist() == quota
+    prune = runs.pruned.callbacks[0]
+    assert isinstance(prune, lfp.DataPruning)
+    known = prune.record.target >= 0  # all but those that a last batch dropped
+    assert torch.equal(prune.record.target[known], labels[known])
+    assert int((~known).sum()) <= runs.project.drop_last * size
     assert sorted(diary.kept) == list(range(WARMUP, EPOCHS))
     assert diary.forms == plain.forms
-    assert len(diary.samples[EPOCHS - 1][0]) == len(plain.samples[EPOCHS - 1][0])  # batch size
+    assert len(diary.samples[EPOCHS - 1][0]) == size
 
 
 def resumes_to_the_last_bit(runs: Runs) -> None:

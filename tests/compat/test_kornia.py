@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 import torch.nn.functional as F
 from compat import harness
 from compat.parts import TRAIN, Classifier, Data, ids, predict
@@ -25,13 +26,15 @@ class Augmented(Classifier):
         self.augment = nn.Sequential(
             K.RandomHorizontalFlip(p=0.5), K.RandomRotation(degrees=5.0, p=0.5)
         )
-        self.numbers: Tensor | None = None
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         x, y = batch
         if self.trainer.training:
             number = x[:, :1, :1, :1].clone()
-            x = self.augment(x)
+            # One seed a batch, because the Trainer does not resume the random state.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(int(ids(batch)[0]))
+                x = self.augment(x)
             x[:, :1, :1, :1] = number
         return x, y
 

@@ -63,6 +63,7 @@ def project(loss: str) -> harness.Project:
         labels=TRAIN,
         predict=lambda module, batch: (module(batch["image"]).argmax(1), batch["label"]),
         val=val,
+        drop_last=True,
     )
 
 
