@@ -34,9 +34,8 @@ class Bank(Classifier):
 
     def on_validation_epoch_start(self) -> None:
         self.bank = []
-        if self.trainer.sanity_checking or not self.trainer.training:
-            if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
-                return
+        if self.trainer.sanity_checking or self.trainer.state.fn != "fit":
+            return
         features, targets = [], []
         for x, y in self._train_batches():
             features.append(F.normalize(self.net[:3](x), dim=1))

@@ -164,7 +164,9 @@ def fit_nodes(*callbacks: pl.Callback) -> Nodes:
         enable_model_summary=False,
         callbacks=list(callbacks),
     )
-    trainer.fit(module, DataLoader([graph]), DataLoader([graph]))
+    data = pl.LightningDataModule()
+    data.train_dataloader = data.val_dataloader = lambda: DataLoader([graph])
+    trainer.fit(module, datamodule=data)
     return module
 
 
