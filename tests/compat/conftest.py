@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from compat.harness import CHECKS, Runs
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

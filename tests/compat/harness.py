@@ -161,7 +161,9 @@ class Runs:
     ) -> tuple[Any, Diary]:
         diary = Diary(self.project.ids, seeds)
         folder = self.folder / name
-        save = ModelCheckpoint(folder / "checkpoints", "{epoch}-{step}", save_top_k=-1, every_n_epochs=1)
+        save = ModelCheckpoint(
+            folder / "checkpoints", "{epoch}-{step}", save_top_k=-1, every_n_epochs=1
+        )
         options: dict[str, Any] = {
             "accelerator": "cpu",
             "devices": 1,

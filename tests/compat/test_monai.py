@@ -102,9 +102,7 @@ def project(name: str, loss: Any, kind: Any) -> harness.Project:
 PROJECTS = [
     project("cross entropy", nn.CrossEntropyLoss, Dataset),
     project("cross entropy, CacheDataset", nn.CrossEntropyLoss, CacheDataset),
-    project(
-        "FocalLoss", lambda: FocalLoss(to_onehot_y=True, use_softmax=True, gamma=2.0), Dataset
-    ),
+    project("FocalLoss", lambda: FocalLoss(to_onehot_y=True, use_softmax=True, gamma=2.0), Dataset),
 ]
 
 
