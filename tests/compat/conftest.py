@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 
 # Warnings are errors; these are of other packages, or of how the harness runs a project.
 FILTERS = [
-    "ignore:The dirpath has changed from:UserWarning:lightning.pytorch.callbacks.model_checkpoint",
+    "ignore:The dirpath has changed from:UserWarning",
     "ignore:You have overridden `on_after_batch_transfer` in `LightningModule`:UserWarning:lightning",
     "ignore:.set_vital. is deprecated:UserWarning",
 ]

@@ -6,6 +6,8 @@ for each project and each of the `CHECKS`.
 
 from __future__ import annotations
 
+import importlib
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -14,8 +16,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 import lightning_fairprune as lfp
@@ -44,6 +44,7 @@ class Project:
         monitor: arguments of RecallMonitor.
         trainer: arguments of the Trainer.
         drop_last: whether the training loader drops a last batch that is not full.
+        package: ``"lightning.pytorch"`` or ``"pytorch_lightning"``.
         reseed: sets random states of the data that are its own, as a resumed run must to be the same.
     """
 
@@ -58,6 +59,7 @@ class Project:
     monitor: Mapping[str, Any] = field(default_factory=dict)
     trainer: Mapping[str, Any] = field(default_factory=dict)
     drop_last: bool = False
+    package: str = "lightning.pytorch"
     reseed: Callable[[Data, int], Any] = lambda data, seed: None
 
 
@@ -161,20 +163,22 @@ class Runs:
     ) -> tuple[Any, Diary]:
         diary = Diary(self.project.ids, seeds)
         folder = self.folder / name
-        save = ModelCheckpoint(
+        users = importlib.import_module(self.project.package)
+        logging.getLogger(users.__name__).setLevel(logging.ERROR)
+        save = users.callbacks.ModelCheckpoint(
             folder / "checkpoints", "{epoch}-{step}", save_top_k=-1, every_n_epochs=1
         )
         options: dict[str, Any] = {
             "accelerator": "cpu",
             "devices": 1,
             "max_epochs": EPOCHS,
-            "logger": CSVLogger(str(folder), name="", version="log"),
+            "logger": users.loggers.CSVLogger(str(folder), name="", version="log"),
             "enable_progress_bar": False,
             "enable_model_summary": False,
             "log_every_n_steps": 1,
         } | dict(self.project.trainer)
         extra = options.pop("callbacks", [])
-        return pl.Trainer(callbacks=[*extra, *callbacks, diary, save], **options), diary
+        return users.Trainer(callbacks=[*extra, *callbacks, diary, save], **options), diary
 
     def _fit(
         self, name: str, callbacks: list[Any], *, resume: str | None = None, seeds: bool = False
