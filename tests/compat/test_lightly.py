@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ import lightning_fairprune as lfp
 pytest.importorskip("lightly")
 pytorch_lightning = pytest.importorskip("pytorch_lightning")
 
-from lightly.loss import NegativeCosineSimilarity
+from lightly.loss import NegativeCosineSimilarity, NTXentLoss
 from lightly.models.modules import SimSiamPredictionHead, SimSiamProjectionHead
 from lightly.utils.benchmarking import BenchmarkModule, LinearClassifier, OnlineLinearClassifier
 
@@ -92,6 +93,41 @@ class SimSiam(pytorch_lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.2)
 
 
+class MoCo(SimSiam):
+    """NTXent with a memory bank is a cross-entropy of its own, over a batch of the same size, whose classes are others.
+
+    Args:
+        first: whether it is computed before the loss of the classes.
+    """
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        self.contrast = NTXentLoss(memory_bank_size=(32, 8))
+        self.first = first
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        features = self.backbone(x)
+        near = self.backbone(x + 0.1 * torch.randn_like(x))
+        loss = torch.zeros(())
+        if self.first:
+            loss = self.contrast(self.projection(features), self.projection(near))
+        online_loss, found = self.online.training_step((features.detach(), y), batch_idx)
+        if not self.first:
+            loss = self.contrast(self.projection(features), self.projection(near))
+        self.log_dict(found, batch_size=len(y))
+        return loss + online_loss
+
+    # The bank is no part of lightly's state dictionary.
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        bank = self.contrast.memory_bank
+        checkpoint["bank"] = {name: value.clone() for name, value in bank.named_buffers()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for name, value in checkpoint["bank"].items():
+            setattr(self.contrast.memory_bank, name, value)
+
+
 def linear(module: Any, batch: Any) -> tuple[Tensor, Tensor]:
     return module(batch[0]).argmax(1), batch[1]
 
@@ -115,6 +151,8 @@ def project(name: str, model: Any, predict: Any) -> harness.Project:
 PROJECTS = [
     project("LinearClassifier", Linear, linear),
     project("SimSiam with OnlineLinearClassifier", SimSiam, online),
+    project("MoCo after OnlineLinearClassifier", partial(MoCo, False), online),
+    project("MoCo before OnlineLinearClassifier", partial(MoCo, True), online),
 ]
 
 
