@@ -94,22 +94,23 @@ class Trainer:
 
 
 class Model(users.Model):
-    """Of the fake device; created on it, because modules do not move there."""
+    """Takes its first step on the host, where a fit may wait to compare ways to the logits; then it moves."""
 
-    def __init__(self, device: str = "cuda") -> None:
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(users.DIM, 16, device=device),
-            nn.ReLU(),
-            nn.Linear(16, CLASSES, device=device),
-        )
+    def to_device(self) -> None:
+        # `to` fails on fake tensors.
+        for part in self.modules():
+            for name, value in list(part._parameters.items()):
+                if value is not None:
+                    moved = torch.empty(value.shape, dtype=value.dtype, device="cuda")
+                    part._parameters[name] = nn.Parameter(moved)
+
+    def log(self, *_: Any, **__: Any) -> None:
+        pass
 
 
-def batch() -> tuple[Tensor, Tensor]:
-    return (
-        torch.randn(BATCH, users.DIM, device="cuda"),
-        torch.zeros(BATCH, dtype=torch.int64, device="cuda"),
-    )
+def batch(device: str = "cuda") -> tuple[Tensor, Tensor]:
+    target = torch.zeros(BATCH, dtype=torch.int64, device=device)
+    return torch.randn(BATCH, users.DIM, device=device), target
 
 
 # ------------------------------------------------------------------------------------- the rehearsal can fail
@@ -263,89 +264,134 @@ class Returns(Model):
 class ByHand(Model):
     """Calls `backward` itself: each step is observed by the function mode, not by the graph."""
 
-    def __init__(self, device: str = "cuda") -> None:
-        super().__init__(device)
+    def __init__(self) -> None:
+        super().__init__()
         self.automatic_optimization = False
+
+
+class Adjusted(Model):
+    """Gives the loss other logits than the network's."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y = batch
+        return F.cross_entropy(self(x) + torch.arange(CLASSES, device=x.device), y)
+
+    validation_step = training_step
+
+
+class MixedUp(Model):
+    """Mixes the batch, so that the loss is given class probabilities."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y = batch
+        soft = F.one_hot(y, CLASSES).float()
+        return F.cross_entropy(self((x + x.flip(0)) / 2), (soft + soft.flip(0)) / 2)
 
 
 class Warming:
     """A warm-up, and the steps of a fit in it."""
 
-    def __init__(self, group_by: int | None = None) -> None:
+    def __init__(self, model: Any, group_by: int | None) -> None:
         trainer: Any = Trainer()
         trainer.strategy.root_device = torch.device("cpu")
         self.source: Any = SimpleNamespace(num_samples=1000, indices=None)
-        self.warm_up = WarmUp(
-            trainer, self.source, 2, score=lfp.scores.el2n, group_by=group_by, logits_fn=None
-        )
+        self.model, self.trainer, model.trainer = model, trainer, trainer
+        score = lfp.scores.el2n
+        self.warm_up = WarmUp(trainer, self.source, 2, score=score, group_by=group_by)
 
     def to_device(self) -> None:
+        self.model.to_device()
         self.warm_up.recorder.release()
         self.warm_up.recorder.to("cuda")
 
-    def step(self, model: Any, given: tuple[Tensor, Tensor], i: int) -> None:
+    def step(self, i: int, device: str = "cuda") -> None:
+        given = batch(device)
         self.source.indices = given[1]
-        self.warm_up.before_step(model, given)
-        outputs = model.training_step(given, i)
+        self.warm_up.before_step(self.model, given)
+        outputs = self.model.training_step(given, i)
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        if model.automatic_optimization:
-            self.warm_up.before_backward(model, loss)
+        if self.model.automatic_optimization:
+            self.warm_up.before_backward(self.model, loss)
         outputs = outputs if isinstance(outputs, dict) else {"loss": outputs.detach()}
-        self.warm_up.after_step(model, outputs, given)
+        self.warm_up.after_step(self.model, outputs, given)
 
 
-@pytest.mark.parametrize("kind", [Model, Returns, ByHand], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [Model, Returns, ByHand, Adjusted, MixedUp], ids=lambda kind: kind.__name__
+)
 @pytest.mark.parametrize("group_by", [None, 1])
 def test_training_steps(kind: Any, group_by: int | None) -> None:
-    """The first step of a fit may wait once, to compare two ways to the logits: it runs on the host here."""
-    warming = Warming(group_by)
-    x, y = torch.randn(BATCH, users.DIM), torch.zeros(BATCH, dtype=torch.int64)
-    warming.step(kind("cpu"), (x, y), 0)
+    warming = Warming(kind(), group_by)
+    warming.step(0, "cpu")
     warming.warm_up.finish_epoch(0)
     with cuda():
         warming.to_device()
-        model = kind()
         for i in range(1, STEPS):
-            warming.step(model, batch(), i)
+            warming.step(i)
 
 
+@pytest.mark.parametrize("kind", [Model, Adjusted], ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("group_by", [None, 1])
-def test_validation_steps(group_by: int | None) -> None:
-    monitor, trainer = lfp.RecallMonitor(group_by=group_by), Trainer()
-    _validate(monitor, trainer, lambda model, given, i: model.validation_step(given, i))
+def test_validation_steps(kind: Any, group_by: int | None) -> None:
+    monitor = lfp.RecallMonitor(group_by=group_by)
+    _validate(monitor, kind(), lambda model, given, i: model.validation_step(given, i))
+
+
+def test_validation_steps_that_only_update_a_metric() -> None:
+    class Metered(Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.recall = metrics.ClassRecall(CLASSES)
+
+        def to_device(self) -> None:
+            super().to_device()
+            _move(self.recall)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.recall.update(self(batch[0]), batch[1])
+
+    _validate(
+        lfp.RecallMonitor(), Metered(), lambda model, given, i: model.validation_step(given, i)
+    )
 
 
 def test_validation_steps_with_logits_fn() -> None:
     def logits_fn(module: Any, given: Any) -> tuple[Tensor, Tensor]:
         return module(given[0]), given[1]
 
-    _validate(lfp.RecallMonitor(logits_fn=logits_fn), Trainer(), lambda *_: None)
+    _validate(lfp.RecallMonitor(logits_fn=logits_fn), Model(), lambda *_: None)
 
 
 def test_deliberate_wait_in_a_step_is_noticed() -> None:
+    def step(model: Any, given: Any, i: int) -> Any:
+        model.validation_step(given, i)
+        return {"sum": model(given[0]).sum().item()}
+
     with pytest.raises(DataDependentOutputException):
-        _validate(
-            lfp.RecallMonitor(), Trainer(), lambda model, given, i: model(given[0]).sum().item()
-        )
+        _validate(lfp.RecallMonitor(), Model(), step)
 
 
-def _validate(callback: Any, trainer: Any, step: Callable[..., Any]) -> None:
+def _validate(callback: Any, model: Any, step: Callable[..., Any]) -> None:
+    trainer: Any = Trainer()
+    trainer.callbacks, model.trainer = [callback], trainer
+
+    def validate(i: int, device: str = "cuda") -> None:
+        given = batch(device)
+        callback.on_validation_batch_start(trainer, model, given, i)
+        outputs = step(model, given, i)
+        callback.on_validation_batch_end(trainer, model, outputs, given, i)
+
     try:
+        callback.on_validation_start(trainer, model)
+        validate(0, "cpu")
+        # The counts of a device are of one device: they start again there, the way to the logits does not.
+        callback.on_validation_start(trainer, model)
         with cuda():
-            model = Quiet()
-            callback.on_validation_start(trainer, model)
-            for i in range(STEPS):
-                given = batch()
-                callback.on_validation_batch_start(trainer, model, given, i)
-                outputs = step(model, given, i)
-                callback.on_validation_batch_end(trainer, model, outputs, given, i)
+            model.to_device()
+            for i in range(1, STEPS):
+                validate(i)
     finally:
         callback.on_exception(trainer)
-
-
-class Quiet(Model):
-    def log(self, *_: Any, **__: Any) -> None:
-        pass
 
 
 def test_class_weighting() -> None:
@@ -354,17 +400,18 @@ def test_class_weighting() -> None:
             super().__init__()
             self.criterion = nn.CrossEntropyLoss()
 
-    callback, trainer = lfp.ClassWeighting(), Trainer()
+    callback, trainer, model = lfp.ClassWeighting(), Trainer(), Weighted()
+    given: Any = trainer, model
+    trainer.enable_validation = True  # type: ignore[attr-defined]
+    callback.setup(*given, "fit")
+    callback.on_fit_start(*given)
     with cuda():
-        model: Any = Weighted()
-        trainer.enable_validation = True  # type: ignore[attr-defined]
-        callback.setup(trainer, model, "fit")  # type: ignore[arg-type]
-        callback.on_fit_start(trainer, model)  # type: ignore[arg-type]
+        model.to_device()
         weight = torch.ones(CLASSES, device="cuda")
         callback.load_state_dict(callback.state_dict() | {"weight": weight})
         for i in range(3):
             x, y = batch()
-            callback.on_train_batch_start(trainer, model, (x, y), i)  # type: ignore[arg-type]
+            callback.on_train_batch_start(*given, (x, y), i)
             assert model.criterion.weight is not None
             model.criterion(model(x), y)
             callback.on_train_batch_end()
@@ -373,8 +420,9 @@ def test_class_weighting() -> None:
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
 def test_masks_after_a_step(optimizer: Any) -> None:
+    model = Model()
     with cuda():
-        model = Model()
+        model.to_device()
         steps = optimizer(model.parameters(), lr=0.1)
         removed = MaskedWeights(model, [steps])
         removed.set({"net.0.weight": torch.zeros(16, users.DIM, dtype=torch.bool, device="cuda")})

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from compat import harness
 from compat.parts import TRAIN, Classifier, Data, ids, predict
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from kornia.losses import FocalLoss, focal_loss
 class Augmented(Classifier):
     """With or without a focal loss."""
 
-    def __init__(self, loss: Any = F.cross_entropy) -> None:
+    def __init__(self, loss: Any) -> None:
         super().__init__()
         self.loss = loss
         self.augment = nn.Sequential(
@@ -53,7 +52,7 @@ class Augmented(Classifier):
 
 def project(name: str, loss: Any) -> harness.Project:
     return harness.Project(
-        name, lambda: Augmented(loss), lambda: {"datamodule": Data()}, ids, TRAIN, predict
+        name, lambda: Augmented(loss()), lambda: {"datamodule": Data()}, ids, TRAIN, predict
     )
 
 
@@ -62,9 +61,9 @@ def focal(logits: Tensor, target: Tensor) -> Tensor:
 
 
 PROJECTS = [
-    project("augmentation", F.cross_entropy),
-    project("focal_loss", focal),
-    project("FocalLoss", FocalLoss(alpha=0.5, gamma=2.0, reduction="mean")),
+    project("augmentation", nn.CrossEntropyLoss),
+    project("focal_loss", lambda: focal),
+    project("FocalLoss", lambda: FocalLoss(alpha=0.5, gamma=2.0, reduction="mean")),
 ]
 
 
