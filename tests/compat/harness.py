@@ -166,7 +166,10 @@ class Runs:
         users = importlib.import_module(self.project.package)
         logging.getLogger(users.__name__).setLevel(logging.ERROR)
         save = users.callbacks.ModelCheckpoint(
-            folder / "checkpoints", "{epoch}-{step}", save_top_k=-1, every_n_epochs=1
+            folder / "checkpoints",
+            "{epoch}-{step}",
+            save_top_k=-1 if name == "pruned" else 0,
+            every_n_epochs=1,
         )
         options: dict[str, Any] = {
             "accelerator": "cpu",

@@ -56,7 +56,12 @@ def project(loss: str) -> harness.Project:
     return harness.Project(
         loss,
         lambda: ClassificationTask(
-            model="resnet18", weights=None, in_channels=3, num_classes=CLASSES, loss=loss, lr=0.003
+            model="test_resnet",
+            weights=None,
+            in_channels=3,
+            num_classes=CLASSES,
+            loss=loss,
+            lr=0.003,
         ),
         lambda: {"datamodule": SceneData()},
         ids=lambda batch: batch["number"],
