@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,6 +11,8 @@ import torch
 from compat import harness
 from torch import Tensor
 from torch.utils.data import DataLoader
+
+from lightning_fairprune import planned_stepping_batches
 
 pytest.importorskip("transformers")
 
@@ -50,8 +53,9 @@ class Glue(pl.LightningDataModule):
 
 
 class GLUETransformer(pl.LightningModule):
-    def __init__(self) -> None:
+    def __init__(self, steps: Any = planned_stepping_batches) -> None:
         super().__init__()
+        self.steps = steps
         config = BertConfig(
             vocab_size=200,
             hidden_size=16,
@@ -90,30 +94,38 @@ class GLUETransformer(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
-        schedule = get_linear_schedule_with_warmup(
-            optimizer, 2, self.trainer.estimated_stepping_batches
-        )
+        # The tutorial reads `self.trainer.estimated_stepping_batches`.
+        schedule = get_linear_schedule_with_warmup(optimizer, 2, self.steps(self.trainer))
         return [optimizer], [{"scheduler": schedule, "interval": "step", "frequency": 1}]
 
 
-PROJECTS = [
-    harness.Project(
-        "GLUE",
-        GLUETransformer,
+def estimated(trainer: Any) -> int:
+    return int(trainer.estimated_stepping_batches)
+
+
+def project(name: str, model: Any) -> harness.Project:
+    return harness.Project(
+        name,
+        model,
         lambda: {"datamodule": Glue()},
         ids=lambda batch: batch["input_ids"][:, 0] - 100,
         labels=TRAIN,
         predict=lambda module, batch: (module(**batch).logits.argmax(1), batch["labels"]),
     )
-]
 
 
-@pytest.mark.filterwarnings("ignore:a learning-rate schedule steps after every batch")
+PROJECTS = [project("GLUE", GLUETransformer)]
+
+
 def test_project(check: Any, runs: harness.Runs) -> None:
     check(runs)
 
 
 def test_schedule_of_the_tutorial_is_warned_of(tmp_path: Any) -> None:
-    runs = harness.Runs(PROJECTS[0], tmp_path)
-    with pytest.warns(UserWarning, match="planned_stepping_batches"):
+    """It is right in everything but the length of its schedule, which is of epochs on all the data."""
+    runs = harness.Runs(project("tutorial", partial(GLUETransformer, estimated)), tmp_path)
+    harness.monitor_changes_nothing(runs)
+    with pytest.warns(UserWarning, match=r"planned_stepping_batches\(trainer\) instead"):
         runs.pruned  # noqa: B018
+    harness.recalls_are_those_of_the_network(runs)
+    harness.selection_is_what_is_trained_on(runs)
