@@ -15,7 +15,7 @@ import lightning_fairprune as lfp
 
 pytest.importorskip("torch_geometric")
 
-from torch_geometric.data import Data
+from torch_geometric.data import Data, LightningDataset
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GCNConv, global_mean_pool
 
@@ -104,9 +104,17 @@ def project(name: str, data: Any, **options: Any) -> harness.Project:
     )
 
 
+def lightning_dataset() -> harness.Data:
+    """PyG's own datamodule."""
+    train, val = graphs(TRAIN, 0), graphs(VAL, 1)
+    options = {"follow_batch": ["x_s"], "batch_size": 8, "num_workers": 0}
+    return {"datamodule": LightningDataset(train, val, val, **options)}
+
+
 PROJECTS = [
     project("graphs", lambda: {"datamodule": Graphs()}),
     project("graphs, loaders to fit", loaders),
+    project("LightningDataset", lightning_dataset),
     project(
         "graphs, hard ones",
         lambda: {"datamodule": Graphs()},

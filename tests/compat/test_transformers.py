@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,19 +13,31 @@ from compat import harness
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+import lightning_fairprune as lfp
 from lightning_fairprune import planned_stepping_batches
 
 pytest.importorskip("transformers")
 
 from transformers import (
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     BertConfig,
     default_data_collator,
     get_linear_schedule_with_warmup,
 )
 
 N, CLASSES, LENGTH = 60, 3, 6
+IGNORED = -100
 TRAIN, VAL = harness.labels_of(N), harness.labels_of(45, seed=1)
+CONFIG = BertConfig(
+    vocab_size=200,
+    hidden_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=16,
+    max_position_embeddings=LENGTH,
+    num_labels=CLASSES,
+)
 
 
 def sentences(labels: Tensor, seed: int) -> list[dict[str, Any]]:
@@ -41,13 +54,16 @@ def sentences(labels: Tensor, seed: int) -> list[dict[str, Any]]:
 
 
 class Glue(pl.LightningDataModule):
+    def sentences(self, labels: Tensor, seed: int) -> list[dict[str, Any]]:
+        return sentences(labels, seed)
+
     def train_dataloader(self) -> Any:
         return DataLoader(
-            sentences(TRAIN, 0), batch_size=8, shuffle=True, collate_fn=default_data_collator
+            self.sentences(TRAIN, 0), batch_size=8, shuffle=True, collate_fn=default_data_collator
         )
 
     def val_dataloader(self) -> Any:
-        return DataLoader(sentences(VAL, 1), batch_size=8, collate_fn=default_data_collator)
+        return DataLoader(self.sentences(VAL, 1), batch_size=8, collate_fn=default_data_collator)
 
     test_dataloader = val_dataloader
 
@@ -56,16 +72,7 @@ class GLUETransformer(pl.LightningModule):
     def __init__(self, steps: Any = planned_stepping_batches) -> None:
         super().__init__()
         self.steps = steps
-        config = BertConfig(
-            vocab_size=200,
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=16,
-            max_position_embeddings=LENGTH,
-            num_labels=CLASSES,
-        )
-        self.model = AutoModelForSequenceClassification.from_config(config)
+        self.model = AutoModelForSequenceClassification.from_config(CONFIG)
         self.outputs: list[dict[str, Tensor]] = []
 
     def forward(self, **inputs: Any) -> Any:
@@ -114,7 +121,49 @@ def project(name: str, model: Any) -> harness.Project:
     )
 
 
-PROJECTS = [project("GLUE", GLUETransformer)]
+class Tagger(pl.LightningModule):
+    """Names of entities: a class for each token, none for the first of a sentence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = AutoModelForTokenClassification.from_config(CONFIG)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.model(**batch).loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.model(**batch).loss)
+
+    test_step = validation_step
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), lr=0.01)
+
+
+class Tags(Glue):
+    def sentences(self, labels: Tensor, seed: int) -> list[dict[str, Any]]:
+        found = super().sentences(labels, seed)
+        for one in found:
+            one["labels"] = (one["input_ids"] * one["input_ids"].roll(1)) % CLASSES
+            one["labels"][0] = IGNORED
+        return found
+
+
+def tags(module: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    known = batch["labels"] != IGNORED
+    return module.model(**batch).logits.argmax(2)[known], batch["labels"][known]
+
+
+PROJECTS = [
+    project("GLUE", GLUETransformer),
+    replace(
+        project("tokens", Tagger),
+        data=lambda: {"datamodule": Tags()},
+        labels=torch.zeros(N, dtype=torch.int64),  # a sentence has no class
+        predict=tags,
+        prune={"quota": None, "score": lfp.scores.el2n, "keep": "hard"},
+    ),
+]
 
 
 def test_project(check: Any, runs: harness.Runs) -> None:
