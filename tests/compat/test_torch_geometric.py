@@ -15,7 +15,8 @@ import lightning_fairprune as lfp
 
 pytest.importorskip("torch_geometric")
 
-from torch_geometric.data import Data, LightningDataset
+from torch_geometric.data import Data
+from torch_geometric.data.lightning import LightningDataset
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GCNConv, global_mean_pool
 
