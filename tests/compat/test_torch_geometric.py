@@ -108,7 +108,7 @@ def project(name: str, data: Any, **options: Any) -> harness.Project:
 def lightning_dataset() -> harness.Data:
     """PyG's own datamodule."""
     train, val = graphs(TRAIN, 0), graphs(VAL, 1)
-    options = {"follow_batch": ["x_s"], "batch_size": 8, "num_workers": 0}
+    options = {"follow_batch": ["x_s"], "batch_size": 8, "num_workers": 0, "pin_memory": False}
     return {"datamodule": LightningDataset(train, val, val, **options)}
 
 
