@@ -1,4 +1,4 @@
-"""What each worker of Ray Train runs, in a file of its own that all of them can import."""
+"""What each worker of Ray Train runs, in a file of its own that all of them can import, also where Ray is not installed."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import ray.train
 from compat.harness import Diary
 from compat.parts import Classifier, Data, ids
-from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment, prepare_trainer
 
 import lightning_fairprune as lfp
 
 
 def train(config: dict[str, Any]) -> None:
     """Fits without the library, with RecallMonitor and with both callbacks; writes down what this worker found."""
+    from ray.train import get_context
+
     found = {
         "plain": fit(),
         "monitored": fit(lfp.RecallMonitor(figures=False)),
@@ -25,12 +25,14 @@ def train(config: dict[str, Any]) -> None:
             lfp.DataPruning(density=0.5, warmup_epochs=1), lfp.RecallMonitor(figures=False)
         ),
     }
-    rank = ray.train.get_context().get_world_rank()
+    rank = get_context().get_world_rank()
     Path(config["folder"], f"{rank}.json").write_text(json.dumps(found))
 
 
 def fit(*callbacks: pl.Callback) -> dict[str, Any]:
     """Fits once, as in Ray's guide to Lightning."""
+    from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment, prepare_trainer
+
     pl.seed_everything(1, verbose=False)
     diary = Diary(ids)
     trainer = prepare_trainer(
