@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "check" in metafunc.fixturenames:
+    if "runs" in metafunc.fixturenames:
         projects: list[Any] = metafunc.module.PROJECTS
         names = [project.name for project in projects]
         metafunc.parametrize("runs", projects, ids=names, indirect=True, scope="module")
