@@ -15,7 +15,7 @@ import pytest
 import lightning_fairprune
 
 PACKAGE = Path(lightning_fairprune.__file__).parent
-OURS = {"test", "dev"}  # extras that no user needs
+OURS = {"compat", "dev", "test"}  # extras that no user needs
 TWIN = {"pytorch_lightning"}  # the other package of Lightning, which a user may have in its place
 DISTRIBUTIONS = packages_distributions()
 
