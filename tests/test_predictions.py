@@ -238,7 +238,9 @@ CASES: dict[str, Loss] = {
     "mixed_targets": mixed_targets,
     "coarse_head_first": coarse_first,
     "contrastive_first": contrastive_first,
-    "some_samples": lambda m, x, y: F.cross_entropy(m.net(x)[::2], y[::2]),
+    "other_label_first": lambda m, x, y: (
+        0.3 * F.cross_entropy(z := m.net(x), y.flip(0)) + 0.7 * F.cross_entropy(z, y)
+    ),
 }
 
 
@@ -246,6 +248,33 @@ CASES: dict[str, Loss] = {
 def test_signals_and_recalls_are_those_of_the_network(name: str) -> None:
     model = User(CASES[name])
     check(model, fitted(model))
+
+
+def test_a_training_loss_on_some_samples() -> None:
+    model = User(lambda m, x, y: F.cross_entropy(m.net(x)[::2], y[::2]), CASES["plain"])
+    check(model, fitted(model))
+
+
+def test_a_validation_of_some_samples() -> None:
+    """As of the nodes of a graph that a mask names."""
+    model = User(
+        CASES["plain"], lambda m, x, y: F.cross_entropy(m.net(x)[x[:, 1] > 0], y[x[:, 1] > 0])
+    )
+    _, monitor, _ = fitted(model)
+    val = Blobs(VAL, seed=1)
+    chosen = val.x[:, 1] > 0
+    right = model.net(val.x).argmax(1) == val.y
+    found = monitor.counts["val"]
+    assert found.support.tolist() == [int((chosen & (val.y == k)).sum()) for k in range(4)]
+    assert found.tp.tolist() == [int((chosen & right & (val.y == k)).sum()) for k in range(4)]
+
+
+def test_other_numbers_of_the_classes() -> None:
+    model = User(lambda m, x, y: F.cross_entropy(m.net(x) + PRIOR.log(), 3 - y))
+    prune, monitor, _ = fitted(model)
+    assert torch.equal(prune.dynamics.target, 3 - Blobs(N).y)
+    expected = torch.bincount(3 - Blobs(VAL, seed=1).y, minlength=4)
+    assert torch.equal(monitor.counts["val"].support, expected)
 
 
 def test_the_sign_of_logits_is_not_lost() -> None:
@@ -480,6 +509,14 @@ def other_metric(m: Any, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(z, y)
 
 
+def other_order(m: Any, x: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(m.net(x.flip(0)), y.flip(0))
+
+
+def numbered_by_hand(m: Any, x: Tensor, y: Tensor) -> Tensor:
+    return -m.net(x).log_softmax(1).gather(1, (3 - y).unsqueeze(1)).mean()
+
+
 UNKNOWN: dict[str, tuple[Loss, str]] = {
     "hidden_margin": (
         hidden_margin,
@@ -487,8 +524,13 @@ UNKNOWN: dict[str, tuple[Loss, str]] = {
     ),
     "two_heads": (
         two_heads,
-        r"two predictions: .*\[8, 2\].* with 2 classes, and .*\[8, 4\].* with 4.*`logits_fn`",
+        r"two predictions, for other labels: .*`coarse`.*\[8, 2\], and .*\[8, 4\].*`logits_fn`",
     ),
+    "other_order": (
+        other_order,
+        r"changes the order of its samples: .* \[1\] of the batch.*`logits_fn`",
+    ),
+    "numbered_by_hand": (numbered_by_hand, r"labels that the step makes from \[1\] of the batch"),
     "other_metric": (other_metric, "the metric `accuracy` is given other predictions than .*`net"),
 }
 

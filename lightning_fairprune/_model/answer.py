@@ -83,6 +83,8 @@ def answer(flow: Flow, outputs: Any, size: int | None = None) -> Answer | None:
         if not found:
             return None
         said = _agreed(flow, found)
+        if size is not None and said.leaf is None and said.loss is not None:
+            _check_order(flow, said)
         first = _first_plain(flow, len(said.seen.target))
         return replace(said, by_loss=said.by_loss and said.loss == first)
 
@@ -140,7 +142,7 @@ def _of_losses(flow: Flow, size: int | None) -> list[Answer]:
         if target is None:
             continue
         try:
-            said = _logits(flow, event, target, number)
+            said = _logits(flow, event, target, number, size)
         except _ChangedByLabelsError as error:
             blocked = blocked or error
             continue
@@ -153,6 +155,26 @@ def _of_losses(flow: Flow, size: int | None) -> list[Answer]:
     found = [said for said in found if len(said.seen.target) == size] or found
     best = max((_is_of_batch(flow, said) for said in found), default=0)
     return [said for said in found if _is_of_batch(flow, said) == best]
+
+
+def _check_order(flow: Flow, said: Answer) -> None:
+    """Raises if the labels are those of the batch in another order, so that samples have those of others."""
+    losses = [event for event in flow.events if event.loss is not None]
+    labels = said.seen.target
+    for leaf in losses[said.loss or 0].target_trace.changed:
+        value = plain(flow.leaves[leaf][1])
+        if value.shape != labels.shape or value.ndim != 1 or value.is_floating_point():
+            continue
+        pairs = torch.stack([value.long(), labels.long()])
+        pairs = torch.unique(pairs, dim=1)
+        is_function = pairs.shape[1] == len(
+            torch.unique(value)
+        )  # the step gives classes other numbers
+        if not is_function and torch.equal(value.long().sort().values, labels.long().sort().values):
+            raise ValueError(
+                f"the step changes the order of its samples: the loss is given {_place(flow.leaves[leaf][0])} of the "
+                f"batch in another order, so that each sample would get the label of another: {REMEDY}"
+            )
 
 
 def _is_plain(event: Event) -> bool:
@@ -186,9 +208,9 @@ def _target(flow: Flow, event: Event) -> _Target | None:
         labels = ignoring(plain(target), event.ignore_index)
         return _Target(labels, _leaf_like(flow, event, labels), ignore_index=event.ignore_index)
     size = len(target) if target.ndim else 0
-    for leaf in sorted(event.target_trace.leaves):
+    for leaf in sorted(event.target_trace.leaves - event.target_trace.changed):
         value = flow.leaves[leaf][1]
-        if not value.is_floating_point() and value.shape == (size,) and value.dtype != torch.bool:
+        if _is_whole(value) and value.shape == (size,):
             labels = plain(value).long()
             if _belongs(plain(target), labels):
                 return _Target(labels, leaf)
@@ -213,14 +235,20 @@ def labels_in(loss: LossCall, per_label: bool = False) -> Tensor | None:
     values = plain(loss.target)
     if per_label:
         return (values > 0.5).long()
-    if loss.kind != "classes" and values.ndim and values.numel() == len(values):
-        return (values.reshape(-1) > 0.5).long()
+    if loss.kind != "classes" and values.ndim and _is_single(values):
+        held = values > 0.5
+        return (held.squeeze(1) if values.ndim > 1 and values.shape[1] == 1 else held).long()
     if values.ndim < 2:
         return None
     highest = values.argmax(1)
     if loss.kind == "classes" or values.ndim > 2:
         return highest
     return highest.masked_fill(~_is_one(values), values.shape[1])
+
+
+def _is_single(values: Tensor) -> bool:
+    """Whether probabilities are of one class for each sample or position, [B], [B, 1, ...] or [B, H, W]."""
+    return values.ndim in (1, 3) or values.shape[1] == 1
 
 
 def _is_one(values: Tensor) -> Tensor:
@@ -248,9 +276,9 @@ def _belongs(target: Tensor, labels: Tensor) -> bool:
 
 def _leaf_like(flow: Flow, event: Event, labels: Tensor) -> int | None:
     """Returns the tensor of the batch that has these class indices, if there is one."""
-    for leaf in sorted(event.target_trace.leaves):
+    for leaf in sorted(event.target_trace.leaves - event.target_trace.changed):
         value = plain(flow.leaves[leaf][1])
-        if value.is_floating_point() or value.dtype == torch.bool:
+        if not _is_whole(value):
             continue
         if (
             value.shape == labels.shape
@@ -265,17 +293,22 @@ class _ChangedByLabelsError(Exception):
     """The loss was given logits that depend on the labels, and no module returned others."""
 
 
-def _logits(flow: Flow, event: Event, target: _Target, number: int) -> Answer | None:
+def _logits(
+    flow: Flow, event: Event, target: _Target, number: int, size: int | None
+) -> Answer | None:
     loss = event.loss
     assert loss is not None
     given = plain(event.input)
     labels = target.labels
     behind = [flow.outputs[k] for k in sorted(event.trace.outputs) if k in flow.outputs]
-    label_leaves = event.target_trace.leaves if target.leaf is None else frozenset({target.leaf})
-    ours = [out for out in behind if not out.leaves & label_leaves]
+    sources = event.target_trace.leaves if target.leaf is None else frozenset({target.leaf})
+    of_labels = frozenset(leaf for leaf in sources if _is_whole(flow.leaves[leaf][1]))
+    ours = [out for out in behind if not of_labels or not of_labels <= out.leaves]
     fitting = _fitting(ours, target, event)
-    if not fitting:  # a loss on some of the samples, or on several views of them
-        whole = _whole(flow, event, target)
+    if not fitting:
+        # One class of several; in training, where every sample counts, also some samples or several views of them.
+        rows = {len(out.value) for out in ours if size is not None or len(out.value) == len(labels)}
+        whole = _whole(flow, event, target) if rows else None
         if whole is not None and (fitting := _fitting(ours, whole, event)):
             target, labels = whole, whole.labels
     base = Answer(
@@ -297,7 +330,7 @@ def _logits(flow: Flow, event: Event, target: _Target, number: int) -> Answer | 
             flat=flat,
             by_loss=same and _is_plain(event),
         )
-    depends = event.trace.leaves & label_leaves and not isinstance(loss.target, int)
+    depends = bool(of_labels) and of_labels <= event.trace.leaves
     if depends or (behind and not ours):
         raise _ChangedByLabelsError(
             f"{event.name} was given logits that depend on the labels, as of a margin, and no module returned "
@@ -325,7 +358,7 @@ def _whole(flow: Flow, event: Event, target: _Target) -> _Target | None:
     """Returns the labels of the batch that the labels of a loss are a part of, if they are."""
     for leaf in sorted(event.target_trace.leaves):
         value = plain(flow.leaves[leaf][1])
-        if value.is_floating_point() or value.dtype == torch.bool or value.ndim == 0:
+        if not _is_whole(value) or value.ndim == 0:
             continue
         labels = ignoring(value, target.ignore_index).long()
         if not target.per_label and bool(torch.isin(target.labels, labels).all()):
@@ -337,11 +370,11 @@ def _shaped(value: Tensor, target: _Target, event: Event) -> _Form | None:
     """Returns logits [B, C, ...] for a target [B, ...], how they come out of `value`, and a target of another shape."""
     labels = target.labels
     each = event.loss is not None and event.loss.kind != "classes"
-    if each and target.leaf is None and event.input.numel() == len(labels) != value.numel():
+    if each and target.leaf is None and event.input.numel() == labels.numel() != value.numel():
         return None  # one class of several
     if target.per_label:
         return (value, "classes", False, None) if value.shape == labels.shape else None
-    if each and labels.ndim == 1 and value.numel() == len(labels):
+    if each and value.numel() == labels.numel() and value.shape[0] == labels.shape[0]:
         probability = event.loss is not None and event.loss.kind == "probabilities_each"
         form = "probability" if probability and not event.trace.normalised else "logit"
         return formed(value, form, flat=False), form, False, None
@@ -391,16 +424,24 @@ def _of_softmax(flow: Flow) -> list[Answer]:
     for event in flow.events:
         if event.loss is not None or event.metric is not None:
             continue
-        fitting = []
+        fitting: list[tuple[int, Answer]] = []
         for leaf, (_, value) in enumerate(flow.leaves):
-            whole = not value.is_floating_point() and value.dtype != torch.bool
-            if not whole or value.ndim == 0:
+            if not _is_whole(value) or value.ndim == 0:
                 continue
             said = _output(flow, event, _Target(plain(value), leaf))
             if said is not None:
                 fitting.append((leaf, said))
-        used = [(leaf, said) for leaf, said in fitting if leaf in flow.picked]
+        picks = [trace for _, trace in flow.picks]
+        used = [(leaf, said) for leaf, said in fitting if any(leaf in p.leaves for p in picks)]
         fitting = used or fitting
+        changed = [
+            leaf for leaf, _ in used if all(leaf in p.changed for p in picks if leaf in p.leaves)
+        ]
+        if changed:
+            raise ValueError(
+                f"the loss picks classes by labels that the step makes from {_place(flow.leaves[changed[0]][0])} of the "
+                f"batch, which no known loss is given: {REMEDY}"
+            )
         if len(fitting) > 1:
             names = " and ".join(_place(flow.leaves[leaf][0]) for leaf, _ in fitting)
             raise ValueError(f"the labels of the step may be {names} of the batch: {REMEDY}")
@@ -451,13 +492,17 @@ def _agreed(flow: Flow, found: list[Answer]) -> Answer:
         if confirmed and all(_alike(confirmed[0].seen, said.seen) for said in confirmed):
             return confirmed[0]
         raise ValueError(
-            f"the step has two predictions: {first.name}, with {first.seen.logits.shape[1]} classes, and "
-            f"{others[0].name}, with {others[0].seen.logits.shape[1]}, for other labels: {REMEDY}"
+            f"the step has two predictions, for other labels: {first.name}, and {others[0].name}: {REMEDY}"
         )
+    # Of mixed labels those of the batch.
+    own = (said for said in found if said.leaf is not None and _same_logits(said, first))
+    first = next(own, first)
     same = [(event, target) for event, target in metrics if _same_labels(target.labels, first.seen)]
     if same:
         for said in found:
-            if any(_confirms(event, target, said) for event, target in same):
+            if _same_logits(said, first) and any(_confirms(*of, first) for of in same):
+                return first
+            if any(_confirms(*of, said) for of in same):
                 return said
         event = same[0][0]
         raise ValueError(
@@ -467,8 +512,12 @@ def _agreed(flow: Flow, found: list[Answer]) -> Answer:
     return first
 
 
+def _same_logits(one: Answer, other: Answer) -> bool:
+    return _equal(one.seen.logits, other.seen.logits)
+
+
 def _alike(one: Seen, other: Seen) -> bool:
-    """Whether two answers are of the same classes: of two heads for the same labels the first counts, as of mixed labels."""
+    """Whether two answers are of the same classes; of two heads for the same labels the first counts."""
     if one.logits.shape != other.logits.shape or one.per_label != other.per_label:
         return False
     return (
@@ -502,9 +551,15 @@ def _confirms(event: Event, target: _Target, said: Answer) -> bool:
     return preds.numel() == len(chosen) and bool((preds.reshape(-1) == chosen).all())
 
 
+def _is_whole(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() and tensor.dtype != torch.bool
+
+
 def _called(module: nn.Module, part: nn.Module | None) -> str:
     names = {id(other): name for name, other in module.named_modules()}
     name = names.get(id(part), "")
+    if part is None:
+        return "a module that is gone"
     return f"`{name}` ({type(part).__name__})" if name else type(part).__name__
 
 

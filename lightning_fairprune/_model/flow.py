@@ -71,6 +71,39 @@ _SHAPES = frozenset(
     }
 )
 _NORMALISED = frozenset({"log_softmax", "softmax", "sigmoid", "logsigmoid"})
+# These leave class indices as they are, or turn them into one-hot rows.
+_SAME_LABELS = frozenset(
+    {
+        *(
+            "long",
+            "int",
+            "short",
+            "to",
+            "type",
+            "type_as",
+            "float",
+            "half",
+            "double",
+            "bfloat16",
+            "cuda",
+            "cpu",
+            "get",
+        ),
+        *(
+            "view",
+            "reshape",
+            "flatten",
+            "ravel",
+            "squeeze",
+            "unsqueeze",
+            "expand",
+            "contiguous",
+            "clone",
+            "detach",
+        ),
+        *("movedim", "permute", "transpose", "as_subclass", "one_hot", "scatter"),
+    }
+)
 _CHOSEN = frozenset({"argmax", "max", "topk", "sort", "argsort"})
 # Functions whose integer arguments pick classes, so that these are labels.
 _PICKS = frozenset({"gather", "one_hot", "scatter", "getitem", "setitem", "eq", "take_along_dim"})
@@ -85,17 +118,20 @@ class Trace:
         outputs: numbers of the module outputs that it is, up to scale and shift.
         leaves: numbers of the tensors of the batch that it depends on in the same way.
         normalised: whether a softmax or sigmoid lies between.
+        changed: leaves whose values or order were changed on the way, as labels.
     """
 
     outputs: frozenset[int] = frozenset()
     leaves: frozenset[int] = frozenset()
     normalised: bool = False
+    changed: frozenset[int] = frozenset()
 
     def __or__(self, other: Trace) -> Trace:
         return Trace(
             self.outputs | other.outputs,
             self.leaves | other.leaves,
             self.normalised or other.normalised,
+            self.changed | other.changed,
         )
 
 
@@ -157,8 +193,8 @@ class Flow(TorchFunctionMode):
         self.leaves = list(tensors_of(batch))
         self.outputs: dict[int, Output] = {}
         self.events: list[Event] = []
-        self.picked: set[int] = set()
-        """Leaves that chose elements along some axis."""
+        self.picks: list[tuple[Tensor, Trace]] = []
+        """Integers that chose elements along some axis, as labels do in a loss that is written by hand."""
         self._number = 0
         self._held = 0
         self._calls: dict[int, int] = {}
@@ -207,6 +243,8 @@ class Flow(TorchFunctionMode):
         self._note(name, func, args, kwargs)
         out = func(*args, **kwargs)
         if (trace.outputs or trace.leaves) and name not in _SHAPES:
+            if name not in _SAME_LABELS and _are_labels(given, out):
+                trace = trace | Trace(changed=trace.leaves)
             self._pass_on(name, trace, args, out)
         return out
 
@@ -229,11 +267,12 @@ class Flow(TorchFunctionMode):
                 self.events.append(Event(name, value, self.trace(value)))
         if name in _PICKS:
             for tensor in _tensors((args, kwargs)):
-                if not tensor.is_floating_point():
-                    self.picked |= self.trace(tensor).leaves
+                trace = self.trace(tensor)
+                if trace.leaves and not tensor.is_floating_point() and tensor.dtype != torch.bool:
+                    self.picks.append((tensor, trace))
 
     def _pass_on(self, name: str, trace: Trace, args: tuple[Any, ...], out: Any) -> None:
-        if name in _LAYERS and not trace.normalised:
+        if name in _LAYERS and not trace.normalised and _is_floating(out):
             trace = Trace()
         if name in _NORMALISED:
             trace = trace | Trace(normalised=True)
@@ -280,6 +319,15 @@ class Flow(TorchFunctionMode):
             return after
 
         return before
+
+
+def _are_labels(given: list[Tensor], out: Any) -> bool:
+    """Whether a function takes or returns no floating tensor."""
+    return not _is_floating(given) or not _is_floating(out)
+
+
+def _is_floating(tree: Any) -> bool:
+    return any(tensor.is_floating_point() for tensor in _tensors(tree))
 
 
 def metric_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:

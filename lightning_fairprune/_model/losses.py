@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -100,12 +101,12 @@ def plain(tensor: Tensor) -> Tensor:
 
 
 def two_classes(logit: Tensor) -> Tensor:
-    """Returns logits [B, 2] of the same probabilities as one logit per sample, [B] or [B, 1].
+    """Returns logits [B, 2, ...] of the same probabilities as one logit per sample or position, [B, ...] or [B, 1, ...].
 
     Example:
         >>> import torch
         >>> two_classes(torch.tensor([1.5])).softmax(1)[:, 1] == torch.tensor([1.5]).sigmoid()
         tensor([True])
     """
-    logit = logit.reshape(-1)
-    return F.pad(logit.unsqueeze(1), (1, 0))
+    logit = logit.squeeze(1) if logit.ndim > 1 and logit.shape[1] == 1 else logit
+    return torch.stack([torch.zeros_like(logit), logit], 1)
