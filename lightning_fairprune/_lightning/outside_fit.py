@@ -13,7 +13,8 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
 
 from lightning_fairprune._lightning.kinds import is_module, is_overridden
-from lightning_fairprune._model.answer import answer, has_logits
+from lightning_fairprune._model.agreement import answer
+from lightning_fairprune._model.answer import has_logits
 from lightning_fairprune._model.borrowed import State, borrowed, device_of
 from lightning_fairprune._model.capture import LossCapture
 from lightning_fairprune._model.compiled import is_compiled

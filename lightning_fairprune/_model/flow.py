@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 from weakref import ref
 
 import torch
@@ -14,100 +14,12 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.overrides import TorchFunctionMode
 from torchmetrics import Metric
 
+from lightning_fairprune._model import operations
 from lightning_fairprune._model.losses import LossCall, plain
-from lightning_fairprune._model.trees import leaves
+from lightning_fairprune._model.paths import outputs_in, tensors_of
+from lightning_fairprune._model.taps import metric_input, tapped
 
-Path = tuple[tuple[Literal["item", "attribute"], Any], ...]
-
-# What comes out of these is no longer a prediction that was only rescaled: a layer lies between, or the sign.
-_LAYERS = frozenset(
-    {
-        *(
-            "linear",
-            "bilinear",
-            "matmul",
-            "rmatmul",
-            "mm",
-            "bmm",
-            "mv",
-            "addmm",
-            "baddbmm",
-            "addmv",
-            "einsum",
-        ),
-        *(
-            "tensordot",
-            "cdist",
-            "embedding",
-            "embedding_bag",
-            "lstm",
-            "gru",
-            "rnn_tanh",
-            "rnn_relu",
-        ),
-        *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
-        *(
-            "scaled_dot_product_attention",
-            "multi_head_attention_forward",
-            "neg",
-            "negative",
-            "rsub",
-        ),
-    }
-)
-# These take a shape, and no values.
-_SHAPES = frozenset(
-    {
-        *(
-            "zeros_like",
-            "ones_like",
-            "full_like",
-            "empty_like",
-            "rand_like",
-            "randn_like",
-            "randint_like",
-        ),
-        *("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"),
-    }
-)
-_NORMALISED = frozenset({"log_softmax", "softmax", "sigmoid", "logsigmoid"})
-# These leave class indices as they are, or turn them into one-hot rows.
-_SAME_LABELS = frozenset(
-    {
-        *(
-            "long",
-            "int",
-            "short",
-            "to",
-            "type",
-            "type_as",
-            "float",
-            "half",
-            "double",
-            "bfloat16",
-            "cuda",
-            "cpu",
-            "get",
-        ),
-        *(
-            "view",
-            "reshape",
-            "flatten",
-            "ravel",
-            "squeeze",
-            "unsqueeze",
-            "expand",
-            "contiguous",
-            "clone",
-            "detach",
-        ),
-        *("movedim", "permute", "transpose", "as_subclass", "one_hot", "scatter"),
-    }
-)
-_CHOSEN = frozenset({"argmax", "max", "topk", "sort", "argsort"})
-# Functions whose integer arguments pick classes, so that these are labels.
-_PICKS = frozenset({"gather", "one_hot", "scatter", "getitem", "setitem", "eq", "take_along_dim"})
-_MOST_LEAVES, _MOST_ELEMENTS = 256, 1 << 26
+_MOST_ELEMENTS = 1 << 26  # that are held
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,8 +154,8 @@ class Flow(TorchFunctionMode):
             trace = trace | self.trace(tensor)
         self._note(name, func, args, kwargs)
         out = func(*args, **kwargs)
-        if (trace.outputs or trace.leaves) and name not in _SHAPES:
-            if name not in _SAME_LABELS and _are_labels(given, out):
+        if (trace.outputs or trace.leaves) and name not in operations.SHAPES:
+            if name not in operations.SAME_LABELS and _are_labels(given, out):
                 trace = trace | Trace(changed=trace.leaves)
             self._pass_on(name, trace, args, out)
         return out
@@ -261,20 +173,20 @@ class Flow(TorchFunctionMode):
             self.events.append(
                 Event(name, loss.input, traces[0], loss, loss.target, traces[1], loss.ignore_index)
             )
-        elif name in _NORMALISED or name in _CHOSEN:
+        elif name in operations.NORMALISED or name in operations.CHOSEN:
             value = args[0] if args else kwargs.get("input")
             if isinstance(value, Tensor) and value.is_floating_point():
                 self.events.append(Event(name, value, self.trace(value)))
-        if name in _PICKS:
+        if name in operations.PICKS:
             for tensor in _tensors((args, kwargs)):
                 trace = self.trace(tensor)
                 if trace.leaves and not tensor.is_floating_point() and tensor.dtype != torch.bool:
                     self.picks.append((tensor, trace))
 
     def _pass_on(self, name: str, trace: Trace, args: tuple[Any, ...], out: Any) -> None:
-        if name in _LAYERS and not trace.normalised and _is_floating(out):
+        if name in operations.LAYERS and not trace.normalised and _is_floating(out):
             trace = Trace()
-        if name in _NORMALISED:
+        if name in operations.NORMALISED:
             trace = trace | Trace(normalised=True)
         if name == "setitem":
             out = args[0]
@@ -328,79 +240,6 @@ def _are_labels(given: list[Tensor], out: Any) -> bool:
 
 def _is_floating(tree: Any) -> bool:
     return any(tensor.is_floating_point() for tensor in _tensors(tree))
-
-
-def metric_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Returns predictions and target that a metric is updated with."""
-    preds = args[0] if args else kwargs.get("preds")
-    return preds, args[1] if len(args) > 1 else kwargs.get("target")
-
-
-def tapped(metric: Metric, before: Callable[..., Callable[[], None] | None]) -> Callable[[], None]:
-    """Calls `before` with the arguments of each update of a metric, and what it returns afterwards.
-
-    Returns the function that undoes it.
-    """
-    update = metric.update
-
-    def observed(*args: Any, **kwargs: Any) -> None:
-        after = before(*args, **kwargs)
-        try:
-            update(*args, **kwargs)
-        finally:
-            if after is not None:
-                after()
-
-    metric.__dict__["update"] = observed
-
-    def undo() -> None:
-        metric.__dict__["update"] = update
-
-    return undo
-
-
-def tensors_of(batch: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
-    """Returns the tensors of any batch, and where in it they are."""
-    if isinstance(batch, Tensor):
-        yield path, batch
-        return
-    if len(path) > 3:
-        return
-    for (way, key), value in list(_parts(batch))[:_MOST_LEAVES]:
-        yield from tensors_of(value, (*path, (way, key)))
-
-
-def _parts(batch: Any) -> Iterator[tuple[tuple[Literal["item", "attribute"], Any], Any]]:
-    keys = getattr(batch, "keys", None)
-    if isinstance(batch, Mapping) or (callable(keys) and hasattr(type(batch), "__getitem__")):
-        for key in list(batch.keys()):
-            yield ("item", key), batch[key]
-    elif isinstance(batch, (tuple, list)):
-        for i, value in enumerate(batch):
-            yield ("item", i), value
-    elif is_dataclass(batch) and not isinstance(batch, type):
-        for field in fields(batch):
-            yield ("attribute", field.name), getattr(batch, field.name, None)
-    elif hasattr(batch, "__dict__"):
-        for name, value in vars(batch).items():
-            yield ("attribute", name), value
-
-
-def at(batch: Any, path: Path) -> Any:
-    """Returns the part of a batch at a path; None if there is none."""
-    try:
-        for way, key in path:
-            batch = batch[key] if way == "item" else getattr(batch, key)
-    except (AttributeError, LookupError, TypeError):
-        return None
-    return batch
-
-
-def outputs_in(output: Any) -> list[Tensor]:
-    """Returns the first tensors that a module returned."""
-    if is_dataclass(output) and not isinstance(output, (type, Mapping)):
-        output = [getattr(output, field.name) for field in fields(output)]
-    return [tensor for tensor, _ in zip(leaves(output), range(8), strict=False)]
 
 
 def _tensors(tree: Any, depth: int = 3) -> Iterator[Tensor]:

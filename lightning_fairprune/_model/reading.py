@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_fairprune._model.answer import Answer, formed, labels_in
+from lightning_fairprune._model.answer import Answer, formed
 from lightning_fairprune._model.capture import LossCapture
-from lightning_fairprune._model.flow import at, metric_input, outputs_in, tapped
 from lightning_fairprune._model.losses import Seen, ignoring, plain
+from lightning_fairprune._model.paths import at, outputs_in
+from lightning_fairprune._model.taps import metric_input, tapped
+from lightning_fairprune._model.targets import labels_in
 
 
 class Reading:

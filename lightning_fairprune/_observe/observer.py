@@ -10,7 +10,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_fairprune._model.answer import REMEDY, Answer, answer, has_logits
+from lightning_fairprune._model.agreement import answer
+from lightning_fairprune._model.answer import REMEDY, Answer, has_logits
 from lightning_fairprune._model.borrowed import evaluating
 from lightning_fairprune._model.capture import from_graph
 from lightning_fairprune._model.compiled import is_compiled

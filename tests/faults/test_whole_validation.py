@@ -21,6 +21,7 @@ class Double:
 def trainer(**options: Any) -> Any:
     defaults: dict[str, Any] = {
         "global_step": 22,
+        "callbacks": [],
         "check_val_every_n_epoch": 1,
         "num_training_batches": 11,
         "val_check_batch": 11,

@@ -1,0 +1,173 @@
+"""What the network predicts in a step, and the class of each sample, found from the first step.
+
+In this order: what the step returns; what the module's own metrics are updated with; the output of the network that the
+loss was computed from. Where a loss is given other logits than the network's output, the network's output counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_fairprune._model.answer import (
+    REMEDY,
+    Answer,
+    equal,
+    fit,
+    has_logits,
+    place_of,
+)
+from lightning_fairprune._model.candidates import is_plain, of_losses, of_metrics, of_softmax
+from lightning_fairprune._model.flow import Event, Flow
+from lightning_fairprune._model.losses import Seen, plain
+from lightning_fairprune._model.targets import Target, target_of
+
+_PREDICTIONS = ("logits", "preds", "pred", "predictions", "y_hat", "y_pred")
+_TARGETS = ("target", "targets", "labels", "label", "y", "y_true")
+
+
+def answer(flow: Flow, outputs: Any, size: int | None = None) -> Answer | None:
+    """Returns what one observed step says, or None if it says nothing.
+
+    Raises:
+        ValueError: If it says two things, or shows only logits that the loss has changed by the labels.
+    """
+    with torch.no_grad(), torch._C.DisableTorchFunction():
+        said = _returned(flow, outputs)
+        if said is not None:
+            return said
+        found = of_losses(flow, size)
+        if not found:
+            found = of_metrics(flow) or of_softmax(flow)
+        if not found:
+            return None
+        said = _agreed(flow, found)
+        if size is not None and said.leaf is None and said.loss is not None:
+            check_order(flow, said)
+        first = first_plain(flow, len(said.seen.target))
+        return replace(said, by_loss=said.by_loss and said.loss == first)
+
+
+def _returned(flow: Flow, outputs: Any) -> Answer | None:
+    if has_logits(outputs):  # what is documented, so that faults are named
+        seen = Seen(outputs["logits"], outputs["target"])
+        return Answer(seen, "the returned 'logits'", returned=("logits", "target"))
+    if not isinstance(outputs, Mapping):
+        return None
+    for preds in _PREDICTIONS:
+        for target in _TARGETS:
+            logits, labels = outputs.get(preds), outputs.get(target)
+            if not isinstance(logits, Tensor) or not isinstance(labels, Tensor):
+                continue
+            exact = (preds, target) == (
+                "logits",
+                "target",
+            )  # what is documented, so that faults are named
+            if exact or fit(logits, labels):
+                seen = Seen(plain(logits), plain(labels))
+                return Answer(seen, f"the returned {preds!r}", returned=(preds, target))
+    return None
+
+
+def check_order(flow: Flow, said: Answer) -> None:
+    """Raises if the labels are those of the batch in another order, so that samples have those of others."""
+    losses = [event for event in flow.events if event.loss is not None]
+    labels = said.seen.target
+    for leaf in losses[said.loss or 0].target_trace.changed:
+        value = plain(flow.leaves[leaf][1])
+        if value.shape != labels.shape or value.ndim != 1 or value.is_floating_point():
+            continue
+        pairs = torch.stack([value.long(), labels.long()])
+        pairs = torch.unique(pairs, dim=1)
+        is_function = pairs.shape[1] == len(
+            torch.unique(value)
+        )  # the step gives classes other numbers
+        if not is_function and torch.equal(value.long().sort().values, labels.long().sort().values):
+            raise ValueError(
+                f"the step changes the order of its samples: the loss is given {place_of(flow.leaves[leaf][0])} of the "
+                f"batch in another order, so that each sample would get the label of another: {REMEDY}"
+            )
+
+
+def first_plain(flow: Flow, size: int) -> int | None:
+    """Returns the number of the loss that `LossCapture.pick` takes."""
+    losses = [event for event in flow.events if event.loss is not None]
+    fitting = [i for i, e in enumerate(losses) if is_plain(e) and len(e.input) == size]
+    return fitting[0] if fitting else None
+
+
+def _agreed(flow: Flow, found: list[Answer]) -> Answer:
+    """Returns the answer that the others and the metrics do not contradict."""
+    first = found[0]
+    others = [said for said in found if not _alike(first.seen, said.seen)]
+    metrics = [
+        (event, target)
+        for event in flow.events
+        if event.metric is not None and (target := target_of(flow, event)) is not None
+    ]
+    if others:
+        confirmed = [
+            said
+            for said in found
+            if any(_confirms(event, target, said) for event, target in metrics)
+        ]
+        if confirmed and all(_alike(confirmed[0].seen, said.seen) for said in confirmed):
+            return confirmed[0]
+        raise ValueError(
+            f"the step has two predictions, for other labels: {first.name}, and {others[0].name}: {REMEDY}"
+        )
+    # Of mixed labels those of the batch.
+    own = (said for said in found if said.leaf is not None and _same_logits(said, first))
+    first = next(own, first)
+    same = [(event, target) for event, target in metrics if _same_labels(target.labels, first.seen)]
+    if same:
+        for said in found:
+            if _same_logits(said, first) and any(_confirms(*of, first) for of in same):
+                return first
+            if any(_confirms(*of, said) for of in same):
+                return said
+        event = same[0][0]
+        raise ValueError(
+            f"two answers disagree: {event.name} is given other predictions than {first.name}, for the same "
+            f"labels: {REMEDY}"
+        )
+    return first
+
+
+def _same_logits(one: Answer, other: Answer) -> bool:
+    return equal(one.seen.logits, other.seen.logits)
+
+
+def _alike(one: Seen, other: Seen) -> bool:
+    """Whether two answers are of the same classes; of two heads for the same labels the first counts."""
+    if one.logits.shape != other.logits.shape or one.per_label != other.per_label:
+        return False
+    return (
+        one.logits is other.logits
+        or equal(one.logits, other.logits)
+        or equal(one.target, other.target)
+    )
+
+
+def _same_labels(labels: Tensor, seen: Seen) -> bool:
+    return equal(labels.reshape(-1), seen.target.reshape(-1))
+
+
+def _confirms(event: Event, target: Target, said: Answer) -> bool:
+    """Whether a metric is given the predictions and labels of an answer."""
+    preds, logits = plain(event.input), said.seen.logits
+    if said.seen.per_label or not _same_labels(target.labels, said.seen):
+        return False
+    chosen = logits.argmax(1).reshape(-1)
+    if preds.is_floating_point() and preds.numel() == logits.numel():
+        return bool((preds.reshape(logits.shape).argmax(1).reshape(-1) == chosen).all())
+    if preds.is_floating_point():  # of two classes: a logit or a probability
+        if preds.numel() != len(chosen) or logits.shape[1] != 2:
+            return False
+        edge = 0.0 if bool(((preds < 0) | (preds > 1)).any()) else 0.5
+        return bool(((preds.reshape(-1) > edge).long() == chosen).all()) or edge == 0.5
+    return preds.numel() == len(chosen) and bool((preds.reshape(-1) == chosen).all())

@@ -1,0 +1,116 @@
+"""The class of each sample that a loss or metric is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_fairprune._model.flow import Event, Flow
+from lightning_fairprune._model.losses import LossCall, ignoring, plain
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Target:
+    labels: Tensor
+    leaf: int | None
+    per_label: bool = False
+    ignore_index: int | None = None
+    mixed: Tensor | None = None
+
+
+def target_of(flow: Flow, event: Event) -> Target | None:
+    """Returns the class indices that a loss or metric was given."""
+    loss, target = event.loss, event.target
+    assert target is not None
+    whole = not target.is_floating_point()
+    if loss is None or loss.whole:
+        if not whole:
+            return None
+        labels = ignoring(plain(target), event.ignore_index)
+        return Target(labels, _leaf_like(flow, event, labels), ignore_index=event.ignore_index)
+    size = len(target) if target.ndim else 0
+    for leaf in sorted(event.target_trace.leaves - event.target_trace.changed):
+        value = flow.leaves[leaf][1]
+        if is_whole(value) and value.shape == (size,):
+            labels = plain(value).long()
+            if _belongs(plain(target), labels):
+                return Target(labels, leaf)
+    values = plain(target)
+    many = loss.kind != "classes" and values.ndim == 2 and values.shape[1] > 1
+    per_label = many and not bool(_is_one(values).all())
+    found = labels_in(loss, per_label)
+    if found is None:
+        return None
+    mixed = values if values.ndim == 2 and not per_label and _is_mixed(values) else None
+    return Target(found, None, per_label, mixed=mixed)
+
+
+def labels_in(loss: LossCall, per_label: bool = False) -> Tensor | None:
+    """Returns the class indices [B, ...] that a loss was given, or with `per_label` which labels hold, [B, C].
+
+    Of class probabilities the highest counts, of one probability its rounded value. A row of several labels has no
+    class: it gets one that does not exist.
+    """
+    if loss.whole:
+        return loss.labels()
+    values = plain(loss.target)
+    if per_label:
+        return (values > 0.5).long()
+    if loss.kind != "classes" and values.ndim and _is_single(values):
+        held = values > 0.5
+        return (held.squeeze(1) if values.ndim > 1 and values.shape[1] == 1 else held).long()
+    if values.ndim < 2:
+        return None
+    highest = values.argmax(1)
+    if loss.kind == "classes" or values.ndim > 2:
+        return highest
+    return highest.masked_fill(~_is_one(values), values.shape[1])
+
+
+def _is_single(values: Tensor) -> bool:
+    """Whether probabilities are of one class for each sample or position, [B], [B, 1, ...] or [B, H, W]."""
+    return values.ndim in (1, 3) or values.shape[1] == 1
+
+
+def _is_one(values: Tensor) -> Tensor:
+    """Whether each row has one label in total, as one-hot, smoothed and mixed rows do."""
+    return (values.float().sum(1) - 1).abs() < 0.5
+
+
+def _is_mixed(values: Tensor) -> bool:
+    """Whether a row holds more than one class to unequal parts, as smoothed labels do not."""
+    if values.shape[1] < 3:
+        return bool(((values > 1e-6) & (values < 1 - 1e-6)).any())
+    highest, second, *_ = values.topk(3, 1).values.unbind(1)
+    return bool((second - values.amin(1) > 1e-6).any() and (highest - second > 1e-6).any())
+
+
+def _belongs(target: Tensor, labels: Tensor) -> bool:
+    """Whether a target [B, C] or [B] is made from the labels [B]: one-hot, smoothed, or mixed with others'."""
+    if target.numel() == len(labels):
+        return bool(torch.equal((target.reshape(-1) > 0.5).long(), labels))
+    inside = labels.clamp(0, target.shape[1] - 1)
+    mine = target.gather(1, inside.unsqueeze(1)).squeeze(1)
+    good = (mine > 0) & (labels == inside)
+    return bool(good.float().mean() > 0.5)
+
+
+def _leaf_like(flow: Flow, event: Event, labels: Tensor) -> int | None:
+    """Returns the tensor of the batch that has these class indices, if there is one."""
+    for leaf in sorted(event.target_trace.leaves - event.target_trace.changed):
+        value = plain(flow.leaves[leaf][1])
+        if not is_whole(value):
+            continue
+        if (
+            value.shape == labels.shape
+            and value.ndim
+            and torch.equal(ignoring(value, event.ignore_index).long(), labels.long())
+        ):
+            return leaf
+    return None
+
+
+def is_whole(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() and tensor.dtype != torch.bool
