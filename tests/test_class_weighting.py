@@ -129,9 +129,6 @@ def fit(
     return model
 
 
-# ---------------------------------------------------------------------------------------- what it does
-
-
 def test_it_is_what_a_user_would_write_by_hand() -> None:
     by_hand = weights_of(fit(ByHand()))
     module = fit(LossModel(), ClassWeighting())
@@ -282,9 +279,6 @@ def test_recalls_come_from_the_chosen_loader() -> None:
     assert model.per_epoch(2)[1] == pytest.approx(expected.tolist(), rel=1e-5)
 
 
-# --------------------------------------------------------------------------------- which loss, which K
-
-
 class Nested(LossModel):
     """The loss lies deeper, takes log-probabilities, and there is a second one."""
 
@@ -403,9 +397,6 @@ def test_gradient_accumulation_and_other_callbacks_stay_together() -> None:
     assert len(monitor.history.of("val")) == 4
 
 
-# ------------------------------------------------------------------------------ it leaves nothing behind
-
-
 def own() -> nn.Module:
     return nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0, 4.0]))
 
@@ -484,9 +475,6 @@ def test_second_fit_starts_afresh() -> None:
     assert first[0] is None
 
 
-# ----------------------------------------------------------------------------------------- resuming
-
-
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used")
 @pytest.mark.parametrize("loss", ["auto", None])
 @pytest.mark.parametrize("when", ["epoch", "validation", "batch"])
@@ -545,10 +533,7 @@ def test_checkpoint_of_the_last_batch_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used")
 def test_a_checkpoint_resumes_without_the_callback_and_one_without_with_it(tmp_path: Path) -> None:
-    for name, first, second in (
-        ("gone", [ClassWeighting()], []),
-        ("new", [], [ClassWeighting()]),
-    ):
+    for name, first, second in (("gone", [ClassWeighting()], []), ("new", [], [ClassWeighting()])):
         save = ModelCheckpoint(tmp_path / name, filename="{epoch}", save_top_k=-1)
         fit(LossModel(), *first, save, enable_checkpointing=True, max_epochs=2)
         path = tmp_path / name / "epoch=1.ckpt"
@@ -559,9 +544,6 @@ def test_a_checkpoint_resumes_without_the_callback_and_one_without_with_it(tmp_p
             model = fit(LossModel(), *second, resume=str(path))
         assert model.criterion.weight is None
         assert (model.seen["train"][-1] is None) == (name == "gone")
-
-
-# ---------------------------------------------------------------------------------------- two ranks
 
 
 def on_two_ranks() -> dict[str, Any]:
@@ -583,9 +565,6 @@ def test_two_ranks_have_the_weights_of_all_samples(tmp_path: Path) -> None:
     assert first is None
     for found, expected in zip(later, one["expected"], strict=True):
         assert found == pytest.approx(expected, rel=1e-5)
-
-
-# ----------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(

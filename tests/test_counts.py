@@ -109,8 +109,6 @@ def test_labels_out_of_range_are_not_counted() -> None:
     assert (tp.tolist(), support.tolist()) == ([1, 0], [1, 0])
 
 
-# ------------------------------------------------------------- what a prediction is, in both ways to count
-
 INF, NAN = math.inf, math.nan
 
 
@@ -182,9 +180,6 @@ def test_both_ways_to_count_agree(samples: list[tuple[list[float], int]], batch:
     other = tally_of(logits, target, batch=batch, group=target).compute()
     assert one.tp.tolist() == other.tp.tolist()
     assert one.support.tolist() == other.support.tolist()
-
-
-# ----------------------------------------------------------------------------------------- Tally
 
 
 def tally_of(logits: Tensor, target: Tensor, *, batch: int, group: Tensor | None = None) -> Tally:
@@ -357,9 +352,6 @@ def test_every_rank_raises_for_one_ranks_logits() -> None:
 
     first, second = ranks.together([caught(good), caught(bad)])
     assert first == second
-
-
-# ------------------------------------------------------------------------------------ references
 
 
 @pytest.mark.parametrize(

@@ -87,8 +87,6 @@ def test_nothing_learned_yet() -> None:
         Decision(0.3, None).draw()
 
 
-# ------------------------------------------------------------- groups that only one side knows
-
 NAN = float("nan")
 
 

@@ -60,9 +60,6 @@ def all_by_rules(plan: Plan) -> bool:
     return plan.batched and not plan.rest and plan.loss.vectorised != plan.loss.each
 
 
-# Networks
-
-
 def mlp(**options: Any) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(5, 8, **options), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3, **options)
@@ -128,9 +125,6 @@ def test_encoder_as_first_layer_does_not_take_the_fused_path(plans: list[Plan]) 
 def test_attention_whose_weights_are_used(options: dict[str, Any]) -> None:
     x, y = torch.randn(2, 5, 4, 6, dtype=torch.float64)
     check(oracle.CrossAttention(**options), [((x, y), torch.randint(3, (5,)))])
-
-
-# Layers, one by one
 
 
 def conv(axes: int, **options: Any) -> nn.Sequential:
@@ -211,9 +205,6 @@ def test_embeddings(tokens: tuple[int, ...], options: dict[str, Any], plans: lis
     model(x)
     check(model, [(x, y)])
     assert all_by_rules(plans[0])
-
-
-# Parameters used several times, or in a way of their own
 
 
 @pytest.mark.parametrize("raw", [False, True])
@@ -384,9 +375,6 @@ def test_a_user_hook_that_changes_the_output_comes_after(plans: list[Plan]) -> N
     assert all_by_rules(plans[0])
 
 
-# Losses
-
-
 def test_weights_of_a_weighted_mean_cancel() -> None:
     weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.1], dtype=torch.float64))
     model, batches = mlp().double(), data(5)
@@ -421,9 +409,6 @@ def test_outputs_and_targets_in_mappings(plans: list[Plan]) -> None:
     found = grad_norm(model, [[x, {"y": y, "z": y}]], loss)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
     assert all_by_rules(plans[0])
-
-
-# Arguments
 
 
 @pytest.mark.parametrize("names", [["0.weight"], ["3.bias"], ["0.bias", "1.weight", "3.weight"]])
@@ -508,9 +493,6 @@ def test_autocast_and_inference_mode_outside_do_not_matter() -> None:
         assert torch.equal(grad_norm(model, [batch], CE), expected)
 
 
-# What is left behind: nothing
-
-
 def test_a_model_that_works_in_place_on_its_input() -> None:
     class Shifted(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
@@ -520,9 +502,6 @@ def test_a_model_that_works_in_place_on_its_input() -> None:
     before = batches[0][0].clone()
     check(Shifted(5, 3), batches)
     assert torch.equal(batches[0][0], before)
-
-
-# Errors
 
 
 @pytest.mark.parametrize("at", [0, 1, 5])
@@ -611,9 +590,6 @@ def test_error(change: dict[str, Any], words: str) -> None:
 def test_error_loss_that_is_no_tensor() -> None:
     with pytest.raises(TypeError, match="`loss_fn` must return a tensor, got float"):
         grad_norm(mlp(), data_float(), lambda z, y: 0.0)
-
-
-# The last layer
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -154,9 +154,6 @@ def test_on_two_ranks(tmp_path: Path) -> None:
             check(full, record, path)
 
 
-# --- sharded weights ------------------------------------------------------------------------------
-
-
 class FSDPStrategy(Late):
     """By name and package one that shards the weights, which here it does not."""
 

@@ -37,9 +37,6 @@ def updated(metric: Any, parts: Any) -> Any:
     return metric
 
 
-# ------------------------------------------------------------------------------------------ state
-
-
 @EVERY
 def test_forward_returns_the_value_of_the_batch(case: Case) -> None:
     metric = case.make(5).set_dtype(torch.float64)
@@ -112,9 +109,6 @@ def test_a_reset_in_inference_mode_does_not_freeze_the_state(inside: bool) -> No
     same(metric.support, torch.tensor(slow.count(*slow.joined(slow.batches()), 5).support))
 
 
-# ---------------------------------------------------------------------------------------- devices
-
-
 @EVERY
 def test_an_update_reads_nothing_back_from_the_device(case: Case) -> None:
     # Tensors without data cannot be read.
@@ -153,9 +147,6 @@ def test_on_a_gpu_an_update_does_not_wait(case: Case) -> None:
     assert value.device.type == "cuda"
     same(value.cpu(), expected(case, [*slow.batches(), slow.batches()[0]]))
     same(metric.cpu().compute(), value.cpu())
-
-
-# ----------------------------------------------------------------------------------------- ranks
 
 
 @pytest.fixture(scope="module")
@@ -197,9 +188,6 @@ def test_churn_on_two_ranks(found: list[Any]) -> None:
 def test_a_bad_label_on_one_rank_stops_both(found: list[Any]) -> None:
     for results in found:
         assert results["error"].startswith("1 samples have a label outside [0, 5)")
-
-
-# ------------------------------------------------------------------------------------ collections
 
 
 def test_a_collection_counts_once() -> None:
@@ -268,9 +256,6 @@ def test_classwise(num_classes: int) -> None:
     values = wrapper.compute()
     assert list(values) == [f"classrecall_{label}" for label in labels]
     assert values["classrecall_cat"] == 1
-
-
-# -------------------------------------------------------------------------------------- Lightning
 
 
 class Evaluated(pl.LightningModule):

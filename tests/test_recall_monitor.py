@@ -142,10 +142,7 @@ def test_second_loader_logs_under_its_number() -> None:
     trainer = users.trainer(callbacks=[lfp.RecallMonitor()])
     first, second = trainer.validate(Scripted(MIXED), [loader(), loader(labels)], verbose=False)
     logged = first | second
-    for prefix, recalls in (
-        ("val", slow_recalls(MIXED)),
-        ("val/1", slow_recalls(MIXED, labels)),
-    ):
+    for prefix, recalls in (("val", slow_recalls(MIXED)), ("val/1", slow_recalls(MIXED, labels))):
         assert logged[f"{prefix}/recall/worst"] == pytest.approx(min(recalls.values()))
         for label, recall in recalls.items():
             assert logged[f"{prefix}/recall/class/{label}"] == pytest.approx(recall)
@@ -186,9 +183,6 @@ def test_logits_fn_serves_the_monitor() -> None:
     trainer = users.trainer(callbacks=[lfp.RecallMonitor()])
     with pytest.raises(ValueError, match=r"validation_step: the step returned no 'logits'"):
         trainer.validate(NoLoss(MIXED), loader(), verbose=False)
-
-
-# ------------------------------------------------------------------------------------- reference
 
 
 def counts(model: Any, data: Any) -> lfp.ClassCounts:
@@ -357,9 +351,6 @@ def test_alpha_can_be_monitored_from_the_first_epoch(tmp_path: Path) -> None:
     assert best.best_model_score is not None
 
 
-# ------------------------------------------------------------------- checkpoints, names, rhythms
-
-
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 @pytest.mark.parametrize("reference", [None, "fit_start", "before_pruning"])
 def test_a_resumed_fit_goes_on_counting(tmp_path: Path, reference: str | None) -> None:
@@ -429,9 +420,6 @@ def test_loaders_have_names(named: bool) -> None:
         assert worst == pytest.approx(counts(model, data).worst)
     trainer.test(model, Data(**DATA), verbose=False)
     assert monitor.history.names[-1] == "test"
-
-
-# ----------------------------------------------------------------------------------------- groups
 
 
 def side(batch: Any) -> Tensor:
@@ -509,9 +497,6 @@ def test_groups_that_an_evaluation_never_meets() -> None:
     monitor = lfp.RecallMonitor(group_by=0, group_names=names[:2])
     with pytest.raises(ValueError, match="`group_names` must name each of 3 groups, got 2"):
         users.trainer(callbacks=[monitor]).validate(Echo([0]), loaders[0], verbose=False)
-
-
-# ------------------------------------------------------------------------------ loggers and files
 
 
 def test_a_run_leaves_its_counts_next_to_the_log(tmp_path: Path) -> None:
@@ -593,9 +578,6 @@ def test_loggers_that_take_images_get_them(tmp_path: Path) -> None:
     trainer.fit(Model(), Data(**DATA))
     assert logger.images == [("val/recall/classes", "Figure", 7)]
     assert (tmp_path / "project" / "a1b2" / "fairprune" / "recalls.json").is_file()
-
-
-# --------------------------------------------------------------------------------------- bad input
 
 
 def test_monitor_checks_the_number_of_classes() -> None:
@@ -752,9 +734,6 @@ def test_a_test_after_a_finished_fit_was_resumed_is_whole(tmp_path: Path) -> Non
     # Fewer batches than the validation has, which no epoch of the resumed fit has run.
     trainer.test(model, DataLoader(users.Blobs(5), 10), verbose=False)
     assert monitor.history.last("test").counts.support.sum() == 5
-
-
-# ------------------------------------------------------------------------------ arguments of all callbacks
 
 
 @pytest.mark.parametrize(

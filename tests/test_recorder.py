@@ -157,9 +157,6 @@ def test_epoch_without_a_sample_leaves_no_row() -> None:
     assert recorder.dynamics().num_epochs == 0
 
 
-# ----------------------------------------------------------------------------------------- ranks
-
-
 def shards(stream: Stream, num_ranks: int) -> list[tuple[Tensor, Tensor, Tensor]]:
     """One epoch dealt out, with the padding that an uneven tail needs; new logits for that."""
     (batch,) = stream.epoch(N)
@@ -197,9 +194,6 @@ def test_ranks_add_up_to_one(num_ranks: int) -> None:
         for i, values in seen.items():
             expected = all(value["correct"] for value in values)
             assert bool(records[0].signal("correct")[epoch, i]) is expected
-
-
-# -------------------------------------------------------------------------------------- resuming
 
 
 def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
@@ -293,9 +287,6 @@ def test_state_of_other_data_or_another_score_is_refused() -> None:
         EpochRecorder(N, ("el2n",)).load_state_dict(state)
 
 
-# ---------------------------------------------------------------------------------------- memory
-
-
 def test_at_most_24_bytes_a_sample_on_the_device() -> None:
     assert EpochRecorder(1000, ALL, grouped=True).device_bytes <= 24 * 1000
     assert EpochRecorder(1000).device_bytes <= 5 * 1000
@@ -311,14 +302,8 @@ def test_at_most_24_bytes_a_sample_on_the_device() -> None:
     assert recorder.dynamics().num_epochs == 3
 
 
-# ---------------------------------------------------------------------------------------- errors
-
-
 def recorded(
-    names: tuple[str, ...],
-    change: Callable[[Tensor, Tensor], Any],
-    *,
-    epoch: int = 2,
+    names: tuple[str, ...], change: Callable[[Tensor, Tensor], Any], *, epoch: int = 2
 ) -> EpochRecorder:
     """A recorder whose epoch before was fine, and that saw a changed batch since."""
     recorder, stream = EpochRecorder(N, names), Stream()

@@ -75,9 +75,6 @@ def own_norm(net: nn.Module) -> Tensor:
     return one_by_one(net, norm)
 
 
-# -------------------------------------------------------------------------------- what it computes
-
-
 @pytest.mark.parametrize(
     "options", [{}, {"shuffle": True}, {"num_workers": 2}, {"drop_last": True}]
 )
@@ -169,9 +166,6 @@ def test_batches_of_another_form() -> None:
     torch.testing.assert_close(found, one_by_one(net, signals.el2n))
     with pytest.raises(ValueError, match=r"pairs \(input, target\), got dict: pass `logits_fn`"):
         score_pass(net, loader, scores.el2n)
-
-
-# --------------------------------------------------------------------------- what it leaves alone
 
 
 class Collecting(users.Model):
@@ -352,9 +346,6 @@ def test_whole_numbers_are_averaged_too(tmp_path: Path) -> None:
         assert torch.equal(found, data().tensors[1].float())
 
 
-# --------------------------------------------------------------------------------- where it goes on
-
-
 class Fragile(Dataset[Any]):
     """Fails at one sample while it is told to, and counts what is asked of it."""
 
@@ -458,9 +449,6 @@ def test_files_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
         found = score_pass(net, loader, gradients.grad_norm, resume=file)
     torch.testing.assert_close(found, own_norm(net))
     assert written.read_bytes() == before
-
-
-# -------------------------------------------------------------------------------------- in one fit
 
 
 class Plain(users.Data):
@@ -687,9 +675,6 @@ def test_written_in_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
         callback = parser.instantiate_classes(parser.parse_string(text)).prune
         assert callback.settings.score_on == expected
         assert callback.settings.score is gradients.grad_norm
-
-
-# ------------------------------------------------------------------------------------------ errors
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,6 @@ OF_CLASSES = [weighting.cdb_w, weighting.cdb_w_drop]
 OF_SAMPLES = [weighting.performance_weights, weighting.corrected_targets]
 
 
-# ---------------------------------------------------------------------------------------- of classes
-
-
 def slow_cdb_w(recall: list[float], tau: float | str = "dynamic") -> list[float]:
     known = [a for a in recall if not math.isnan(a)]
     if tau == "dynamic":
@@ -117,9 +114,6 @@ def test_bad_recalls_are_refused(weights: Callable[..., Tensor], recall: Any, ma
 def test_bad_exponents_are_refused(tau: Any) -> None:
     with pytest.raises(ValueError, match=f"`tau` must be 'dynamic' or a number .* got {tau!r}"):
         weighting.cdb_w([0.5, 0.6], tau=tau)
-
-
-# ---------------------------------------------------------------------------------------- of samples
 
 
 def softmax(row: list[float]) -> list[float]:
