@@ -80,11 +80,7 @@ COMPARED = pytest.mark.parametrize(
         (torch.full((3,), torch.nan), ValueError, "at least one class with support, got none"),
         (ClassCounts(*torch.zeros(2, 3).long()), ValueError, "at least one class with support"),
         (ClassCounts(*torch.ones(2, 4).long()), ValueError, r"for 3 classes .*, got \[4\]"),
-        (
-            torch.ones(3).long(),
-            TypeError,
-            "ClassCounts or floating point recalls .*, got torch.int",
-        ),
+        (torch.arange(3), TypeError, "ClassCounts or floating point recalls .*, got torch.int"),
         ([0.5, 0.5, 0.5], TypeError, r"ClassCounts or floating point recalls \[K\], got list"),
     ],
 )

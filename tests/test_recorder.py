@@ -323,9 +323,8 @@ def test_value_that_is_not_finite_names_sample_and_epoch(name: str) -> None:
         logits[[7, 31]] = torch.nan
 
     recorder = recorded((name,), spoil)
-    with pytest.raises(
-        ValueError, match=rf"`{name}` is nan for 2 samples in epoch 2, first for sample 7"
-    ):
+    told = rf"`{name}` is nan for 2 samples in epoch 2, first for sample 7"
+    with pytest.raises(ValueError, match=told):
         recorder.finish_epoch(2)
 
 
@@ -350,12 +349,10 @@ def test_closed_classes_are_recorded_where_the_signals_are_finite() -> None:
 
 def test_a_sample_of_a_closed_class_is_named() -> None:
     recorder = EpochRecorder(2, ("loss",))
-    recorder.update(
-        torch.arange(2), torch.tensor([[0.0, 1.0], [0.0, -torch.inf]]), torch.tensor([1, 1])
-    )
-    with pytest.raises(
-        ValueError, match="`loss` is inf for 1 samples in epoch 0, first for sample 1"
-    ):
+    logits = torch.tensor([[0.0, 1.0], [0.0, -torch.inf]])
+    recorder.update(torch.arange(2), logits, torch.tensor([1, 1]))
+    told = "`loss` is inf for 1 samples in epoch 0, first for sample 1"
+    with pytest.raises(ValueError, match=told):
         recorder.finish_epoch(0)
 
 
@@ -385,9 +382,9 @@ def test_label_that_changes_is_named() -> None:
 
     before = int(Stream().target[11])
     recorder = recorded((), spoil)
+    now = (before + 1) % C
     match = (
-        rf"the target of 3 samples changed in epoch 2, first for sample 11 from {before} to "
-        rf"{(before + 1) % C}"
+        rf"the target of 3 samples changed in epoch 2, first for sample 11 from {before} to {now}"
     )
     with pytest.raises(ValueError, match=match):
         recorder.finish_epoch(2)

@@ -79,15 +79,11 @@ def test_nothing_to_tell_classes_apart_gives_ones(
 
 @pytest.mark.parametrize("weights", OF_CLASSES)
 def test_class_weights_keep_dtype_and_arguments(weights: Callable[..., Tensor]) -> None:
-    for dtype, expected in (
-        (torch.float64, torch.float64),
-        (torch.float32, torch.float32),
-        (torch.float16, torch.float32),
-    ):
+    for dtype in (torch.float64, torch.float32, torch.float16):
         recall = torch.tensor([0.5, 0.25, NAN], dtype=dtype)
         before = recall.clone()
         found = weights(recall)
-        assert found.dtype == expected
+        assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         assert found.shape == (3,)
         assert torch.equal(recall.nan_to_num(9), before.nan_to_num(9))
     harder = weights([0.1, 0.6, 0.9])
@@ -243,9 +239,7 @@ def test_bad_settings_are_refused(options: dict[str, float], match: str) -> None
 
 def test_both_models_must_have_the_same_classes() -> None:
     with pytest.raises(ValueError, match=r"same shape \[B, C\], got \[2, 3\] and \[2, 2\]"):
-        weighting.performance_weighted_loss(
-            torch.zeros(2, 3), torch.zeros(2, 2), torch.tensor([0, 1])
-        )
+        weighting.performance_weighted_loss(torch.zeros(2, 3), torch.zeros(2, 2), torch.arange(2))
 
 
 def test_every_function_is_in_a_family_above() -> None:
