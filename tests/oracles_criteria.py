@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from lightning_fairprune import criteria
 
-# ------------------------------------------------------------------------------------ networks
-
 
 class Shared(nn.Module):
     """An MLP that uses one weight three times, under two names."""
@@ -127,9 +125,6 @@ def network(name: str) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
     x = torch.randn(7, *shape, dtype=torch.float64)
     y = torch.tensor([0, 1, 2, 0, 2, 1, 0])
     return settled(make()), list(zip(x.split(4), y.split(4), strict=True))
-
-
-# -------------------------------------------------------------------------------------- loops
 
 
 def named(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
@@ -278,8 +273,6 @@ def each(
         result[name] = torch.tensor(numbers, dtype=torch.float64).view(value.shape)
     return result
 
-
-# --------------------------------------------------------------------------------- all of them
 
 Loss = Callable[[Any, Any], Tensor]
 CE = nn.CrossEntropyLoss()

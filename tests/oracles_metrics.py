@@ -123,9 +123,6 @@ def intensification(recall: Recall, reference: Recall, accuracies: Accuracies = 
     return over(sum(a * b for a, b in pairs), sum(b * b for _, b in pairs))
 
 
-# ----------------------------------------------------------------------------------------- counts
-
-
 @dataclass
 class Counts:
     """True positives and support, counted one by one."""
@@ -168,9 +165,6 @@ def count(
             counts.support[group] += 1
             counts.tp[group] += label in best
     return counts
-
-
-# ------------------------------------------------------------------------------- table of metrics
 
 
 def reference(size: int, seed: int = 7) -> Counts:
@@ -254,9 +248,6 @@ CASES: dict[str, Case] = {
     **_compared("ClassIntensification", class_intensification, "counts", "recall", "accuracy"),
     **_compared("IntensificationRatio", intensification, "counts", "recall", "accuracy"),
 }
-
-
-# ------------------------------------------------------------------------------------- two ranks
 
 
 def batches(seed: int = 0, num_classes: int = 5, sizes: Sequence[int] = (40, 23, 1, 36)) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,9 @@ import lightning_fairprune as lfp
 from lightning_fairprune import weighting
 from lightning_fairprune.callbacks.class_weighting import ClassWeighting
 
+pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
 DATA = {"n": 53, "batch_size": 8}  # 7 batches an epoch
+VAL = Blobs(60, seed=1)  # what Data validates on
 
 
 class LossModel(Model):
@@ -114,22 +117,14 @@ def weights_of(model: nn.Module) -> list[Tensor]:
 
 
 def fit(
-    model: Any,
-    *callbacks: Any,
-    data: Any = None,
-    resume: str | None = None,
-    seed: int = 1,
-    **options: Any,
+    model: Any, *callbacks: Any, data: Any = None, resume: str | None = None, **options: Any
 ) -> Any:
-    pl.seed_everything(seed, verbose=False)
+    pl.seed_everything(1, verbose=False)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     trainer = users.trainer(callbacks=list(callbacks), **options)
     trainer.fit(model, datamodule=Data(**DATA) if data is None else data, ckpt_path=resume)
     return model
-
-
-# ---------------------------------------------------------------------------------------- what it does
 
 
 def test_it_is_what_a_user_would_write_by_hand() -> None:
@@ -139,9 +134,8 @@ def test_it_is_what_a_user_would_write_by_hand() -> None:
     functional = Functional()
     functional.weighting = callback
     fit(functional, callback)
-    for expected, one, other in zip(
-        by_hand, weights_of(module), weights_of(functional), strict=True
-    ):
+    found = by_hand, weights_of(module), weights_of(functional)
+    for expected, one, other in zip(*found, strict=True):
         assert torch.allclose(expected, one, atol=1e-6)
         assert torch.equal(one, other)
     plain = weights_of(fit(Model()))
@@ -155,11 +149,10 @@ class Recalls(pl.Callback):
         self.pseudo, self.recalls = pseudo, []
 
     def on_validation_end(self, trainer: Any, module: Any) -> None:
-        val = Blobs(60, seed=1)
         with torch.no_grad():
-            right = module(val.x).argmax(1) == val.y
-        tp = torch.bincount(val.y[right], minlength=NUM_CLASSES)
-        counts = lfp.ClassCounts(tp, torch.bincount(val.y))
+            right = module(VAL.x).argmax(1) == VAL.y
+        tp = torch.bincount(VAL.y[right], minlength=NUM_CLASSES)
+        counts = lfp.ClassCounts(tp, torch.bincount(VAL.y))
         self.recalls.append(counts.shrunk_recall(self.pseudo))
 
 
@@ -208,9 +201,8 @@ def test_weights_are_gone_in_evaluation() -> None:
     trainer.fit(model, datamodule=Data(**DATA))
     trainer.test(model, datamodule=Data(**DATA), verbose=False)
     assert set(map(str, model.seen["val"] + model.seen["test"])) == {"None"}
-    val = Blobs(60, seed=1)
     with torch.no_grad():
-        expected = F.cross_entropy(model(val.x[:20]), val.y[:20])
+        expected = F.cross_entropy(model(VAL.x[:20]), VAL.y[:20])
     assert model.val_losses[-3] == pytest.approx(float(expected))
     assert model.criterion.weight is None
     assert callback.weight is not None  # the last ones, for whoever wants to look
@@ -221,9 +213,8 @@ def test_a_shared_step_reads_no_weights_in_evaluation() -> None:
 
     class Check(pl.Callback):
         def on_validation_end(self, trainer: Any, module: Any) -> None:
-            val = Blobs(60, seed=1)
             with torch.no_grad():
-                losses.append(float(F.cross_entropy(module(val.x), val.y)))
+                losses.append(float(F.cross_entropy(module(VAL.x), VAL.y)))
             assert float(trainer.callback_metrics["val_loss"]) == pytest.approx(losses[-1])
             assert callback.weight is None
 
@@ -275,14 +266,10 @@ def test_recalls_come_from_the_chosen_loader() -> None:
             super().validation_step(batch, batch_idx)
 
     recalls = Recalls(10.0)
-    model = fit(
-        Two(), ClassWeighting(recall_dataloader=1), recalls, data=TwoLoaders(**DATA), max_epochs=2
-    )
+    options = {"data": TwoLoaders(**DATA), "max_epochs": 2}
+    model = fit(Two(), ClassWeighting(recall_dataloader=1), recalls, **options)
     expected = weighting.cdb_w(recalls.recalls[0])
     assert model.per_epoch(2)[1] == pytest.approx(expected.tolist(), rel=1e-5)
-
-
-# --------------------------------------------------------------------------------- which loss, which K
 
 
 class Nested(LossModel):
@@ -313,10 +300,6 @@ def test_a_loss_is_found_by_its_dotted_name() -> None:
 def test_manual_optimisation() -> None:
     class Manual(LossModel):
         automatic_optimization = False
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.automatic_optimization = False
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             optimizer = self.optimizers()
@@ -367,8 +350,8 @@ def test_precisions(precision: str) -> None:
 class Cast(LossModel):
     """Computes its logits in one precision and its loss in another."""
 
-    def __init__(self, to: torch.dtype, loss: nn.Module | None = None) -> None:
-        super().__init__(loss)
+    def __init__(self, to: torch.dtype) -> None:
+        super().__init__()
         self.to_dtype = to
 
     def forward(self, x: Tensor) -> Tensor:
@@ -394,20 +377,24 @@ def test_weights_have_the_precision_of_the_loss(precision: str, logits: torch.dt
 def test_gradient_accumulation_and_other_callbacks_stay_together() -> None:
     prune = lfp.DataPruning(0.4, 2, score=lfp.scores.el2n, keep="hard")
     monitor = lfp.RecallMonitor()
-    model = fit(
-        LossModel(), prune, ClassWeighting(), monitor, data=Data(), accumulate_grad_batches=2
-    )
+    options = {"data": Data(), "accumulate_grad_batches": 2}
+    model = fit(LossModel(), prune, ClassWeighting(), monitor, **options)
     assert prune.selection is not None
     assert len(model.seen["train"]) == 2 * 11 + 2 * 5
     assert None not in model.seen["train"][11:]
     assert len(monitor.history.of("val")) == 4
 
 
-# ------------------------------------------------------------------------------ it leaves nothing behind
-
-
 def own() -> nn.Module:
     return nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0, 4.0]))
+
+
+def saving(folder: Path, when: str, steps: int, **options: Any) -> ModelCheckpoint:
+    """Saves in the middle of an epoch, at its end, or after validation."""
+    options |= {"save_top_k": -1, "save_on_train_epoch_end": when == "epoch"}
+    return ModelCheckpoint(
+        folder, every_n_train_steps=steps if when == "batch" else None, **options
+    )
 
 
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss, own])
@@ -415,13 +402,7 @@ def test_checkpoints_are_those_of_a_fit_without_it(loss: Any, tmp_path: Path) ->
     """Same entries, the loss's own values, and strict loading both ways."""
     for name, callbacks in (("with", [ClassWeighting()]), ("without", [])):
         for when in ("batch", "epoch", "validation"):
-            save = ModelCheckpoint(
-                tmp_path / name / when,
-                filename="last",
-                save_top_k=-1,
-                every_n_train_steps=10 if when == "batch" else None,
-                save_on_train_epoch_end=when == "epoch",
-            )
+            save = saving(tmp_path / name / when, when, 10, filename="last")
             fit(LossModel(loss()), *callbacks, save, enable_checkpointing=True, max_epochs=2)
     for when in ("batch", "epoch", "validation"):
         states = {}
@@ -484,10 +465,6 @@ def test_second_fit_starts_afresh() -> None:
     assert first[0] is None
 
 
-# ----------------------------------------------------------------------------------------- resuming
-
-
-@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used")
 @pytest.mark.parametrize("loss", ["auto", None])
 @pytest.mark.parametrize("when", ["epoch", "validation", "batch"])
 def test_a_resumed_fit_ends_with_the_same_weights(
@@ -502,13 +479,7 @@ def test_a_resumed_fit_ends_with_the_same_weights(
         fit(model, callback, prune, *more, **options)
         return weights_of(model), callback.weight
 
-    save = ModelCheckpoint(
-        tmp_path,
-        filename="{step}",
-        save_top_k=-1,
-        every_n_train_steps=5 if when == "batch" else None,
-        save_on_train_epoch_end=when == "epoch",
-    )
+    save = saving(tmp_path, when, 5, filename="{step}")
     full, last = run(save, enable_checkpointing=True)
     checkpoints = sorted(tmp_path.glob("*.ckpt"), key=lambda path: int(path.stem.split("=")[1]))
     assert len(checkpoints) == 4
@@ -535,7 +506,6 @@ def test_a_state_is_a_moment_and_moves_to_the_device_of_the_module() -> None:
     assert again.weight.device.type == "meta"
 
 
-@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used")
 def test_checkpoint_of_the_last_batch_is_told(tmp_path: Path) -> None:
     save = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=7)
     fit(LossModel(), ClassWeighting(), save, enable_checkpointing=True)
@@ -543,25 +513,16 @@ def test_checkpoint_of_the_last_batch_is_told(tmp_path: Path) -> None:
         fit(LossModel(), ClassWeighting(), resume=str(tmp_path / "step=14.ckpt"))
 
 
-@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used")
 def test_a_checkpoint_resumes_without_the_callback_and_one_without_with_it(tmp_path: Path) -> None:
-    for name, first, second in (
-        ("gone", [ClassWeighting()], []),
-        ("new", [], [ClassWeighting()]),
-    ):
+    for name, first, second in (("gone", [ClassWeighting()], []), ("new", [], [ClassWeighting()])):
         save = ModelCheckpoint(tmp_path / name, filename="{epoch}", save_top_k=-1)
         fit(LossModel(), *first, save, enable_checkpointing=True, max_epochs=2)
         path = tmp_path / name / "epoch=1.ckpt"
-        if name == "gone":
-            with pytest.warns(UserWarning, match="ClassWeighting"):  # the Trainer's
-                model = fit(LossModel(), *second, resume=str(path))
-        else:
+        warns = pytest.warns(UserWarning, match="ClassWeighting")  # the Trainer's
+        with warns if name == "gone" else nullcontext():
             model = fit(LossModel(), *second, resume=str(path))
         assert model.criterion.weight is None
         assert (model.seen["train"][-1] is None) == (name == "gone")
-
-
-# ---------------------------------------------------------------------------------------- two ranks
 
 
 def on_two_ranks() -> dict[str, Any]:
@@ -583,9 +544,6 @@ def test_two_ranks_have_the_weights_of_all_samples(tmp_path: Path) -> None:
     assert first is None
     for found, expected in zip(later, one["expected"], strict=True):
         assert found == pytest.approx(expected, rel=1e-5)
-
-
-# ----------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(
@@ -624,12 +582,9 @@ def test_a_loss_that_is_not_there_is_told_before_training(
         fit(model(), ClassWeighting(loss=loss), Untouched())
 
 
-def test_validation_is_needed() -> None:
+def test_validation_is_needed_and_the_loader_of_the_recalls() -> None:
     with pytest.raises(ValueError, match="there is no validation: give a val_dataloader"):
         fit(LossModel(), ClassWeighting(), limit_val_batches=0)
-
-
-def test_a_loader_that_is_not_there_is_told() -> None:
     with pytest.raises(ValueError, match=r"validation loader 3 \(`recall_dataloader`\) must give"):
         fit(LossModel(), ClassWeighting(recall_dataloader=3))
 

@@ -68,6 +68,7 @@ def config(folder: Path, *, wrapper: bool = False, **prune: object) -> Path:
     data: dict[str, object] = {"class_path": "mine.Data", "init_args": {"n": 103}}
     if wrapper:
         data = {"class_path": "FairPruneDataModule", "init_args": {"datamodule": data}}
+    given = {"density": 0.4, "warmup_epochs": 2, **prune}
     content = {
         "trainer": {
             "accelerator": "cpu",
@@ -80,10 +81,7 @@ def config(folder: Path, *, wrapper: bool = False, **prune: object) -> Path:
             "enable_model_summary": False,
             "num_sanity_val_steps": 0,
             "callbacks": [
-                {
-                    "class_path": "DataPruning",
-                    "init_args": {"density": 0.4, "warmup_epochs": 2, **prune},
-                },
+                {"class_path": "DataPruning", "init_args": given},
                 {"class_path": "RecallMonitor"},
                 {"class_path": "mine.Save"},
             ],
@@ -102,34 +100,31 @@ def fit(path: Path, *more: str) -> torch.Tensor:
     return lfp.Selection.load(out / "kept.safetensors").indices
 
 
-def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+def ended(*arguments: str) -> object:
+    """The code that a command ends the process with."""
     with pytest.raises(SystemExit) as ending:
-        cli.main(["--help"])
-    assert ending.value.code == 0
+        cli.main(list(arguments) if arguments else None)
+    return ending.value.code
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended("--help") == 0
     text = capsys.readouterr().out
-    listed = [
-        line.split()[0] for line in text.splitlines() if line.startswith("    ") and line.strip()
-    ]
+    listed = [s.split()[0] for s in text.splitlines() if s.startswith("    ") and s.strip()]
     names = ("fit", "validate", "test", "predict", "select", "report", "experiment", "demo")
     assert set(names) <= set(listed)
     assert cli.main([]) == 0
     assert capsys.readouterr().out == text
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ending:
-        cli.main(["--version"])
-    assert ending.value.code == 0
-    assert capsys.readouterr().out == f"fairprune {lfp.__version__}\n"
-
-
-def test_arguments_of_the_process_are_the_default(
+def test_version_and_arguments_of_the_process_by_default(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert ended("--version") == 0
+    assert capsys.readouterr().out == f"fairprune {lfp.__version__}\n"
     monkeypatch.setattr(sys, "argv", ["fairprune", "--version"])
-    with pytest.raises(SystemExit):
-        cli.main()
-    assert "fairprune" in capsys.readouterr().out
+    assert ended() == 0
+    assert capsys.readouterr().out == f"fairprune {lfp.__version__}\n"
 
 
 @pytest.mark.parametrize(
@@ -156,10 +151,9 @@ def test_every_argument_can_be_written_and_is_printed_as_written(
     expected: dict[str, object] | None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    path = config(folder, **prune)
-    with pytest.raises(SystemExit) as ending:
-        cli.main(["fit", "--config", str(path), "--print_config"])
-    assert ending.value.code == 0
+    before = list(sys.argv)
+    assert ended("fit", "--config", str(config(folder, **prune)), "--print_config") == 0
+    assert sys.argv == before
     printed = yaml.safe_load(capsys.readouterr().out)
     callback = printed["trainer"]["callbacks"][0]
     assert callback["class_path"] == "lightning_fairprune.DataPruning"
@@ -176,10 +170,8 @@ def test_a_group_function_is_called_not_taken_for_a_key(folder: Path) -> None:
 
 def test_both_forms_keep_the_same_samples(folder: Path) -> None:
     alone = fit(config(folder, quota=MINIMAX))
-    wrapped = fit(
-        config(folder, wrapper=True, quota=MINIMAX), "--trainer.default_root_dir", str(folder / "2")
-    )
-    assert torch.equal(alone, wrapped)
+    path = config(folder, wrapper=True, quota=MINIMAX)
+    assert torch.equal(alone, fit(path, "--trainer.default_root_dir", str(folder / "2")))
 
 
 def test_saved_config_trains_on_the_same_samples_again(folder: Path) -> None:
@@ -219,22 +211,13 @@ def test_a_model_with_its_own_loaders_needs_no_data(folder: Path) -> None:
     assert len(fit(path)) == 41
 
 
-def test_arguments_and_path_of_the_process_are_left_alone(folder: Path) -> None:
-    before = list(sys.argv)
-    with pytest.raises(SystemExit):
-        cli.main(["fit", "--config", str(config(folder)), "--print_config"])
-    assert sys.argv == before
-
-
 def test_an_impossible_argument_is_told_in_our_words(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"`density` must be in \(0, 1\], got 1.5"):
         cli.main(["fit", "--config", str(config(folder, density=1.5))])
 
 
 def test_demo_gets_its_own_arguments(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ending:
-        cli.main(["demo", "--density", "fit"])
-    assert ending.value.code == 2
+    assert ended("demo", "--density", "fit") == 2
     assert "usage: fairprune demo" in capsys.readouterr().err
 
 

@@ -54,9 +54,8 @@ def test_everything_derived_is_scikit_learns(seed: int) -> None:
 def test_shrinkage_pulls_towards_the_mean() -> None:
     counts = ClassCounts(torch.tensor([9, 3, 0]), torch.tensor([10, 5, 0]))
     # Mean recall .75; two pseudo-samples add 1.5 true positives.
-    assert counts.shrunk_recall(2).tolist() == pytest.approx(
-        [10.5 / 12, 4.5 / 7, math.nan], nan_ok=True
-    )
+    expected = pytest.approx([10.5 / 12, 4.5 / 7, math.nan], nan_ok=True)
+    assert counts.shrunk_recall(2).tolist() == expected
     assert torch.equal(counts.shrunk_recall(0)[:2], counts.recall[:2])
     assert counts.shrunk_recall(0)[2].isnan()
     assert counts.shrunk_recall(1e12).tolist() == pytest.approx([0.75, 0.75, math.nan], nan_ok=True)
@@ -108,8 +107,6 @@ def test_labels_out_of_range_are_not_counted() -> None:
     tp, support = count(torch.tensor([True] * 3), torch.tensor([0, -100, 7]), 2)
     assert (tp.tolist(), support.tolist()) == ([1, 0], [1, 0])
 
-
-# ------------------------------------------------------------- what a prediction is, in both ways to count
 
 INF, NAN = math.inf, math.nan
 
@@ -182,9 +179,6 @@ def test_both_ways_to_count_agree(samples: list[tuple[list[float], int]], batch:
     other = tally_of(logits, target, batch=batch, group=target).compute()
     assert one.tp.tolist() == other.tp.tolist()
     assert one.support.tolist() == other.support.tolist()
-
-
-# ----------------------------------------------------------------------------------------- Tally
 
 
 def tally_of(logits: Tensor, target: Tensor, *, batch: int, group: Tensor | None = None) -> Tally:
@@ -334,11 +328,10 @@ def test_ranks_agree_with_one_even_if_one_saw_nothing(grouped: bool) -> None:
     logits, target = predictions(7)
     group = torch.arange(200) // 40 if grouped else None
     alone = tally_of(logits, target, batch=8, group=group).compute(grouped=grouped)
-    thirds = [slice(0, 100), slice(100, 200)]
-    tallies = [
-        tally_of(logits[part], target[part], batch=8, group=None if group is None else group[part])
-        for part in thirds
-    ]
+    tallies = []
+    for part in (slice(0, 100), slice(100, 200)):
+        of = None if group is None else group[part]
+        tallies.append(tally_of(logits[part], target[part], batch=8, group=of))
     for counts in on_ranks([*tallies, Tally(grouped)], grouped=grouped):
         assert torch.equal(counts.tp, alone.tp)
         assert torch.equal(counts.support, alone.support)
@@ -359,9 +352,6 @@ def test_every_rank_raises_for_one_ranks_logits() -> None:
     assert first == second
 
 
-# ------------------------------------------------------------------------------------ references
-
-
 @pytest.mark.parametrize(
     ("mine", "other", "first"),
     [
@@ -374,9 +364,7 @@ def test_every_rank_raises_for_one_ranks_logits() -> None:
     ],
 )
 def test_a_few_samples_are_no_other_data(mine: Any, other: Any, first: int | None) -> None:
-    one, two = (
-        ClassCounts(torch.zeros(2).long(), torch.tensor(support)) for support in (mine, other)
-    )
+    one, two = (ClassCounts(torch.zeros(2).long(), torch.tensor(n)) for n in (mine, other))
     assert one.first_other_support(two) == two.first_other_support(one) == first
     if first is None:
         one.check_comparable(two, "val")

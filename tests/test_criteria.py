@@ -58,11 +58,8 @@ def test_prunable_finds_the_originals_of_pruned_and_parametrised_weights() -> No
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
     prune.l1_unstructured(model[0], "weight", 0.5)
     parametrize.register_parametrization(model[1], "weight", nn.Tanh())
-    assert set(criteria.prunable(model)) == {
-        "0.weight_orig",
-        "1.parametrizations.weight.original",
-        "2.weight",
-    }
+    names = {"0.weight_orig", "1.parametrizations.weight.original", "2.weight"}
+    assert set(criteria.prunable(model)) == names
     for found in (
         criteria.gradient(model, [(torch.ones(2, 3), None)], mean),
         criteria.synflow(model, torch.ones(1, 3)),
@@ -209,11 +206,8 @@ def test_weight_decay_of() -> None:
     ]
     found = criteria.weight_decay_of(model, torch.optim.SGD(groups, lr=1, weight_decay=0.25))
     assert found.keys() == dict(model.named_parameters()).keys()
-    assert {n: v for n, v in found.items() if v} == {
-        "first.weight": 0.25,
-        "middle.weight": 0.5,
-        "last.weight": 0.5,
-    }
+    decayed = {"first.weight": 0.25, "middle.weight": 0.5, "last.weight": 0.5}
+    assert {n: v for n, v in found.items() if v} == decayed
     with pytest.raises(ValueError, match="`optimizer` must hold parameters of `model`"):
         criteria.weight_decay_of(oracle.mlp(), torch.optim.SGD(model.parameters(), lr=1))
 
@@ -383,10 +377,8 @@ def test_group_importance_equals_the_loop(name: str, groups: Any) -> None:
     batches.append((batches[1][0][:1], torch.tensor([0])))  # one group only
     num = 2 if groups else 3
     found = criteria.group_importance(model, batches, CE, num_groups=num, groups=groups)
-    expected = oracle.group_importance(
-        model, batches, oracle.WEIGHTS[name], num, groups or (lambda batch: batch[1])
-    )
-    same(found, expected)
+    ids = groups or (lambda batch: batch[1])
+    same(found, oracle.group_importance(model, batches, oracle.WEIGHTS[name], num, ids))
 
 
 class Sum(nn.Module):
@@ -474,9 +466,8 @@ def test_fairprune_equals_the_loop(name: str, memory: int, monkeypatch: pytest.M
     monkeypatch.setattr(_fairprune, "_MEMORY", memory)
     model, batches = oracle.network(name)
     h0, h1 = (oracle.curvature(model, batches, oracle.WEIGHTS[name], odd, g) for g in (0, 1))
-    expected = {
-        key: model.get_parameter(key).detach() ** 2 / 2 * (h0[key] - 0.4 * h1[key]) for key in h0
-    }
+    half = {key: model.get_parameter(key).detach() ** 2 / 2 for key in h0}
+    expected = {key: value * (h0[key] - 0.4 * h1[key]) for key, value in half.items()}
     found = criteria.fairprune(model, batches, CE, groups=odd, beta=0.4)
     same(found, expected)
     assert not any(value.requires_grad for value in found.values())
@@ -548,9 +539,8 @@ def test_bad_arguments_of_group_criteria() -> None:
         criteria.group_importance(model, batches, CE, num_groups=10)
     with pytest.raises(ValueError, match="`batches` must hold at least one batch"):
         criteria.group_importance(model, [], CE, num_groups=3)
-    with pytest.raises(
-        ValueError, match=r"samples along its first axis, got shape \[3\] next to 2"
-    ):
+    told = r"samples along its first axis, got shape \[3\] next to 2"
+    with pytest.raises(ValueError, match=told):
         criteria.group_importance(model, [bad], CE, num_groups=2)
     with pytest.raises(ValueError, match="`block` must be at least 1, got 0"):
         criteria.fairgrape_masks(model, batches, CE, 0.5, num_groups=3, block=0)
@@ -627,14 +617,6 @@ def test_sparse_gradients() -> None:
 
 
 GOOD = [(torch.ones(2, 2), torch.zeros(2))]
-BATCHES: list[tuple[Any, str]] = [
-    ([], "`batches` must hold at least one batch, got none"),
-    ([torch.ones(2, 2)], r"`batches` must yield pairs \(inputs, target\), got Tensor"),
-    ([(1, 2, 3)], r"`batches` must yield pairs \(inputs, target\), got tuple of 3"),
-    ([("a", 1)], "the first tensor of the inputs must have the samples .* got no such tensor"),
-    ([(torch.tensor(1.0), 1)], "the samples along its first axis, got no such tensor"),
-    ([(torch.ones(0, 2), 1)], r"the samples along its first axis, got shape \[0, 2\]"),
-]
 
 
 def test_a_scalar_besides_the_samples_is_no_size() -> None:
@@ -651,7 +633,17 @@ def test_a_scalar_besides_the_samples_is_no_size() -> None:
     same(found, {"line.weight": torch.full((1, 2), 3.0)})
 
 
-@pytest.mark.parametrize(("batches", "message"), BATCHES)
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "`batches` must hold at least one batch, got none"),
+        ([torch.ones(2, 2)], r"`batches` must yield pairs \(inputs, target\), got Tensor"),
+        ([(1, 2, 3)], r"`batches` must yield pairs \(inputs, target\), got tuple of 3"),
+        ([("a", 1)], "the first tensor of the inputs must have the samples .* got no such tensor"),
+        ([(torch.tensor(1.0), 1)], "the samples along its first axis, got no such tensor"),
+        ([(torch.ones(0, 2), 1)], r"the samples along its first axis, got shape \[0, 2\]"),
+    ],
+)
 def test_bad_batches(batches: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         criteria.gradient(line(1, 1), batches, mean)
@@ -694,9 +686,8 @@ def test_bad_names(names: Any, message: str) -> None:
 
 
 def test_bad_models() -> None:
-    with pytest.raises(
-        ValueError, match="must have a linear or convolution layer, got BatchNorm1d"
-    ):
+    told = "must have a linear or convolution layer, got BatchNorm1d"
+    with pytest.raises(ValueError, match=told):
         criteria.magnitude(nn.BatchNorm1d(2))
     with pytest.raises(ValueError, match="got `weight` of a lazy layer: run the model once before"):
         criteria.magnitude(nn.LazyLinear(2))
@@ -713,7 +704,7 @@ def test_bad_models() -> None:
     [
         ({"weight_decay": -0.1}, "`weight_decay` must be finite and >= 0, got -0.1 for 'weight'"),
         (
-            {"weight_decay": {"bias": 0.1}},
+            {"weight_decay": {"bias": 1}},
             "for every parameter that is scored, got none for 'weight'",
         ),
         ({"weight_decay": 0.1, "form": "book"}, "`form` must be 'code' or 'paper', got 'book'"),

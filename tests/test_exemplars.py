@@ -26,6 +26,7 @@ from lightning_fairprune.metrics.exemplars import (
 )
 
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+Function = Callable[[Tensor, Tensor], Tensor]
 BOTH = (pruning_identified_exemplars, taxicab_distance)
 
 
@@ -228,66 +229,59 @@ class TestTaxicab:
 
     def test_errors(self) -> None:
         pred, reference = ids(0, 3, 5), ids(1, 2, 5)
-        for given_arguments in ({}, {"count": 2, "threshold": 0.5}):
-            with pytest.raises(
-                ValueError, match="either `count` or `threshold` must be given, got"
-            ):
-                compression_identified_exemplars(pred, reference, **given_arguments)
-        for count in (0, 6):
-            with pytest.raises(
-                ValueError, match=r"`count` must be between 1 and the 5 samples, got"
-            ):
-                compression_identified_exemplars(pred, reference, count=count)
-        for threshold in (0.0, 2.5, math.nan):
-            with pytest.raises(ValueError, match=r"`threshold` must be in \(0, 2\], got"):
-                compression_identified_exemplars(pred, reference, threshold=threshold)
+        both = {}, {"count": 2, "threshold": 0.5}
+        for match, wrong in {
+            "either `count` or `threshold` must be given, got": both,
+            "`count` must be between 1 and the 5 samples, got": ({"count": 0}, {"count": 6}),
+            r"`threshold` must be in \(0, 2\], got": [
+                {"threshold": t} for t in (0.0, 2.5, math.nan)
+            ],
+        }.items():
+            for limits in wrong:
+                with pytest.raises(ValueError, match=match):
+                    compression_identified_exemplars(pred, reference, **limits)
 
 
 @pytest.mark.parametrize("function", BOTH)
 class TestPopulations:
-    def test_chunks_do_not_show(
-        self, function: Callable[[Tensor, Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_chunks_do_not_show(self, function: Function, monkeypatch: pytest.MonkeyPatch) -> None:
         pred, reference = ids(0, 5, 50), ids(1, 4, 50)
         whole = function(pred, reference)
         monkeypatch.setattr(exemplars, "_CHUNK", 7)
         assert torch.equal(function(pred, reference), whole)
 
-    def test_models_in_any_order(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def test_models_in_any_order(self, function: Function) -> None:
         pred, reference = ids(0, 5, 50), ids(1, 4, 50)
         assert torch.equal(function(pred.flip(0), reference.flip(0)), function(pred, reference))
 
     @pytest.mark.parametrize("dtype", WHOLE)
-    def test_whole_numbers_of_any_width(
-        self, function: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype
-    ) -> None:
+    def test_whole_numbers_of_any_width(self, function: Function, dtype: torch.dtype) -> None:
         """Up to the largest class that fits: nothing overflows."""
         pred, reference = ids(0, 5, 50, num_classes=128), ids(1, 4, 50, num_classes=128)
         pred[0], reference[1:] = 127, 127
         want = function(pred, reference)
         assert torch.equal(function(pred.to(dtype), reference.to(dtype)), want)
 
-    def test_any_number_of_classes(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def test_any_number_of_classes(self, function: Function) -> None:
         """A histogram of a thousand million classes, for one sample even, would not fit."""
         pred, reference = ids(0, 5, 50), ids(1, 4, 50)
         far = 250_000_000
         assert torch.equal(function(pred * far, reference * far), function(pred, reference))
 
-    def test_no_samples(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def test_no_samples(self, function: Function) -> None:
         assert function(ids(0, 3, 0), ids(0, 2, 0)).shape == (0,)
 
-    def test_arguments_stay_as_they_are(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def test_arguments_stay_as_they_are(self, function: Function) -> None:
         pred, reference = ids(0, 5, 50), ids(1, 4, 50)
         copies = pred.clone(), reference.clone()
         function(pred, reference)
         assert torch.equal(pred, copies[0])
         assert torch.equal(reference, copies[1])
 
-    def test_errors(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def test_errors(self, function: Function) -> None:
         good = ids(0, 3, 5)
-        with pytest.raises(
-            TypeError, match=r"`pred` must hold whole numbers, got torch.float32: for"
-        ):
+        match = "`pred` must hold whole numbers, got torch.float32: for"
+        with pytest.raises(TypeError, match=match):
             function(torch.rand(3, 5), good)
         with pytest.raises(TypeError, match=r"`reference` must hold whole numbers, got torch.bool"):
             function(good, good.bool())

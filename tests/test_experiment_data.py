@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import users
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
@@ -54,9 +55,8 @@ def write_cifar(root: Path, form: str, classes: int, each: dict[str, int]) -> di
             )
         elif form == "pickles":
             (root / below).mkdir(parents=True, exist_ok=True)
-            names = {"train": "train", "test": "test"}
-            if classes == 10:
-                names = {"train": "data_batch_", "test": "test_batch"}
+            ten = {"train": "data_batch_", "test": "test_batch"}
+            names = ten if classes == 10 else {"train": "train", "test": "test"}
             batches = 5 if classes == 10 and part == "train" else 1
             rows = np.arange(len(labels)).reshape(batches, -1)
             for i, chosen in enumerate(rows):
@@ -81,12 +81,14 @@ def encoded(image: np.ndarray, form: str = "PNG") -> bytes:
     return file.getvalue()
 
 
+def ready(module: Any) -> Any:
+    module.setup("fit")
+    return module
+
+
 def cifar10(tmp_path: Path, **options: Any) -> data.CIFAR10:
     write_cifar(tmp_path, "pickles", 10, {"train": 10, "test": 4})
     return data.CIFAR10(str(tmp_path), **options)
-
-
-# ------------------------------------------------------------------------------------------ forms
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -107,11 +109,8 @@ def python2_pickle(flat: np.ndarray, labels: list[int]) -> bytes:
     """Returns a batch as Python 2 wrote it in 2009: byte strings, and a dtype with align=0."""
     array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR"
     shape = b"".join(b"J" + n.to_bytes(4, "little") for n in flat.shape) + b"\x86"
-    dtype = (
-        b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNN"
-        + 2 * b"J\xff\xff\xff\xff"
-        + b"K\x00tb"
-    )
+    dtype = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNN"
+    dtype += 2 * b"J\xff\xff\xff\xff" + b"K\x00tb"
     pixels = b"T" + flat.nbytes.to_bytes(4, "little") + flat.tobytes()
     data_ = b"U\x04data" + array + b"(K\x01" + shape + dtype + b"\x89" + pixels + b"tb"
     listed = b"U\x06labels](" + b"".join(b"K" + bytes([k]) for k in labels) + b"e"
@@ -125,8 +124,7 @@ def test_the_pickles_of_2009_are_read(tmp_path: Path) -> None:
         images = pictures(20, seed=i)
         flat = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).reshape(20, -1)
         (folder / name).write_bytes(python2_pickle(flat, [k % 10 for k in range(20)]))
-    module = data.CIFAR10(str(tmp_path))
-    module.setup("fit")
+    module = ready(data.CIFAR10(str(tmp_path)))
     assert module.train_set.images[40:60].tolist() == pictures(20, seed=2).tolist()
     assert module.targets.bincount().tolist() == [10] * 10
 
@@ -145,8 +143,7 @@ def test_mnist_is_read_as_torchvision_leaves_it(tmp_path: Path, kind: Any, packe
                 path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(content))
             else:
                 path.write_bytes(content)
-    module = kind(str(tmp_path))
-    module.setup("fit")
+    module = ready(kind(str(tmp_path)))
     assert module.train_set.images[..., 0].tolist() == pictures(30, 28, 1, seed=30)[..., 0].tolist()
     assert module.targets.tolist() == list(range(10)) * 3
     assert len(module.val_set) == len(module.test_set) == 10
@@ -160,9 +157,8 @@ def write_tiny(root: Path) -> None:
         (base / "train" / name / "images").mkdir(parents=True)
         for i in range(4):
             grey = np.full((64, 64), 10 * k + i, np.uint8)  # some are grey, as in the real set
-            (base / "train" / name / "images" / f"{name}_{i}.JPEG").write_bytes(
-                encoded(grey, "JPEG")
-            )
+            path = base / "train" / name / "images" / f"{name}_{i}.JPEG"
+            path.write_bytes(encoded(grey, "JPEG"))
     (base / "val" / "images").mkdir(parents=True)
     lines = []
     for i, name in enumerate(("n01", "n02", "n01", "n02")):
@@ -175,8 +171,7 @@ def write_tiny(root: Path) -> None:
 
 def test_tiny_imagenet_is_read_as_it_is_distributed(tmp_path: Path) -> None:
     write_tiny(tmp_path)
-    module = data.TinyImageNet(str(tmp_path), split="clean", val_fraction=0.25)
-    module.setup("fit")
+    module = ready(data.TinyImageNet(str(tmp_path), split="clean", val_fraction=0.25))
     assert module.class_names == ("goldfish", "n02")
     assert module.targets.tolist() == [0, 0, 0, 1, 1, 1]
     assert module.val_set.targets.tolist() == [0, 1]
@@ -196,8 +191,7 @@ def test_images_of_several_sizes_are_refused(tmp_path: Path) -> None:
 
 def test_digits_come_with_scikit_learn() -> None:
     pytest.importorskip("sklearn")
-    module = data.Digits()
-    module.setup("fit")
+    module = ready(data.Digits())
     sets = (module.train_set, module.val_set, module.test_set)
     rows = [{bytes(image.numpy()) for image, _ in s} for s in sets if s is not None]
     assert sum(map(len, rows)) == len(set().union(*rows))  # no image twice
@@ -216,9 +210,6 @@ def test_the_names_of_cifar100() -> None:
     assert names.index("maple_tree") == 47
 
 
-# ------------------------------------------------------------------------------- data on the disk
-
-
 def write_imagenet(root: Path) -> None:
     for part, each in (("train", 4), ("val", 2)):
         for k, name in enumerate(("n1", "n2")):
@@ -233,9 +224,8 @@ def write_imagenet(root: Path) -> None:
 @pytest.mark.parametrize("split", ["paper", "clean"])
 def test_imagenet_folders(tmp_path: Path, split: Any) -> None:
     write_imagenet(tmp_path)
-    module = data.ImageNet(
-        str(tmp_path), 2, split=split, val_fraction=0.25, image_size=32, num_workers=0
-    )
+    options = {"val_fraction": 0.25, "image_size": 32, "num_workers": 0}
+    module = data.ImageNet(str(tmp_path), 2, split=split, **options)
     assert module.targets.tolist() == ([0] * 4 + [1] * 4 if split == "paper" else [0] * 3 + [1] * 3)
     assert module.class_names == ("n1", "n2")
     assert module.num_classes == 2
@@ -293,27 +283,21 @@ def test_random_crops_are_for_training_only(tmp_path: Path) -> None:
     write_waterbirds(tmp_path)
     path = tmp_path / "waterbirds" / "000.Bird" / "bird_0.jpg"
     path.write_bytes(encoded(pictures(1, 90)[0], "JPEG"))
-    module = data.Waterbirds(str(tmp_path), image_size=32, num_workers=0)
-    module.setup("fit")
+    module = ready(data.Waterbirds(str(tmp_path), image_size=32, num_workers=0))
     assert not torch.equal(module.train_set[0][0], module.train_set[0][0])
     plain = module.plain_dataloader().dataset
     assert torch.equal(plain[0][0], plain[0][0])
-    module = data.Waterbirds(str(tmp_path), image_size=32, num_workers=0, augment=False)
-    module.setup("fit")
+    module = ready(data.Waterbirds(str(tmp_path), image_size=32, num_workers=0, augment=False))
     normalised, _ = module.on_after_batch_transfer([module.train_set[0][0][None], 0], 0)
     assert torch.allclose(normalised[0], plain[0][0], atol=1e-5)
-
-
-# --------------------------------------------------------------------------------- data is absent
 
 
 @pytest.mark.parametrize("kind", MODULES)
 def test_absent_data_says_what_to_put_where(tmp_path: Path, kind: Any) -> None:
     if "root" not in inspect.signature(kind).parameters or kind is data.ImagesInMemory:
         return
-    with pytest.raises(
-        FileNotFoundError, match=r"must hold .* found no(ne| such) .*FAIRPRUNE_DATA"
-    ):
+    match = r"must hold .* found no(ne| such) .*FAIRPRUNE_DATA"
+    with pytest.raises(FileNotFoundError, match=match):
         kind(str(tmp_path / "nowhere")).setup("fit")
 
 
@@ -380,9 +364,6 @@ def test_a_subclass_must_read() -> None:
         Mine().setup("fit")
 
 
-# ------------------------------------------------------------------------------ splits and tails
-
-
 def test_stratified_halves_have_half_of_each_class() -> None:
     labels = torch.tensor([1, 0, 1, 2, 1, 0, 1, 2, 1, 3])
     first, second = data.stratified(labels, 0.5, seed=3)
@@ -416,10 +397,7 @@ def test_long_tails_are_those_of_the_literature(classes: int, factor: float, tot
 
 def test_long_tailed_sizes_against_a_loop() -> None:
     sizes = [97, 400, 33, 250, 5]
-    expected = []
-    for k, size in enumerate(sizes):
-        wanted = 400 * 20.0 ** (-k / 4)
-        expected.append(min(size, int(wanted)))
+    expected = [min(size, int(400 * 20.0 ** (-k / 4))) for k, size in enumerate(sizes)]
     assert data.long_tailed_sizes(torch.tensor(sizes), 20.0).tolist() == expected
     assert data.long_tailed_sizes(torch.tensor([7]), 9.0).tolist() == [7]
     with pytest.raises(ValueError, match=r"`imbalance` must be at least 1, .*got 0.5"):
@@ -436,35 +414,27 @@ def test_more_imbalance_only_takes_away() -> None:
 
 
 def test_only_training_is_long_tailed(tmp_path: Path) -> None:
-    module = cifar10(tmp_path, imbalance=10, split="clean", val_fraction=0.2)
-    module.setup("fit")
+    module = ready(cifar10(tmp_path, imbalance=10, split="clean", val_fraction=0.2))
     assert module.targets.bincount().tolist() == [8, 6, 4, 3, 2, 2, 1, 1, 1, 1]
     assert module.val_set.targets.bincount().tolist() == [2] * 10
     assert module.test_set.targets.bincount().tolist() == [4] * 10
 
 
 def test_the_clean_split_shares_no_image_with_training(tmp_path: Path) -> None:
-    module = cifar10(tmp_path, split="clean", val_fraction=0.3)
-    module.setup("fit")
+    module = ready(cifar10(tmp_path, split="clean", val_fraction=0.3))
     rows = module.train_set.rows.tolist() + module.val_set.rows.tolist()
     assert sorted(rows) == list(range(100))
 
 
 def test_the_papers_split_halves_the_test_set(tmp_path: Path) -> None:
-    module = cifar10(tmp_path)
-    module.setup("fit")
+    module = ready(cifar10(tmp_path))
     assert len(module.targets) == 100
     assert sorted(module.val_set.rows.tolist() + module.test_set.rows.tolist()) == list(range(40))
     assert module.val_set.targets.bincount().tolist() == [2] * 10
 
 
-# --------------------------------------------------------------------------------------- batches
-
-
 def test_a_batch_is_one_indexing_operation(tmp_path: Path) -> None:
-    module = cifar10(tmp_path, imbalance=10)
-    module.setup("fit")
-    dataset = module.train_set
+    dataset = ready(cifar10(tmp_path, imbalance=10)).train_set
     images, labels = dataset.__getitems__([3, 0, 11])
     for i, index in enumerate([3, 0, 11]):
         image, label = dataset[index]
@@ -473,13 +443,10 @@ def test_a_batch_is_one_indexing_operation(tmp_path: Path) -> None:
 
 
 def test_wrappers_of_the_data_set_collate_too(tmp_path: Path) -> None:
-    module = cifar10(tmp_path)
-    module.setup("fit")
+    module = ready(cifar10(tmp_path))
     loader, dataset = module.train_dataloader(), module.train_set
-    for wrapped in (
-        Subset(dataset, [4, 2]),
-        ConcatDataset([Subset(dataset, [4]), Subset(dataset, [2])]),
-    ):
+    both = ConcatDataset([Subset(dataset, [4]), Subset(dataset, [2])])
+    for wrapped in (Subset(dataset, [4, 2]), both):
         images, labels = next(iter(DataLoader(wrapped, 2, collate_fn=loader.collate_fn)))
         assert torch.equal(images, dataset.images[[4, 2]])
         assert labels.tolist() == dataset.targets[[4, 2]].tolist()
@@ -502,9 +469,8 @@ def test_shift_and_flip_are_pad_and_crop() -> None:
                 for flip in (False, True)
                 for crop in [padded[i, :, dy : dy + 9, dx : dx + 7]]
             }
-            same = [
-                o for o, x in options.items() if torch.equal(x, moved[i].permute(2, 0, 1).float())
-            ]
+            image = moved[i].permute(2, 0, 1).float()
+            same = [option for option, crop in options.items() if torch.equal(crop, image)]
             assert len(same) == 1, "every image is one crop of its padded self"
             seen |= {("y", same[0][0]), ("x", same[0][1]), ("flip", same[0][2])}
         assert len(seen) == 5 + 5 + 2
@@ -551,25 +517,13 @@ class Looking(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 1e-4)
 
 
-def trainer(**options: Any) -> pl.Trainer:
-    options = {"max_epochs": 1, "num_sanity_val_steps": 1} | options
-    return pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
-    )
-
-
 @pytest.mark.parametrize("wrapped", [True, False])
 @pytest.mark.parametrize("augment", [True, False])
 def test_only_training_batches_are_augmented(tmp_path: Path, augment: bool, wrapped: bool) -> None:
     module = cifar10(tmp_path, augment=augment, batch_size=100)
     used = lfp.FairPruneDataModule(module) if wrapped else module
     model = Looking()
-    runner = trainer()
+    runner = users.trainer(max_epochs=1, num_sanity_val_steps=1)
     runner.fit(model, used)
     runner.test(model, used, verbose=False)
     plain = next(iter(module.plain_dataloader()))[0]
@@ -586,30 +540,18 @@ def test_only_training_batches_are_augmented(tmp_path: Path, augment: bool, wrap
 def test_a_scoring_pass_sees_plain_images(tmp_path: Path) -> None:
     module = cifar10(tmp_path, batch_size=20)
     model = Looking()
-    prune = lfp.DataPruning(
-        density=0.5,
-        warmup_epochs=1,
-        score=lfp.scores.el2n,
-        keep="hard",
-        after="restart",
-        score_on=lfp.ScorePass("plain_dataloader"),
-    )
-    runner = trainer(max_epochs=2, callbacks=[prune])
+    score_on = lfp.ScorePass("plain_dataloader")
+    how: Any = {"score": lfp.scores.el2n, "keep": "hard", "after": "restart", "score_on": score_on}
+    prune = lfp.DataPruning(density=0.5, warmup_epochs=1, **how)
+    runner = users.trainer(max_epochs=2, num_sanity_val_steps=1, callbacks=[prune])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # quotas of so few samples
         runner.fit(model, module)
     assert len(prune.selection.indices) == 50
     # Outside of a Trainer it is the same loader, ready for a network.
-    score = lfp.score_pass(
-        nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)),
-        module.plain_dataloader(),
-        lfp.scores.el2n,
-        progress=False,
-    )
+    network, loader = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), module.plain_dataloader()
+    score = lfp.score_pass(network, loader, lfp.scores.el2n, progress=False)
     assert score.shape == (100,)
-
-
-# ----------------------------------------------------------------------------------------- cache
 
 
 def test_decoded_images_are_kept_and_shared(tmp_path: Path, monkeypatch: Any) -> None:
@@ -623,8 +565,7 @@ def test_decoded_images_are_kept_and_shared(tmp_path: Path, monkeypatch: Any) ->
         raise AssertionError("decoded a second time")
 
     monkeypatch.setattr("lightning_fairprune.experiments.data._read._decode_jpegs", never)
-    module = data.CIFAR10(str(tmp_path), cache=str(cache))
-    module.setup("fit")
+    module = ready(data.CIFAR10(str(tmp_path), cache=str(cache)))
     assert module.train_set.images.tolist() == written["train"][0].tolist()
 
 
@@ -632,12 +573,8 @@ def test_other_data_has_another_cache(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     for each in (2, 3):
         written = write_cifar(tmp_path, "npz", 10, {"train": each, "test": 2})
-        module = data.CIFAR10(str(tmp_path), cache=str(cache))
-        module.setup("fit")
+        module = ready(data.CIFAR10(str(tmp_path), cache=str(cache)))
         assert module.train_set.images.tolist() == written["train"][0].tolist()
-
-
-# ------------------------------------------------------------------------------------- contracts
 
 
 @pytest.mark.parametrize("kind", MODULES)
@@ -658,9 +595,6 @@ def test_every_data_module_can_be_written_in_yaml(kind: Any, monkeypatch: Any) -
     assert type(module) is kind
     assert module.batch_size == 7
     assert all(hasattr(module, n) for n in ("groups", "group_names", "plain_dataloader"))
-
-
-# ------------------------------------------------------------------------------------- real data
 
 
 def test_the_real_cifar10() -> None:

@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
+from unittest.mock import Mock
 
 import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
-import users  # noqa: F401  # quiets Lightning
+import users
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -28,9 +29,6 @@ SHAPES = {"LeNet5": (1, 32, 32), "LeNet300100": (1, 28, 28)}
 
 def count(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
-
-
-# --------------------------------------------------------------------------------------- networks
 
 
 @pytest.mark.parametrize(
@@ -115,19 +113,13 @@ def test_vgg_is_torchvisions_up_to_the_last_pooling(depth: Any, letter: str) -> 
 def test_pretrained_weights_are_all_but_the_last_layer(monkeypatch: Any) -> None:
     import torchvision
 
-    source = torchvision.models.get_model("resnet18")
-    asked = []
-
-    def get_model(name: str, weights: str) -> nn.Module:
-        asked.append((name, weights))
-        return source
-
+    get_model = Mock(return_value=(source := torchvision.models.get_model("resnet18")))
     monkeypatch.setattr(torchvision.models, "get_model", get_model)
     torch.manual_seed(1)
     network = models.ResNet(18, 3, pretrained=True)
     torch.manual_seed(1)
     fresh = models.ResNet(18, 3)
-    assert asked == [("resnet18", "IMAGENET1K_V1")]
+    get_model.assert_called_once_with("resnet18", weights="IMAGENET1K_V1")
     for name, value in network.state_dict().items():
         known = fresh if name.startswith("fc.") else source
         assert torch.equal(value, known.state_dict()[name])
@@ -176,21 +168,15 @@ def test_the_stem_for_small_images_keeps_their_size() -> None:
         (lambda: models.VGG(11), r"`depth` must be one of \[16, 19\], got 11"),
         (lambda: models.ResNet(34), r"`depth` must be one of \[18, 50\], got 34"),
         (lambda: models.ResNet(18, 10, "cifar"), "`stem` must be .*, got 'cifar'"),
-        (
-            lambda: models.ResNet(18, 10, "small", pretrained=True),
-            "`pretrained` needs stem='imagenet', got 'small'",
-        ),
+        (lambda: models.ResNet(18, 10, "small", pretrained=True), "`pretrained` needs stem='imagenet', got 'small'"),
         (lambda: models.CifarResNet(18), r"`depth` must be 6n \+ 2, .*got 18"),
         (lambda: models.CifarResNet(2), r"`depth` must be 6n \+ 2, .*got 2"),
         (lambda: models.LeNet5(image_size=64), "`image_size` must be 28 or 32 pixels, got 64"),
     ],
-)
+)  # fmt: skip
 def test_bad_networks(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
-
-
-# -------------------------------------------------------------------------------------- schedules
 
 
 def test_rates_by_hand() -> None:
@@ -245,20 +231,9 @@ class Rates(pl.Callback):
         self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
-def trainer(**options: Any) -> pl.Trainer:
-    return pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
-    )
-
-
 def rates(model: Classifier, data: Data, **options: Any) -> list[float]:
     seen = Rates()
-    trainer(callbacks=[seen, *options.pop("callbacks", [])], **options).fit(model, data)
+    users.trainer(callbacks=[seen, *options.pop("callbacks", [])], **options).fit(model, data)
     return seen.seen
 
 
@@ -290,15 +265,11 @@ def test_a_schedule_knows_what_will_be_pruned() -> None:
     assert found == pytest.approx([0.4 * lr_factor(i, 8) for i in range(8)])
 
 
-# ----------------------------------------------------------------------------------------- module
-
-
 def test_accuracy_and_loss_are_of_all_samples() -> None:
     model, data = Classifier(models.SmallCNN(3)), Data()
-    runner = trainer()
-    found = (
-        runner.validate(model, data, verbose=False)[0] | runner.test(model, data, verbose=False)[0]
-    )
+    runner = users.trainer()
+    (found,) = runner.validate(model, data, verbose=False)
+    found |= runner.test(model, data, verbose=False)[0]
     images, labels = data.data.tensors
     model.eval()
     with torch.no_grad():
@@ -314,7 +285,7 @@ def test_accuracy_and_loss_are_of_all_samples() -> None:
 def test_it_learns_from_batches_with_and_without_groups(groups: bool) -> None:
     model = Classifier(models.SmallCNN(3), 0.1, nesterov=True, schedule="cosine")
     data = Data(240, 16, groups=groups)
-    runner = trainer(max_epochs=4)
+    runner = users.trainer(max_epochs=4)
     runner.fit(model, data)
     assert runner.callback_metrics["val/accuracy"] > 0.9
     assert "train/loss" in runner.callback_metrics
@@ -336,9 +307,8 @@ def test_xavier_is_normal_with_gain_of_two() -> None:
     fans = {0: 30 * 9 + 50 * 9, 2: 500}
     for i, fan in fans.items():
         weight: Tensor = network[i].weight
-        assert float(weight.detach().std()) == pytest.approx(
-            math.sqrt(2) * math.sqrt(2 / fan), rel=0.02
-        )
+        wanted = math.sqrt(2) * math.sqrt(2 / fan)
+        assert float(weight.detach().std()) == pytest.approx(wanted, rel=0.02)
         assert not bool(network[i].bias.any())
     assert bool((network[1].bias == 2).all())
     before = nn.Linear(3, 2)

@@ -20,9 +20,7 @@ from torch.optim import lr_scheduler
 import lightning_fairprune as lfp
 from lightning_fairprune import criteria, experiments
 from lightning_fairprune.experiments import _config as config
-from lightning_fairprune.experiments import (
-    _worker,
-)
+from lightning_fairprune.experiments import _worker
 from lightning_fairprune.experiments._cells import Cell, cells_of, needs
 from lightning_fairprune.experiments._results import rows_of, write_tables
 from lightning_fairprune.experiments._store import Store
@@ -30,9 +28,11 @@ from lightning_fairprune.experiments._summary import summarise
 from lightning_fairprune.experiments._weights import Slower, check_dense
 from lightning_fairprune.records.sparsity_record import SparsityRecord
 
+Done = tuple[dict[str, Any], Store]
+
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Store]:
+def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     settings = plain(**WEIGHTS)
     store = Store(tmp_path_factory.mktemp("weights"))
     _worker.work(settings, store, wanted=lambda: True)
@@ -53,9 +53,6 @@ def dense_of(store: Store, seed: int) -> dict[str, torch.Tensor]:
     return state
 
 
-# ------------------------------------------------------------------------------------------- cells
-
-
 def test_cells_and_what_they_need() -> None:
     built = experiments.build(plain(**WEIGHTS | {"seeds": [3]}))
     keys = [cell.key for cell in cells_of(built)]
@@ -72,9 +69,7 @@ def test_cells_and_what_they_need() -> None:
     assert cell.in_table
 
 
-def test_a_cell_is_the_dense_model_pruned_and_trained_on(
-    done: tuple[dict[str, Any], Store],
-) -> None:
+def test_a_cell_is_the_dense_model_pruned_and_trained_on(done: Done) -> None:
     _, store = done
     for name, criterion in (("magnitude", criteria.magnitude), ("undecayed", criteria.undecayed)):
         pl.seed_everything(1, workers=True, verbose=False)
@@ -107,9 +102,7 @@ def test_magnitude_takes_the_smallest_dense_weights(done: tuple[dict[str, Any], 
     assert record.settings["seed"] == 0
 
 
-def test_alpha_is_against_the_dense_model_of_the_same_seed(
-    done: tuple[dict[str, Any], Store],
-) -> None:
+def test_alpha_is_against_the_dense_model_of_the_same_seed(done: Done) -> None:
     settings, store = done
     for row in rows_of(store, cells_of(experiments.build(settings))):
         if row.kind == "baseline":
@@ -167,9 +160,6 @@ def test_gradual_pruning_inside_the_fine_tuning(tmp_path: Path) -> None:
     assert steps[0].total < steps[1].total == pytest.approx(0.8, abs=1 / 128)
 
 
-# ------------------------------------------------------------------------------- settings, restarts
-
-
 @pytest.mark.parametrize(
     ("changes", "concerned"),
     [
@@ -205,9 +195,8 @@ def test_weights_can_be_added_to_a_folder_that_has_kept_none(tmp_path: Path) -> 
     dense = Cell("baseline", 0, "full")
     assert not (store.folder(dense) / "end.pt").exists()
     settings = plain(**WEIGHTS | {"seeds": [0], "sparsities": [0.5]})
-    with pytest.raises(
-        ValueError, match=r"weights of full, seed 0, .* remove '.*full-seed0' to train"
-    ):
+    match = r"weights of full, seed 0, .* remove '.*full-seed0' to train"
+    with pytest.raises(ValueError, match=match):
         experiments.run(settings, tmp_path)
     for path in store.folder(dense).glob("*.json"):
         path.unlink()  # as if it were removed
@@ -218,23 +207,16 @@ def test_weights_can_be_added_to_a_folder_that_has_kept_none(tmp_path: Path) -> 
     assert len(store.status(cells_of(built)).finished) == 3
 
 
-# -------------------------------------------------------------------------------------------- files
-
-
 def test_every_file_is_written(done: tuple[dict[str, Any], Store]) -> None:
     settings, store = done
     built = experiments.build(settings)
     cells = cells_of(built)
     tables = write_tables(rows_of(store, cells), built.name, store.out)
     console = Console(file=io.StringIO(), width=300)
-    files = {
-        str(path.relative_to(store.out)) for path in summarise(built, store, cells, tables, console)
-    }
-    assert {
-        "sparsities.png",
-        "report/sparsity0.5/index.html",
-        "report/sparsity0.9/index.html",
-    } <= files
+    written = summarise(built, store, cells, tables, console)
+    files = {str(path.relative_to(store.out)) for path in written}
+    pages = {"report/sparsity0.5/index.html", "report/sparsity0.9/index.html"}
+    assert pages | {"sparsities.png"} <= files
     assert "densities.png" not in files
     lines = results(store.out)
     assert [line["sparsity"] for line in lines] == ["0.0"] * 2 + ["0.5"] * 4 + ["0.9"] * 4

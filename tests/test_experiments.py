@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 import users
 import yaml
 from experiment_grid import EL2N, GRID, plain, times
+from rich.console import Console
 
 import lightning_fairprune as lfp
 from lightning_fairprune import cli, experiments
@@ -98,9 +100,6 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "mine"
 
 
-# -------------------------------------------------------------------------------- what cells leave
-
-
 def test_every_cell_has_a_whole_result(done: tuple[dict[str, Any], Store]) -> None:
     settings, store = done
     cells = cells_of(experiments.build(settings))
@@ -127,9 +126,7 @@ def test_the_rows_hold_what_was_asked_for(done: tuple[dict[str, Any], Store]) ->
     assert rows[0].steps == 2 * 11
 
 
-def test_recalls_and_scores_are_means_over_query_models(
-    done: tuple[dict[str, Any], Store],
-) -> None:
+def test_recalls_and_scores_are_means_over_query_models(done: tuple[dict[str, Any], Store]) -> None:
     settings, store = done
     built = experiments.build(settings)
     queries = [store.folder(Cell("query", 0, member=m)) for m in (0, 1)]
@@ -139,11 +136,9 @@ def test_recalls_and_scores_are_means_over_query_models(
     recall = [torch.tensor(f["tp"]) / torch.tensor(f["support"]) for f in facts]
     torch.testing.assert_close(told.recall.float(), torch.stack(recall).mean(0))
     forgetting = known(built.methods["forgetting"], built, queries, [])
-    each = [
-        lfp.scores.forgetting(lfp.Dynamics.load(folder / "dynamics.safetensors")).float()
-        for folder in queries
-    ]
-    torch.testing.assert_close(forgetting.score, torch.stack(each).mean(0))
+    saved = [lfp.Dynamics.load(folder / "dynamics.safetensors") for folder in queries]
+    each = torch.stack([lfp.scores.forgetting(dynamics).float() for dynamics in saved])
+    torch.testing.assert_close(forgetting.score, each.mean(0))
 
 
 def test_a_pass_scores_the_weights_of_its_moment(done: tuple[dict[str, Any], Store]) -> None:
@@ -192,19 +187,14 @@ def test_everything_is_written_at_the_end(
     built = experiments.build(settings)
     files = summarise(built, store, cells_of(built), [], console)
     names = {file.relative_to(store.out).as_posix() for file in files}
-    assert names == {
-        "results.parquet",
-        "claims.md",
-        "densities.png",
-        "report/density0.3/index.html",
-    }
+    page = "report/density0.3/index.html"
+    assert names == {"results.parquet", "claims.md", "densities.png", page}
     import pyarrow.parquet as pq
 
     table = pq.read_table(store.out / "results.parquet")
     assert table.num_rows == 7
     assert table["kept_0"].to_pylist()[0] is None
-    page = (store.out / "report" / "density0.3" / "index.html").read_text()
-    assert "random+drop" in page
+    assert "random+drop" in (store.out / page).read_text()
 
 
 def test_what_is_not_installed_is_said(
@@ -222,11 +212,7 @@ def test_what_is_not_installed_is_said(
 
 
 @pytest.fixture
-def console() -> Any:
-    import io
-
-    from rich.console import Console
-
+def console() -> Console:
     return Console(file=io.StringIO(), width=200)
 
 
@@ -263,9 +249,6 @@ def test_class_weighting_is_a_baseline(mine: str, tmp_path: Path) -> None:
     assert full.recall != weighted.recall
 
 
-# ------------------------------------------------------------------------------- failures, settings
-
-
 def test_a_failed_cell_is_kept_and_the_others_go_on(mine: str, tmp_path: Path) -> None:
     methods = {"random": {}, "broken": {"quota": "mine.no_quota"}}
     settings = plain(methods=methods, densities=[0.5], seeds=[0])
@@ -279,18 +262,12 @@ def test_a_failed_cell_is_kept_and_the_others_go_on(mine: str, tmp_path: Path) -
     # The next start tries it once more, and nothing else.
     store.forget_failures(cells)
     go(settings, tmp_path)
-    assert times(tmp_path, "begun") == {
-        cell.key: 2 if cell.name == "broken" else 1 for cell in cells
-    }
+    begun = {cell.key: 2 if cell.name == "broken" else 1 for cell in cells}
+    assert times(tmp_path, "begun") == begun
 
 
 def test_what_needs_a_failed_cell_is_not_begun(tmp_path: Path) -> None:
-    settings = plain(
-        methods={"random": {}, "el2n": EL2N},
-        densities=[0.5],
-        seeds=[0],
-        one_fit={},
-    )
+    settings = plain(methods={"random": {}, "el2n": EL2N}, densities=[0.5], seeds=[0], one_fit={})
     store = Store(tmp_path)
     cells = cells_of(experiments.build(settings))
     query = cells[0]
@@ -300,9 +277,7 @@ def test_what_needs_a_failed_cell_is_not_begun(tmp_path: Path) -> None:
     assert set(times(tmp_path, "begun")) == {"query-seed0-model0", "baseline-full-seed0"}
 
 
-def test_changed_settings_are_refused_with_what_changed(
-    done: tuple[dict[str, Any], Store],
-) -> None:
+def test_changed_settings_are_refused_with_what_changed(done: tuple[dict[str, Any], Store]) -> None:
     settings, store = done
     cells = cells_of(experiments.build(settings))
     changed = json.loads(json.dumps(settings))
@@ -326,8 +301,6 @@ def test_more_of_the_grid_is_fine(done: tuple[dict[str, Any], Store]) -> None:
     assert yaml.safe_load((store.out / "config.yaml").read_text())["densities"] == [0.3, 0.2]
     assert len(store.status(cells).finished) == len(cells_of(experiments.build(settings)))
 
-
-# ------------------------------------------------------------------------------------------- locks
 
 TAKER = """
 import sys
@@ -403,9 +376,6 @@ def test_what_a_stopped_cell_left_is_gone(tmp_path: Path) -> None:
     assert store.result(cell) == {"settings": {}}
 
 
-# ----------------------------------------------------------------------------------- tables, claims
-
-
 def row(method: str, density: float, seed: int, worst: float, average: float = 0.8) -> Row:
     return Row(
         method, "final", density, seed, average, worst, 0.1, 0.1, 10, 10, 1.0, 0.5, 1.0,
@@ -414,15 +384,10 @@ def row(method: str, density: float, seed: int, worst: float, average: float = 0
 
 
 def claims(rows: list[Row]) -> list[str]:
-    settings = plain(
-        methods={
-            "chance": {},  # known by what they do, not by their names
-            "el2n": EL2N,
-            "drop": {"quota": "lightning_fairprune.quotas.drop"},
-            "el2n_drop": EL2N | {"quota": "lightning_fairprune.quotas.drop"},
-        }
-    )
-    found = experiments.claims_of(experiments.build(settings), rows)
+    quota = {"quota": "lightning_fairprune.quotas.drop"}
+    # Known by what they do, not by their names.
+    methods = {"chance": {}, "el2n": EL2N, "drop": quota, "el2n_drop": EL2N | quota}
+    found = experiments.claims_of(experiments.build(plain(methods=methods)), rows)
     text = claims_markdown(found, "test")
     assert all(claim.text in text for claim in found)
     return [claim.verdict for claim in found]
@@ -463,9 +428,6 @@ def test_table_is_by_density_with_ranges() -> None:
     assert text.index("density 0.5") < text.index("density 0.3")
     assert list(by_density(rows)) == [("a", 0.5), ("b", 0.3)]
     assert spread([0.1234]) == "0.123"
-
-
-# --------------------------------------------------------------------------------- the command line
 
 
 @pytest.fixture

@@ -81,17 +81,22 @@ def flavour(package: str) -> SimpleNamespace:
             return torch.optim.SGD(self.parameters(), self.lr, momentum=0.9)
 
     class ModelWithData(Model):
-        setup, train_dataloader, val_dataloader = (
-            Data.setup,
-            Data.train_dataloader,
-            Data.val_dataloader,
-        )
-        batch_size = 10
+        setup, batch_size = Data.setup, 10
+        train_dataloader, val_dataloader = Data.train_dataloader, Data.val_dataloader
 
     ours = lfp if package != OTHER else importlib.import_module("lightning_fairprune.pl")
     return SimpleNamespace(
         pl=pl, Data=Data, Model=Model, ModelWithData=ModelWithData, Wrapper=ours.FairPruneDataModule
     )
+
+
+QUIET = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 def fit(
@@ -109,16 +114,9 @@ def fit(
     saver = users_side.pl.callbacks.ModelCheckpoint(
         checkpoints, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True
     )
-    trainer = users_side.pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=4,
-        logger=False,
-        enable_checkpointing=checkpoints is not None,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[*callbacks, *([saver] if checkpoints is not None else [])],
-    )
+    saving = {"enable_checkpointing": True, "callbacks": [*callbacks, saver]}
+    options = QUIET | ({"callbacks": [*callbacks]} if checkpoints is None else saving)
+    trainer = users_side.pl.Trainer(devices=1, max_epochs=4, **options)
     if form == "wrapper":
         data = users_side.Wrapper(data)
     trainer.fit(model, datamodule=data, ckpt_path=resume)
@@ -174,13 +172,8 @@ def test_the_other_callbacks(twins: bool) -> None:
     wanted = {name for name in ours.callback_metrics if name.startswith("val/recall")}
     assert {"val/recall/worst", "val/recall/alpha"} <= wanted
     for name in wanted:
-        torch.testing.assert_close(
-            ours.callback_metrics[name],
-            theirs.callback_metrics[name],
-            rtol=0,
-            atol=0,
-            equal_nan=True,
-        )
+        one, other = (trainer.callback_metrics[name] for trainer in (ours, theirs))
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
     assert (weights == 0).sum() == 64  # half of those that may be pruned: the last layer is spared
 
 
@@ -210,9 +203,8 @@ def test_score_pass_runs_the_modules_own_step() -> None:
         torch.manual_seed(0)
         model, data = side.Model(), side.Data()
         data.setup("fit")
-        scores.append(
-            lfp.score_pass(model, data.train_dataloader(), lfp.scores.el2n, progress=False)
-        )
+        loader = data.train_dataloader()
+        scores.append(lfp.score_pass(model, loader, lfp.scores.el2n, progress=False))
         assert model.steps == 0  # ran, and was put back
     assert torch.equal(*scores)
 
@@ -224,15 +216,7 @@ def test_wrapper_with_a_selection() -> None:
     kept = lfp.select(users.Blobs(103).y, torch.tensor([5, 5, 5, 5]))
     wrapped = side.Wrapper(data, selection=kept)
     seen = users.Probe()
-    trainer = side.pl.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[seen],
-    )
+    trainer = side.pl.Trainer(max_epochs=1, callbacks=[seen], **QUIET)
     trainer.fit(side.Model(), datamodule=wrapped)
     # The user's hook has doubled the inputs, of which the first is the index.
     assert sorted(i // 2 for i in seen.samples[0]) == kept.indices.tolist()
@@ -246,9 +230,8 @@ def test_wrapper_of_the_other_flavour_is_told_where_to_go(package: str) -> None:
     wanted = rf"must be a {package}\.LightningDataModule, got .*Data of {other}: wrap it in {where}\.Fair"
     with pytest.raises(TypeError, match=wanted):
         flavour(package).Wrapper(flavour(other).Data())
-    with pytest.raises(
-        TypeError, match=rf"must be a {package}\.LightningDataModule, got .*Blobs\.$"
-    ):
+    wanted = rf"must be a {package}\.LightningDataModule, got .*Blobs\.$"
+    with pytest.raises(TypeError, match=wanted):
         flavour(package).Wrapper(users.Blobs())
 
 
@@ -291,13 +274,9 @@ data:
     monkeypatch.setitem(sys.modules, "users_data", SimpleNamespace(Data=data))  # type: ignore[arg-type]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    made = cli.LightningCLI(
-        side.Model,
-        side.Wrapper,
-        args=["fit", "--config", str(config)],
-        save_config_callback=None,
-        seed_everything_default=1,
-    )
+    options = {"save_config_callback": None, "seed_everything_default": 1}
+    arguments = ["fit", "--config", str(config)]
+    made = cli.LightningCLI(side.Model, side.Wrapper, args=arguments, **options)
     assert made.model.lr == 0.05
     assert made.datamodule.datamodule.batch_size == 20
     assert len(made.trainer.callbacks[0].selection) == round(0.4 * 103)

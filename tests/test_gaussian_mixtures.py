@@ -21,6 +21,8 @@ from lightning_fairprune import quotas
 from lightning_fairprune.selection import select
 
 N = 10**9  # the loops below see risks, not samples: sizes this large make rounding invisible
+Key = tuple[float, float, float]
+Rule = Callable[..., torch.Tensor]
 DENSITY = 0.3  # low enough that no quota reaches its class size in any of these problems
 
 
@@ -74,7 +76,7 @@ def ratio(quota: torch.Tensor) -> float:
     return n0 / n1 if n1 else math.inf
 
 
-def one_step(mixture: Mixture, rule: Callable[..., torch.Tensor]) -> tuple[float, float, float]:
+def one_step(mixture: Mixture, rule: Rule) -> tuple[float, float, float]:
     """Quotas from the recalls of the full-data model: ratio, threshold, worst risk."""
     full = mixture.threshold(mixture.phi_0 / (1 - mixture.phi_0))
     q = ratio(rule(mixture.sizes, mixture.recalls(full), round(DENSITY * N)))
@@ -82,9 +84,7 @@ def one_step(mixture: Mixture, rule: Callable[..., torch.Tensor]) -> tuple[float
     return q, t, max(mixture.risks(t))
 
 
-def loop(
-    mixture: Mixture, rule: Callable[..., torch.Tensor], rounds: int, window: int = 1
-) -> list[float]:
+def loop(mixture: Mixture, rule: Rule, rounds: int, window: int = 1) -> list[float]:
     """Train, measure, prune anew from the full data; the ratios. Recalls: mean over a window."""
     q, ratios = mixture.phi_0 / (1 - mixture.phi_0), []
     seen: list[list[float]] = []
@@ -130,7 +130,7 @@ every_mixture = pytest.mark.parametrize("key", MIXTURES, ids=str)
 
 
 @functools.cache
-def numbers(key: tuple[float, float, float]) -> dict[str, float]:
+def numbers(key: Key) -> dict[str, float]:
     """Everything that is computed for one mixture, by name."""
     mixture = MIXTURES[key]
     full = mixture.threshold(mixture.phi_0 / (1 - mixture.phi_0))
@@ -149,28 +149,23 @@ def numbers(key: tuple[float, float, float]) -> dict[str, float]:
 
 
 @every_mixture
-def test_one_step_from_the_full_data_model_is_as_computed_by_hand(
-    key: tuple[float, float, float],
-) -> None:
+def test_one_step_from_the_full_data_model_is_as_computed_by_hand(key: Key) -> None:
     row = numbers(key)
-    names = ["full t", "full R0", "full R1", "best worst"]
-    names += [
-        f"{rule} {value}" for rule in ("drop", "drop_reference") for value in ("q", "t", "worst")
-    ]
-    names += ["balanced worst"]
+    rules = [f"{rule} {x}" for rule in ("drop", "drop_reference") for x in ("q", "t", "worst")]
+    names = ["full t", "full R0", "full R1", "best worst", *rules, "balanced worst"]
     expected = [float(value) for value in EXPECTED[key].split()]
     assert [row[name] for name in names] == pytest.approx(expected, abs=5.1e-5)
 
 
 @every_mixture
-def test_minimax_ends_at_the_best_worst_class_risk(key: tuple[float, float, float]) -> None:
+def test_minimax_ends_at_the_best_worst_class_risk(key: Key) -> None:
     row = numbers(key)
     assert row["Minimax q"] == pytest.approx(row["best q"], rel=1e-6)
     assert row["Minimax worst"] == pytest.approx(row["best worst"], rel=1e-6)
 
 
 @every_mixture
-def test_no_quota_beats_equal_recalls(key: tuple[float, float, float]) -> None:
+def test_no_quota_beats_equal_recalls(key: Key) -> None:
     row = numbers(key)
     assert min(row[name] for name in row if name.endswith("worst")) >= row["best worst"] - 1e-9
 
@@ -185,9 +180,7 @@ def test_minimax_with_leak_rests_where_leak_and_step_cancel() -> None:
 
 
 @pytest.mark.parametrize("key", list(MIXTURES)[:3], ids=str)
-def test_drop_estimated_again_and_again_settles_only_if_recalls_are_averaged(
-    key: tuple[float, float, float],
-) -> None:
+def test_drop_estimated_again_and_again_settles_only_if_recalls_are_averaged(key: Key) -> None:
     mixture, fixed = MIXTURES[key], numbers(key)["drop fixed point q"]
     r0, r1 = mixture.risks(mixture.threshold(fixed))
     n0, n1 = mixture.sizes
@@ -197,9 +190,6 @@ def test_drop_estimated_again_and_again_settles_only_if_recalls_are_averaged(
     # Left alone it overshoots: when q rises by 1 %, (N_0 R_0) / (N_1 R_1) falls by more than 1 %.
     alone = [abs(math.log(q / fixed)) for q in loop(mixture, quotas.drop, rounds=6)]
     assert alone == sorted(alone)
-
-
-# --- with samples ---------------------------------------------------------------------------------
 
 
 def draw(mixture: Mixture, n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -235,13 +225,9 @@ def threshold_error(mixture: Mixture, q: float, n: int) -> float:
     return 0.513 * (4 * (f0 + f1) / (n * curvature**2)) ** (1 / 3)
 
 
-@pytest.mark.parametrize(
-    "rule", [quotas.drop, quotas.drop_reference], ids=lambda rule: rule.__name__
-)
+@pytest.mark.parametrize("rule", [quotas.drop, quotas.drop_reference])
 @pytest.mark.parametrize("key", list(MIXTURES)[:3], ids=str)
-def test_samples_pruned_by_drop_train_to_the_predicted_threshold(
-    key: tuple[float, float, float], rule: Callable[..., torch.Tensor]
-) -> None:
+def test_samples_pruned_by_drop_train_to_the_predicted_threshold(key: Key, rule: Rule) -> None:
     mixture, n = MIXTURES[key], 200_000
     x, target = draw(mixture, n, seed=1)
     sizes = torch.bincount(target)
@@ -256,9 +242,7 @@ def test_samples_pruned_by_drop_train_to_the_predicted_threshold(
 
 
 @pytest.mark.parametrize("key", list(MIXTURES)[:3], ids=str)
-def test_minimax_on_samples_comes_close_to_the_best_worst_class_risk(
-    key: tuple[float, float, float],
-) -> None:
+def test_minimax_on_samples_comes_close_to_the_best_worst_class_risk(key: Key) -> None:
     q, worst = sampled_minimax(MIXTURES[key])
     # Mean of 15 rounds. Each subset's threshold is off by 0.03 or less (see threshold_error), which
     # at step 1 moves log q by 0.01 a round; subsets share their pool of 200,000, so that the

@@ -43,24 +43,24 @@ def data(*shape: int, size: int = 7, classes: int = 3) -> list[tuple[Tensor, Ten
     return list(zip(x.split(4), y.split(4), strict=True))
 
 
+def all_by_rules(plan: Plan) -> bool:
+    return plan.batched and not plan.rest and plan.loss.vectorised != plan.loss.each
+
+
 def check(
     model: nn.Module,
     batches: list[Any],
     loss_fn: Callable[[Any, Any], Tensor] = CE,
     names: list[str] | None = None,
+    by_rules: list[Plan] | None = None,
 ) -> None:
+    """Holds the norms to a loop; with plans, also the way to rules alone."""
     model = oracle.settled(model).double().train()
     found = grad_norm(model, batches, loss_fn, parameters=names)
     expected = oracle.loop(model, batches, loss_fn, names)
     assert found.dtype == torch.float64
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
-
-
-def all_by_rules(plan: Plan) -> bool:
-    return plan.batched and not plan.rest and plan.loss.vectorised != plan.loss.each
-
-
-# Networks
+    assert by_rules is None or all_by_rules(by_rules[0])
 
 
 def mlp(**options: Any) -> nn.Sequential:
@@ -71,14 +71,12 @@ def mlp(**options: Any) -> nn.Sequential:
 
 @pytest.mark.parametrize("loss_fn", [CE, EACH, nn.CrossEntropyLoss(reduction="sum")])
 def test_mlp(loss_fn: nn.Module, plans: list[Plan]) -> None:
-    check(mlp(), data(5), loss_fn)
-    assert all_by_rules(plans[0])
+    check(mlp(), data(5), loss_fn, by_rules=plans)
 
 
 @pytest.mark.parametrize("inplace", [False, True])
 def test_lenet(inplace: bool, plans: list[Plan]) -> None:
-    check(oracle.LeNet(inplace=inplace), data(1, 28, 28, classes=10))
-    assert all_by_rules(plans[0])
+    check(oracle.LeNet(inplace=inplace), data(1, 28, 28, classes=10), by_rules=plans)
 
 
 @pytest.mark.parametrize("stem", ["imagenet", "cifar"])
@@ -103,22 +101,24 @@ def test_transformer_with_tied_embeddings(
     model = oracle.LanguageModel(batch_first=batch_first, norm_first=norm_first)
     tokens = torch.randint(4, (7, 6))  # few words: they repeat, and 0 is padding
     target = torch.randint(11, (7, 6))
-    check(model, list(zip(tokens.split(4), target.split(4), strict=True)), oracle.next_token)
-    assert all_by_rules(plans[0])
+    check(
+        model,
+        list(zip(tokens.split(4), target.split(4), strict=True)),
+        oracle.next_token,
+        by_rules=plans,
+    )
 
 
 def test_transformer_with_padding_and_named_inputs(plans: list[Plan]) -> None:
     tokens, target = torch.randint(11, (6, 5)), torch.randint(11, (6, 5))
     padding = torch.arange(5) >= torch.tensor([[5], [4], [3], [5], [2], [1]])
     batches = [({"tokens": tokens, "padding": padding}, target)]
-    check(oracle.LanguageModel(), batches, oracle.next_token)
-    assert all_by_rules(plans[0])
+    check(oracle.LanguageModel(), batches, oracle.next_token, by_rules=plans)
 
 
 def test_encoder_as_first_layer_does_not_take_the_fused_path(plans: list[Plan]) -> None:
     encoder = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True)
-    check(encoder, data(4, 6), lambda z, y: EACH(z.mean(1)[:, :3], y))
-    assert all_by_rules(plans[0])
+    check(encoder, data(4, 6), lambda z, y: EACH(z.mean(1)[:, :3], y), by_rules=plans)
     assert torch.backends.mha.get_fastpath_enabled()
 
 
@@ -128,9 +128,6 @@ def test_encoder_as_first_layer_does_not_take_the_fused_path(plans: list[Plan]) 
 def test_attention_whose_weights_are_used(options: dict[str, Any]) -> None:
     x, y = torch.randn(2, 5, 4, 6, dtype=torch.float64)
     check(oracle.CrossAttention(**options), [((x, y), torch.randint(3, (5,)))])
-
-
-# Layers, one by one
 
 
 def conv(axes: int, **options: Any) -> nn.Sequential:
@@ -158,8 +155,7 @@ def test_convolutions(axes: int, options: dict[str, Any], plans: list[Plan]) -> 
     batches = data(4, *(6, 5, 5)[:axes])
     model = conv(axes, **options).double()
     model(batches[0][0])
-    check(model, batches)
-    assert all_by_rules(plans[0])
+    check(model, batches, by_rules=plans)
 
 
 @pytest.mark.parametrize("size", [3, 9])
@@ -168,8 +164,7 @@ def test_wide_and_narrow_convolutions_take_either_form(size: int, plans: list[Pl
     wide, narrow = nn.Conv2d(16, 40, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1)
     layer, channels = (wide, 16) if size == 3 else (narrow, 2)
     model = nn.Sequential(layer, nn.Flatten(), nn.Linear(layer.out_channels * size**2, 3))
-    check(model, data(channels, size, size))
-    assert all_by_rules(plans[0])
+    check(model, data(channels, size, size), by_rules=plans)
 
 
 @pytest.mark.parametrize(
@@ -199,8 +194,7 @@ def test_linear_and_normalisation(
     model = nn.Sequential(layer, nn.Linear(6, 5), nn.Tanh(), nn.Flatten(), nn.LazyLinear(3))
     batches = data(*shape)
     model.double()(batches[0][0])
-    check(model, batches)
-    assert all_by_rules(plans[0])
+    check(model, batches, by_rules=plans)
 
 
 @pytest.mark.parametrize("tokens", [(), (5,), (2, 5)])
@@ -209,11 +203,7 @@ def test_embeddings(tokens: tuple[int, ...], options: dict[str, Any], plans: lis
     model = nn.Sequential(nn.Embedding(4, 6, **options), nn.Flatten(), nn.LazyLinear(3))
     x, y = torch.randint(4, (6, *tokens)), torch.randint(3, (6,))
     model(x)
-    check(model, [(x, y)])
-    assert all_by_rules(plans[0])
-
-
-# Parameters used several times, or in a way of their own
+    check(model, [(x, y)], by_rules=plans)
 
 
 @pytest.mark.parametrize("raw", [False, True])
@@ -243,8 +233,11 @@ def test_one_layer_used_several_times(plans: list[Plan]) -> None:
 
 def test_one_convolution_in_two_places(plans: list[Plan]) -> None:
     shared = nn.Conv2d(2, 2, 3, padding=1)
-    check(nn.Sequential(shared, nn.Tanh(), shared, nn.Flatten(), nn.Linear(32, 3)), data(2, 4, 4))
-    assert all_by_rules(plans[0])
+    check(
+        nn.Sequential(shared, nn.Tanh(), shared, nn.Flatten(), nn.Linear(32, 3)),
+        data(2, 4, 4),
+        by_rules=plans,
+    )
 
 
 def overridden() -> nn.Module:
@@ -330,8 +323,7 @@ def test_a_layer_that_is_never_called_costs_nothing(plans: list[Plan]) -> None:
     model = mlp()
     model.unused = nn.Linear(2, 2)
     model.forward = lambda x: model[3](model[2](model[1](model[0](x))))  # type: ignore[method-assign]
-    check(model, data(5))
-    assert all_by_rules(plans[0])
+    check(model, data(5), by_rules=plans)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.cpu.amp.autocast:FutureWarning")  # torch 2.4 itself
@@ -340,25 +332,20 @@ def test_checkpointed_blocks(reentrant: bool, plans: list[Plan]) -> None:
     class Saved(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first, self.block, self.last = nn.Linear(4, 4), mlp_block(), nn.Linear(4, 3)
+            self.block = nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Linear(8, 4))
+            self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
 
         def forward(self, x: Tensor) -> Tensor:
             return self.last(checkpoint(self.block, self.first(x), use_reentrant=reentrant))
-
-    def mlp_block() -> nn.Module:
-        return nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Linear(8, 4))
 
     if reentrant:
         with pytest.raises(RuntimeError, match="use_reentrant"):
             check(Saved(), data(4))
     else:
-        check(Saved(), data(4))
-        assert all_by_rules(plans[0])
+        check(Saved(), data(4), by_rules=plans)
 
 
-def test_an_input_that_is_changed_in_place_when_the_layer_no_longer_needs_it(
-    plans: list[Plan],
-) -> None:
+def test_an_input_changed_in_place_when_the_layer_no_longer_needs_it(plans: list[Plan]) -> None:
     class Residual(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -380,11 +367,7 @@ def test_a_user_hook_that_changes_the_output_comes_after(plans: list[Plan]) -> N
     model = mlp()
     model[0].register_forward_hook(lambda module, args, output: output * 3)
     model[3].register_forward_pre_hook(lambda module, args: (args[0] + 1,))
-    check(model, data(5))
-    assert all_by_rules(plans[0])
-
-
-# Losses
+    check(model, data(5), by_rules=plans)
 
 
 def test_weights_of_a_weighted_mean_cancel() -> None:
@@ -423,13 +406,9 @@ def test_outputs_and_targets_in_mappings(plans: list[Plan]) -> None:
     assert all_by_rules(plans[0])
 
 
-# Arguments
-
-
 @pytest.mark.parametrize("names", [["0.weight"], ["3.bias"], ["0.bias", "1.weight", "3.weight"]])
 def test_some_parameters(names: list[str], plans: list[Plan]) -> None:
-    check(mlp(), data(5), CE, names)
-    assert all_by_rules(plans[0])
+    check(mlp(), data(5), CE, names, by_rules=plans)
 
 
 def test_parameters_themselves_and_those_that_require_a_gradient() -> None:
@@ -445,11 +424,9 @@ def test_parameters_themselves_and_those_that_require_a_gradient() -> None:
 def test_either_name_of_a_tied_parameter() -> None:
     model = oracle.LanguageModel()
     batches = [(torch.randint(11, (4, 5)), torch.randint(11, (4, 5)))]
-    by_name = [
-        grad_norm(model, batches, oracle.next_token, parameters=[name])
-        for name in ("embedding.weight", "head.weight")
-    ]
-    assert torch.equal(*by_name)
+    names = ["embedding.weight"], ["head.weight"]
+    one, other = (grad_norm(model, batches, oracle.next_token, parameters=name) for name in names)
+    assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("memory", [1, 10_000, 2**28])
@@ -469,10 +446,8 @@ def test_memory_changes_nothing(memory: int) -> None:
 def test_how_samples_are_batched_changes_nothing(sizes: list[int]) -> None:
     model = mlp().double()
     x, y = torch.randn(7, 5, dtype=torch.float64), torch.randint(3, (7,))
-    batches = iter(list(zip(x.split(sizes), y.split(sizes), strict=True)))
-    torch.testing.assert_close(
-        grad_norm(model, batches, CE), oracle.loop(model, [(x, y)], CE), rtol=1e-10, atol=0
-    )
+    found = grad_norm(model, iter(list(zip(x.split(sizes), y.split(sizes), strict=True))), CE)
+    torch.testing.assert_close(found, oracle.loop(model, [(x, y)], CE), rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -508,9 +483,6 @@ def test_autocast_and_inference_mode_outside_do_not_matter() -> None:
         assert torch.equal(grad_norm(model, [batch], CE), expected)
 
 
-# What is left behind: nothing
-
-
 def test_a_model_that_works_in_place_on_its_input() -> None:
     class Shifted(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
@@ -520,9 +492,6 @@ def test_a_model_that_works_in_place_on_its_input() -> None:
     before = batches[0][0].clone()
     check(Shifted(5, 3), batches)
     assert torch.equal(batches[0][0], before)
-
-
-# Errors
 
 
 @pytest.mark.parametrize("at", [0, 1, 5])
@@ -593,10 +562,7 @@ class Noisy(nn.Linear):
         ({"batches": []}, "at least one batch"),
         ({"batches": [torch.ones(2, 5)]}, r"pairs \(inputs, target\), got Tensor"),
         ({"batches": [(1, 2, 3)]}, r"got tuple of 3"),
-        (
-            {"batches": [(torch.ones(2, 5), torch.zeros(3).long())]},
-            r"got shape \[3\] next to 2 samples",
-        ),
+        ({"batches": [(torch.ones(2, 5), torch.arange(3))]}, r"got shape \[3\] next to 2 samples"),
         ({"batches": [(torch.ones(2, 5), torch.tensor(1))]}, "samples along its first axis"),
         ({"batches": [(torch.ones(0, 5), torch.zeros(0).long())]}, "samples along its first axis"),
         ({"memory": 0}, "`memory` must be a positive number of bytes, got 0"),
@@ -611,9 +577,6 @@ def test_error(change: dict[str, Any], words: str) -> None:
 def test_error_loss_that_is_no_tensor() -> None:
     with pytest.raises(TypeError, match="`loss_fn` must return a tensor, got float"):
         grad_norm(mlp(), data_float(), lambda z, y: 0.0)
-
-
-# The last layer
 
 
 @pytest.mark.parametrize("bias", [True, False])

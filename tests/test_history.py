@@ -26,12 +26,8 @@ def history(**changes: Any) -> RecallHistory:
         Evaluation("val/1", 2, 20, True, counts(7, 8)),
         Evaluation("test", 2, 20, True, counts(9, 10)),
     )
-    options: dict[str, Any] = {
-        "class_names": ("cat", "dog"),
-        "reference": {"val": counts(8, 9)},
-        "seed": 3,
-    }
-    return RecallHistory(evaluations, **{**options, **changes})
+    options = {"class_names": ("cat", "dog"), "reference": {"val": counts(8, 9)}, "seed": 3}
+    return RecallHistory(evaluations, **options | changes)
 
 
 def alike(one: ClassCounts, other: ClassCounts) -> bool:

@@ -106,6 +106,15 @@ def capture(monkeypatch: pytest.MonkeyPatch) -> Iterator[LateCapture]:
     late.leave()
 
 
+def run(
+    capture: LateCapture, batch_idx: int, net: Network | None = None, step: Any = plain
+) -> None:
+    x = torch.randn(2, 4)
+    capture.begin(batch_idx)
+    step(net or Network(), x)
+    capture.leave()
+
+
 @pytest.mark.parametrize("name", STEPS)
 @torch.no_grad()
 def test_steps_after_the_first_show_the_same_as_a_mode_all_the_time(
@@ -113,9 +122,7 @@ def test_steps_after_the_first_show_the_same_as_a_mode_all_the_time(
 ) -> None:
     step, after = STEPS[name]
     net, always = Network().eval(), LossCapture()
-    capture.begin(1)
-    step(net, torch.randn(2, 4))
-    capture.leave()
+    run(capture, 1, net, step)
     assert (type(capture.after).__name__ if after else capture.after) == after
     for _ in range(3):
         x = torch.randn(2, 4)
@@ -143,13 +150,10 @@ def test_functions_of_the_network_run_without_the_mode(
 
     whole = LossCapture.__torch_function__
     monkeypatch.setattr(LossCapture, "__torch_function__", counted)
-    net, x = Network().eval(), torch.randn(2, 4)
-    counts = []
+    net, counts = Network().eval(), []
     for batch_idx in range(3):
         seen.clear()
-        capture.begin(batch_idx)
-        plain(net, x)
-        capture.leave()
+        run(capture, batch_idx, net)
         counts.append(len(seen))
     assert counts == [6, 6, 1]  # 3 linear, 2 relu, the loss; the loss
 
@@ -171,39 +175,30 @@ def test_compiled_code_is_looked_at_all_the_time(
     capture: LateCapture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(late_module, "_has_compiled", lambda: True)
-    capture.begin(1)
-    plain(Network(), torch.randn(2, 4))
-    capture.leave()
+    net = Network()  # one that is gone would not be waited for anyway
+    run(capture, 1, net)
     assert capture.after is None
 
 
 def test_each_first_step_is_learnt_from_anew(capture: LateCapture) -> None:
     net, after = Network(), []
     for step in (plain, no_module, in_parts):
-        capture.begin(1)
-        step(net, torch.randn(2, 4))
-        capture.leave()
+        run(capture, 1, net, step)
         after.append(capture.after)
     assert after == [net, None, net.body]
 
 
 def test_a_module_that_is_gone_is_not_waited_for(capture: LateCapture) -> None:
-    capture.begin(1)
-    plain(Network(), torch.randn(2, 4))
-    capture.leave()
+    run(capture, 1)
     assert capture.after is None
-    capture.begin(2)
-    plain(Network(), torch.randn(2, 4))
-    capture.leave()
+    run(capture, 2)
     assert capture.noted == 1
 
 
 def test_training_steps_in_between_change_nothing(capture: LateCapture) -> None:
     net = Network()
     for batch_idx in (0, 1, 2, 3):
-        capture.begin(batch_idx)
-        plain(net, torch.randn(2, 4))
-        capture.leave()
+        run(capture, batch_idx, net)
         assert capture.noted == 1
         capture.leave()  # once too often
     capture.enter()  # as in training
@@ -215,32 +210,25 @@ def test_training_steps_in_between_change_nothing(capture: LateCapture) -> None:
 
 def test_a_mode_of_the_step_is_left_alone(capture: LateCapture) -> None:
     net, x = Network(), torch.randn(2, 4)
-    capture.begin(1)
-    plain(net, x)
-    capture.leave()
+    run(capture, 1, net)
     capture.begin(2)
     with Counting() as counting:
         plain(net, x)
     assert counting.calls > 0
     capture.leave()
-    with pytest.raises(
-        ValueError, match="looked for after Network was done, as in the second batch"
-    ):
+    told = "looked for after Network was done, as in the second batch"
+    with pytest.raises(ValueError, match=told):
         capture.pick(2)
 
 
 @pytest.mark.parametrize("batch_idx", [0, 1, 2])
 def test_a_step_that_fails_leaves_nothing_behind(batch_idx: int, capture: LateCapture) -> None:
     net = Network()
-    capture.begin(1)
-    plain(net, torch.randn(2, 4))
-    capture.leave()
+    run(capture, 1, net)
     capture.begin(batch_idx)
     with pytest.raises(RuntimeError):
         plain(net, torch.randn(2, 5))
     capture.leave()
     assert not net._forward_hooks
-    capture.begin(1)
-    plain(net, torch.randn(2, 4))
-    capture.leave()
+    run(capture, 1, net)
     assert capture.after is net

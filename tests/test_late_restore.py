@@ -27,9 +27,7 @@ import lightning_fairprune as lfp
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used"),
-    pytest.mark.filterwarnings(
-        "ignore:You're resuming from a checkpoint that ended before the epoch"
-    ),
+    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before"),
 ]
 PACKAGE = str(Path(lfp.__file__).parent)
 
@@ -57,12 +55,8 @@ def resumed(settings: dict[str, Any], path: str) -> dict[str, Any]:
 def test_from_every_epoch(prune: str, form: str, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"prune": PRUNE[prune], "form": form}
     early = scenario.run(**settings, checkpoint=WHEN["epoch_end"], folder=str(tmp_path / "early"))
-    full = scenario.run(
-        **settings,
-        checkpoint=WHEN["epoch_end"],
-        folder=str(tmp_path / "late"),
-        trainer={"strategy": late()},
-    )
+    settings_late = settings | {"folder": str(tmp_path / "late"), "trainer": {"strategy": late()}}
+    full = scenario.run(**settings_late, checkpoint=WHEN["epoch_end"])
     check(early, full, "the strategy alone changes nothing")
     paths = saved(tmp_path / "late")
     assert len(paths) == 4
@@ -92,11 +86,8 @@ def test_with_a_loader_that_is_built_before_the_checkpoint_is_read(
 
 @pytest.mark.parametrize("reference", ["fit_start", "before_pruning"])
 def test_recalls_and_their_reference(reference: str, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {
-        "prune": PRUNE["scored"],
-        "monitor": {"reference": reference},
-        "form": "datamodule",
-    }
+    settings: dict[str, Any] = {"prune": PRUNE["scored"], "form": "datamodule"}
+    settings["monitor"] = {"reference": reference}
     full = scenario.run(**settings, checkpoint=WHEN["epoch_end"], folder=str(tmp_path))
     for path in saved(tmp_path):
         found = resumed(settings, path)
@@ -154,9 +145,6 @@ def test_on_two_ranks(tmp_path: Path) -> None:
             check(full, record, path)
 
 
-# --- sharded weights ------------------------------------------------------------------------------
-
-
 class FSDPStrategy(Late):
     """By name and package one that shards the weights, which here it does not."""
 
@@ -199,17 +187,13 @@ def test_sharded_weights_are_left_alone(tmp_path: Path) -> None:
     def fit(resume: str | None = None) -> tuple[Untouchable, Any]:
         pl.seed_everything(1, verbose=False)
         model = Untouchable()
-        prune = lfp.DataPruning(
-            0.4, 2, score=lfp.scores.el2n, keep="hard", quota=lfp.quotas.Minimax()
-        )
+        options: Any = {"score": lfp.scores.el2n, "quota": lfp.quotas.Minimax()}
+        prune = lfp.DataPruning(0.4, 2, keep="hard", **options)
         callbacks: list[Any] = [prune, lfp.RecallMonitor(reference="before_pruning")]
         if resume is None:
             callbacks.append(ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1))
-        trainer = users.trainer(
-            callbacks=callbacks,
-            enable_checkpointing=resume is None,
-            strategy=FSDPStrategy(torch.device("cpu")),
-        )
+        options = {"enable_checkpointing": resume is None, "callbacks": callbacks}
+        trainer = users.trainer(strategy=FSDPStrategy(torch.device("cpu")), **options)
         trainer.fit(model, datamodule=users.Data(), ckpt_path=resume)
         return model, prune
 

@@ -12,6 +12,7 @@ import oracles_metrics as slow
 import pytest
 import torch
 import torch.multiprocessing as mp
+import users
 from oracles_metrics import CASES, Case
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -35,9 +36,6 @@ def updated(metric: Any, parts: Any) -> Any:
     for part in parts:
         metric.update(*part)
     return metric
-
-
-# ------------------------------------------------------------------------------------------ state
 
 
 @EVERY
@@ -112,9 +110,6 @@ def test_a_reset_in_inference_mode_does_not_freeze_the_state(inside: bool) -> No
     same(metric.support, torch.tensor(slow.count(*slow.joined(slow.batches()), 5).support))
 
 
-# ---------------------------------------------------------------------------------------- devices
-
-
 @EVERY
 def test_an_update_reads_nothing_back_from_the_device(case: Case) -> None:
     # Tensors without data cannot be read.
@@ -155,9 +150,6 @@ def test_on_a_gpu_an_update_does_not_wait(case: Case) -> None:
     same(metric.cpu().compute(), value.cpu())
 
 
-# ----------------------------------------------------------------------------------------- ranks
-
-
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     folder = str(tmp_path_factory.mktemp("ranks"))
@@ -187,9 +179,8 @@ def test_a_collection_on_two_ranks(found: list[Any]) -> None:
 def test_churn_on_two_ranks(found: list[Any]) -> None:
     for results, own in zip(found, slow.churned(), strict=True):
         value, changed, total = results["churn"]
-        assert float(value) == pytest.approx(
-            sum(int((pred != reference).sum()) for pred, reference in slow.churned()) / 30
-        )
+        both = sum(int((pred != reference).sum()) for pred, reference in slow.churned())
+        assert float(value) == pytest.approx(both / 30)
         # The states are those of the rank again, not added up for good.
         assert (int(changed), int(total)) == (int((own[0] != own[1]).sum()), len(own[0]))
 
@@ -197,9 +188,6 @@ def test_churn_on_two_ranks(found: list[Any]) -> None:
 def test_a_bad_label_on_one_rank_stops_both(found: list[Any]) -> None:
     for results in found:
         assert results["error"].startswith("1 samples have a label outside [0, 5)")
-
-
-# ------------------------------------------------------------------------------------ collections
 
 
 def test_a_collection_counts_once() -> None:
@@ -255,9 +243,8 @@ def test_metrics_that_count_otherwise_are_not_merged(options: Any) -> None:
     collection = updated(MetricCollection(made), [easy, *slow.batches()])
     assert len(collection.compute_groups) == 2
     alone = updated(metrics.ClassRecall(5, **options), [easy, *slow.batches()])
-    torch.testing.assert_close(
-        collection.compute()["b"], alone.compute(), equal_nan=True, rtol=0, atol=0
-    )
+    one, other = collection.compute()["b"], alone.compute()
+    torch.testing.assert_close(one, other, equal_nan=True, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("num_classes", [1, 3])
@@ -268,9 +255,6 @@ def test_classwise(num_classes: int) -> None:
     values = wrapper.compute()
     assert list(values) == [f"classrecall_{label}" for label in labels]
     assert values["classrecall_cat"] == 1
-
-
-# -------------------------------------------------------------------------------------- Lightning
 
 
 class Evaluated(pl.LightningModule):
@@ -307,15 +291,8 @@ class Evaluated(pl.LightningModule):
 
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=Path(tmp_path_factory.mktemp("fit")),
-    )
+    folder = Path(tmp_path_factory.mktemp("fit"))
+    trainer = users.trainer(max_epochs=2, num_sanity_val_steps=2, default_root_dir=folder)
     loader = DataLoader(slow.batches(), batch_size=None)
     trainer.fit(Evaluated(), loader, loader)
     return trainer.callback_metrics
@@ -325,9 +302,8 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
 def test_scalars_are_logged_as_objects(case: Case, logged: dict[str, Tensor]) -> None:
     if not case.make(5).per_class:
         name = next(name for name, other in CASES.items() if other is case)
-        torch.testing.assert_close(
-            logged[name].double(), expected(case, slow.batches()), rtol=1e-6, atol=1e-6
-        )
+        value = logged[name].double()
+        torch.testing.assert_close(value, expected(case, slow.batches()), rtol=1e-6, atol=1e-6)
 
 
 def test_vectors_are_logged_by_class(logged: dict[str, Tensor]) -> None:

@@ -34,9 +34,6 @@ def same(a: Tensor, b: Tensor, **tolerance: float) -> None:
     torch.testing.assert_close(a.double(), b.double(), equal_nan=True, **tolerance)
 
 
-# ----------------------------------------------------------------------------------------- family
-
-
 def classes() -> list[str]:
     exported = {name: getattr(metrics, name) for name in metrics.__all__}
     base = metrics.ClassRecall.__mro__[1]
@@ -110,9 +107,6 @@ def test_the_accuracy_is_the_share_of_samples() -> None:
     metric = metrics.RecallBalance(2)
     metric.update(torch.tensor([0, 1, 0, 0]), torch.tensor([0, 1, 1, 1]))
     torch.testing.assert_close(metric.compute(), torch.tensor([0.5, 1 / 3 - 0.5]))
-
-
-# ------------------------------------------------------------------------------- kinds of input
 
 
 @EVERY
@@ -204,18 +198,12 @@ def test_groups_take_the_place_of_classes(case: Case) -> None:
         assert value[2::3].isnan().all()
 
 
-# ------------------------------------------------------------------------------------- odd sizes
-
-
 @EVERY
 def test_an_empty_batch_adds_nothing(case: Case) -> None:
     empty = torch.zeros(0, 5), torch.zeros(0).long()
     same(evaluate(case, [empty, *slow.batches(), empty], 5), evaluate(case, slow.batches(), 5))
     value = evaluate(case, [empty], 5)
     assert value == 0 if case.metric == "ZeroRecallClasses" else value.isnan().all()
-
-
-# ------------------------------------------------------------------------------------- reference
 
 
 def test_a_class_that_either_model_lacks_is_left_out_of_both() -> None:

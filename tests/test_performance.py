@@ -35,9 +35,6 @@ def module(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-# ------------------------------------------------------------------------------- without a clock
-
-
 def test_recording_reads_no_value_of_the_device() -> None:
     # Tensors of the meta device have no values: whatever asks for one, as a host that waits does, raises.
     recorder = EpochRecorder(1000, tuple(signals.__all__), grouped=True, device="meta")
@@ -48,9 +45,8 @@ def test_recording_reads_no_value_of_the_device() -> None:
 
 def test_counting_a_validation_batch_reads_no_value_of_the_device() -> None:
     tally = Tally()
-    tally.update(
-        torch.empty(128, 10, device="meta"), torch.empty(128, dtype=torch.int64, device="meta")
-    )
+    target = torch.empty(128, dtype=torch.int64, device="meta")
+    tally.update(torch.empty(128, 10, device="meta"), target)
     assert len(tally) == 128
 
 
@@ -71,9 +67,6 @@ def test_device_bytes_do_not_grow_with_epochs(
     assert [round(slope, 3) for slope, _ in held] == [most] * 3
 
 
-# -------------------------------------------------------------------------------- the arithmetic
-
-
 def test_paired_ratio_does_not_see_what_slows_both() -> None:
     rounds = torch.tensor([1.0, 5.0, 2.0, 9.0, 3.0])  # how slow the machine was
     found = module("_paired").paired((1.02 * rounds).tolist(), rounds.tolist())
@@ -82,9 +75,8 @@ def test_paired_ratio_does_not_see_what_slows_both() -> None:
 
 
 def test_slices_count_with_what_they_always_take() -> None:
-    base = torch.tensor([1.0, 1.0, 1.0, 4.0]).repeat(
-        8, 1
-    )  # the end of an epoch is dear in every round
+    # The end of an epoch is dear in every round.
+    base = torch.tensor([1.0, 1.0, 1.0, 4.0]).repeat(8, 1)
     costs = base * 1.02
     base[torch.arange(4), torch.arange(4)] += 50.0  # something else came in between, once a slice
     found = module("_paired").by_position(costs, base)
@@ -131,12 +123,8 @@ def test_fits_side_by_side_are_whole_fits() -> None:
     found = paired.side_by_side({"one": dict, "two": dict}, data, turn=1)
     for fit in found.values():
         # A slice for each of 3 batches, before the validation, and for the end of the epoch.
-        assert {key: len(slices) for key, slices in fit.items()} == {
-            ("train", 0): 5,
-            ("val", 0): 3,
-            ("train", 1): 5,
-            ("val", 1): 3,
-        }
+        lengths = {key: len(slices) for key, slices in fit.items()}
+        assert lengths == {("train", 0): 5, ("val", 0): 3, ("train", 1): 5, ("val", 1): 3}
         assert all(value >= 0 for slices in fit.values() for value in slices)
 
 

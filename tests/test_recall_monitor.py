@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,15 +17,17 @@ import torch.nn.functional as F
 import users
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from users import Blobs, Data, Model
 
 import lightning_fairprune as lfp
+from lightning_fairprune.callbacks._monitor.reference import ReferenceCounts
 from lightning_fairprune.history import Evaluation, RecallHistory
 
 DATA = {"n": 53, "batch_size": 8}
-
+VAL = Blobs(60, seed=1)
 K = 3
 LABELS = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1, 2])
 
@@ -53,6 +56,20 @@ class Scripted(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
+def fit(
+    *callbacks: Any, model: Any = None, data: Any = None, resume: Any = None, **options: Any
+) -> Any:
+    """One fit; the trainer."""
+    trainer = users.trainer(callbacks=list(callbacks), **options)
+    trainer.fit(model or Model(), data or Data(**DATA), ckpt_path=resume)
+    return trainer
+
+
+def validate(monitor: Any, model: Any, data: Any, **options: Any) -> Any:
+    """What one validation logs, for each loader."""
+    return users.trainer(callbacks=[monitor], **options).validate(model, data, verbose=False)
+
+
 def loader(labels: Tensor = LABELS) -> Any:
     return DataLoader(TensorDataset(torch.arange(len(labels)), labels), batch_size=4)
 
@@ -69,8 +86,7 @@ MIXED = [0, 0, 0, 1, 2, 1, 1, 0, 1, 1]  # recalls 3/5, 3/4, 0/1
 
 def test_values_are_those_of_a_slow_loop() -> None:
     monitor = lfp.RecallMonitor()
-    trainer = users.trainer(callbacks=[monitor])
-    (logged,) = trainer.validate(Scripted(MIXED), loader(), verbose=False)
+    (logged,) = validate(monitor, Scripted(MIXED), loader())
     recalls = slow_recalls(MIXED)
     values = list(recalls.values())
     mean = sum(values) / K
@@ -128,8 +144,7 @@ def test_testing_logs_under_test() -> None:
 def test_class_names_and_classes_without_samples() -> None:
     names = ["cat", "dog", "owl", "yak"]
     model = Scripted([0, 0, 1, 1, 3, 1, 1, 1, 1, 3], width=4)  # no label 3 in the data
-    trainer = users.trainer(callbacks=[lfp.RecallMonitor(class_names=names)])
-    (logged,) = trainer.validate(model, loader(), verbose=False)
+    (logged,) = validate(lfp.RecallMonitor(class_names=names), model, loader())
     assert logged["val/recall/class/cat"] == pytest.approx(2 / 5)
     assert logged["val/recall/class/dog"] == 1
     assert logged["val/recall/class/owl"] == 0
@@ -139,13 +154,9 @@ def test_class_names_and_classes_without_samples() -> None:
 
 def test_second_loader_logs_under_its_number() -> None:
     labels = LABELS.flip(0)
-    trainer = users.trainer(callbacks=[lfp.RecallMonitor()])
-    first, second = trainer.validate(Scripted(MIXED), [loader(), loader(labels)], verbose=False)
+    first, second = validate(lfp.RecallMonitor(), Scripted(MIXED), [loader(), loader(labels)])
     logged = first | second
-    for prefix, recalls in (
-        ("val", slow_recalls(MIXED)),
-        ("val/1", slow_recalls(MIXED, labels)),
-    ):
+    for prefix, recalls in (("val", slow_recalls(MIXED)), ("val/1", slow_recalls(MIXED, labels))):
         assert logged[f"{prefix}/recall/worst"] == pytest.approx(min(recalls.values()))
         for label, recall in recalls.items():
             assert logged[f"{prefix}/recall/class/{label}"] == pytest.approx(recall)
@@ -164,8 +175,7 @@ class Memory(pl.loggers.logger.DummyLogger):
 def test_many_classes_go_to_the_loggers_only(classes: int, monitored: bool) -> None:
     labels, logger = torch.arange(classes), Memory()
     model = Scripted((labels // 2 * 2).tolist(), width=classes)
-    trainer = users.trainer(callbacks=[lfp.RecallMonitor()], logger=logger)
-    (logged,) = trainer.validate(model, loader(labels), verbose=False)
+    (logged,) = validate(lfp.RecallMonitor(), model, loader(labels), logger=logger)
     assert logged["val/recall/mean"] == pytest.approx((classes - classes // 2) / classes)
     assert ("val/recall/class/4" in logged) is monitored
     assert logger.metrics["val/recall/class/4"] == 1
@@ -180,25 +190,21 @@ def test_logits_fn_serves_the_monitor() -> None:
     class NoLoss(Scripted):
         def validation_step(self, batch: Any, batch_idx: int) -> None: ...
 
-    trainer = users.trainer(callbacks=[lfp.RecallMonitor(logits_fn=script)])
-    (logged,) = trainer.validate(NoLoss(MIXED), loader(), verbose=False)
+    (logged,) = validate(lfp.RecallMonitor(logits_fn=script), NoLoss(MIXED), loader())
     assert logged["val/recall/class/1"] == pytest.approx(3 / 4)
-    trainer = users.trainer(callbacks=[lfp.RecallMonitor()])
     with pytest.raises(ValueError, match=r"validation_step: the step returned no 'logits'"):
-        trainer.validate(NoLoss(MIXED), loader(), verbose=False)
+        validate(lfp.RecallMonitor(), NoLoss(MIXED), loader())
 
 
-# ------------------------------------------------------------------------------------- reference
-
-
-def counts(model: Any, data: Any) -> lfp.ClassCounts:
+def counts(model: Any, data: Any, ids: Tensor | None = None, size: int = 4) -> lfp.ClassCounts:
     """Those of a model, by a loop."""
     with torch.no_grad():
-        pred = model(data.x).argmax(1)
-    tp, support = torch.zeros(4).long(), torch.zeros(4).long()
-    for right, label in zip((pred == data.y).tolist(), data.y.tolist(), strict=True):
-        support[label] += 1
-        tp[label] += right
+        right = model(data.x).argmax(1) == data.y
+    tp, support = torch.zeros(size).long(), torch.zeros(size).long()
+    ids = data.y if ids is None else ids
+    for hit, k in zip(right.tolist(), ids.tolist(), strict=True):
+        support[k] += 1
+        tp[k] += hit
     return lfp.ClassCounts(tp, support)
 
 
@@ -220,7 +226,7 @@ def check_distortion(logged: Any, now: lfp.ClassCounts, before: lfp.ClassCounts)
 
 
 def history_of(model: Any, **options: Any) -> RecallHistory:
-    evaluation = Evaluation("val", 1, 9, False, counts(model, Blobs(60, seed=1)))
+    evaluation = Evaluation("val", 1, 9, False, counts(model, VAL))
     return RecallHistory((evaluation,), **options)
 
 
@@ -237,57 +243,49 @@ def test_reference_from_what_another_run_left(tmp_path: Path, form: str) -> None
         "object": history,
     }[form]
     model, monitor = Model(), lfp.RecallMonitor(reference=reference)
-    trainer = users.trainer(callbacks=[monitor], max_epochs=2)
-    trainer.fit(model, Data(**DATA))
-    check_distortion(
-        trainer.callback_metrics, counts(model, Blobs(60, seed=1)), history.last("val").counts
-    )
+    trainer = fit(monitor, model=model, max_epochs=2)
+    check_distortion(trainer.callback_metrics, counts(model, VAL), history.last("val").counts)
 
 
 def test_the_model_of_the_fit_start_is_validated_in_full() -> None:
     model = Model()
-    before = counts(model, Blobs(60, seed=1))
+    before = counts(model, VAL)
     monitor = lfp.RecallMonitor(reference="fit_start")
-    trainer = users.trainer(callbacks=[monitor], max_epochs=2, num_sanity_val_steps=1)
-    trainer.fit(model, Data(**DATA))
+    trainer = fit(monitor, model=model, max_epochs=2, num_sanity_val_steps=1)
     assert torch.equal(monitor.history.reference["val"].tp, before.tp)
     assert torch.equal(monitor.history.reference["val"].support, before.support)
-    check_distortion(trainer.callback_metrics, counts(model, Blobs(60, seed=1)), before)
+    check_distortion(trainer.callback_metrics, counts(model, VAL), before)
     assert trainer.num_sanity_val_steps == 1
     assert [e.epoch for e in monitor.history.evaluations] == [1, 2]
 
 
 @pytest.mark.parametrize("reference", ["fit_start", "checkpoint", "before_pruning"])
 def test_a_reference_changes_nothing_in_the_fit(tmp_path: Path, reference: str) -> None:
-    def fit(*callbacks: Any) -> Any:
+    def fitted(*callbacks: Any) -> Any:
         pl.seed_everything(3, verbose=False)
         model = Model()
-        prune = lfp.DataPruning(0.5, 2)
-        users.trainer(callbacks=[prune, *callbacks], max_epochs=4).fit(model, Data(**DATA))
+        fit(lfp.DataPruning(0.5, 2), *callbacks, model=model, max_epochs=4)
         return model
 
     torch.manual_seed(9)
     path = tmp_path / "dense.ckpt"
     torch.save({"state_dict": Model().state_dict(), "global_step": 5, "epoch": 1}, path)
     source = str(path) if reference == "checkpoint" else reference
-    plain, watched = fit(), fit(lfp.RecallMonitor(reference=source))
+    plain, watched = fitted(), fitted(lfp.RecallMonitor(reference=source))
     for one, other in zip(plain.parameters(), watched.parameters(), strict=True):
         assert torch.equal(one, other)
 
 
 def test_a_checkpoint_with_the_counts_of_its_weights_is_not_evaluated(tmp_path: Path) -> None:
     dense, first = Model(), lfp.RecallMonitor()
-    trainer = users.trainer(callbacks=[first], max_epochs=1)
-    trainer.fit(dense, Data(**DATA))
-    trainer.save_checkpoint(tmp_path / "dense.ckpt")
+    fit(first, model=dense, max_epochs=1).save_checkpoint(tmp_path / "dense.ckpt")
     monitor = lfp.RecallMonitor(reference=tmp_path / "dense.ckpt")
-    other = users.trainer(callbacks=[monitor], max_epochs=1, num_sanity_val_steps=0)
-    other.fit(Model(), Data(**DATA))
+    other = fit(monitor, max_epochs=1, num_sanity_val_steps=0)
     assert torch.equal(monitor.history.reference["val"].tp, first.counts["val"].tp)
     check_distortion(other.callback_metrics, monitor.counts["val"], first.counts["val"])
     # Also where there is no sanity check: in a validation.
     monitor = lfp.RecallMonitor(reference=tmp_path / "dense.ckpt")
-    users.trainer(callbacks=[monitor]).validate(dense, Data(**DATA), verbose=False)
+    validate(monitor, dense, Data(**DATA))
     assert "val" in monitor.history.reference
 
 
@@ -300,25 +298,21 @@ def test_weights_of_a_checkpoint_are_validated_before_training(tmp_path: Path) -
 
     dense, model = Model(), Model()
     start = model.net[0].weight.detach().clone()
-    trainer = users.trainer(max_epochs=3)
-    trainer.fit(dense, Data(**DATA))
-    trainer.save_checkpoint(tmp_path / "dense.ckpt")
+    fit(model=dense, max_epochs=3).save_checkpoint(tmp_path / "dense.ckpt")
     monitor = lfp.RecallMonitor(reference=tmp_path / "dense.ckpt")
-    trainer = users.trainer(callbacks=[monitor, Plain()], max_epochs=1)
-    trainer.fit(model, Data(**DATA))
-    before = counts(dense, Blobs(60, seed=1))
+    trainer = fit(monitor, Plain(), model=model, max_epochs=1)
+    before = counts(dense, VAL)
     assert torch.equal(monitor.history.reference["val"].tp, before.tp)
-    check_distortion(trainer.callback_metrics, counts(model, Blobs(60, seed=1)), before)
+    check_distortion(trainer.callback_metrics, counts(model, VAL), before)
 
 
 def test_counts_of_other_weights_in_a_checkpoint_do_not_count(tmp_path: Path) -> None:
     dense = Model()
-    trainer = users.trainer(callbacks=[lfp.RecallMonitor(every_n_epochs=2)], max_epochs=3)
-    trainer.fit(dense, Data(**DATA))
+    trainer = fit(lfp.RecallMonitor(every_n_epochs=2), model=dense, max_epochs=3)
     trainer.save_checkpoint(tmp_path / "dense.ckpt")  # counted after epoch 2, saved after 3
     monitor = lfp.RecallMonitor(reference=tmp_path / "dense.ckpt")
-    users.trainer(callbacks=[monitor], max_epochs=1).fit(Model(), Data(**DATA))
-    before = counts(dense, Blobs(60, seed=1))
+    fit(monitor, max_epochs=1)
+    before = counts(dense, VAL)
     assert torch.equal(monitor.history.reference["val"].tp, before.tp)
     with pytest.raises(ValueError, match=r"holds no class counts of its weights. Run trainer.test"):
         users.trainer(callbacks=[lfp.RecallMonitor(reference=tmp_path / "dense.ckpt")]).test(
@@ -334,13 +328,12 @@ def test_the_last_epoch_before_pruning(every: int) -> None:
             self.counts: dict[int, lfp.ClassCounts] = {}
 
         def on_validation_end(self, trainer: Any, module: Any) -> None:
-            self.counts[trainer.current_epoch] = counts(module, Blobs(60, seed=1))
+            self.counts[trainer.current_epoch] = counts(module, VAL)
             self.alpha[trainer.current_epoch] = float(trainer.callback_metrics["val/recall/alpha"])
 
     monitor = lfp.RecallMonitor(reference="before_pruning", every_n_epochs=every)
     note = Note()
-    trainer = users.trainer(callbacks=[lfp.DataPruning(0.5, 2), monitor, note], max_epochs=6)
-    trainer.fit(Model(), Data(**DATA))
+    fit(lfp.DataPruning(0.5, 2), monitor, note, max_epochs=6)
     assert torch.equal(monitor.history.reference["val"].tp, note.counts[1].tp)
     # A model next to itself.
     assert [note.alpha[0], note.alpha[1]] == pytest.approx([1, 1])
@@ -352,29 +345,25 @@ def test_the_last_epoch_before_pruning(every: int) -> None:
 
 def test_alpha_can_be_monitored_from_the_first_epoch(tmp_path: Path) -> None:
     best = ModelCheckpoint(tmp_path, monitor="val/recall/alpha", mode="min", filename="{epoch}")
-    callbacks = [lfp.DataPruning(0.5, 2), lfp.RecallMonitor(reference="before_pruning"), best]
-    users.trainer(callbacks=callbacks, enable_checkpointing=True).fit(Model(), Data(**DATA))
+    monitor = lfp.RecallMonitor(reference="before_pruning")
+    fit(lfp.DataPruning(0.5, 2), monitor, best, enable_checkpointing=True)
     assert best.best_model_score is not None
-
-
-# ------------------------------------------------------------------- checkpoints, names, rhythms
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 @pytest.mark.parametrize("reference", [None, "fit_start", "before_pruning"])
 def test_a_resumed_fit_goes_on_counting(tmp_path: Path, reference: str | None) -> None:
-    def fit(epochs: int, resume: Any = None) -> lfp.RecallMonitor:
+    def history_of_fit(epochs: int, resume: Any = None) -> RecallHistory:
         monitor = lfp.RecallMonitor(reference=reference)
         folder = tmp_path / ("whole" if resume is None else "resumed")
         keep = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
         pl.seed_everything(3, verbose=False)
-        callbacks = [lfp.DataPruning(0.5, 2), monitor, keep]
-        t = users.trainer(callbacks=callbacks, enable_checkpointing=True, max_epochs=epochs)
-        t.fit(Model(), Data(**DATA), ckpt_path=resume)
-        return monitor
+        options = {"enable_checkpointing": True, "max_epochs": epochs}
+        fit(lfp.DataPruning(0.5, 2), monitor, keep, resume=resume, **options)
+        return monitor.history
 
-    whole = fit(5).history
-    resumed = fit(5, tmp_path / "whole" / "epoch=2.ckpt").history
+    whole = history_of_fit(5)
+    resumed = history_of_fit(5, tmp_path / "whole" / "epoch=2.ckpt")
     assert [e[:4] for e in resumed.evaluations] == [e[:4] for e in whole.evaluations]
     for one, other in zip(resumed.evaluations, whole.evaluations, strict=True):
         assert torch.equal(one.counts.tp, other.counts.tp)
@@ -385,16 +374,11 @@ def test_a_resumed_fit_goes_on_counting(tmp_path: Path, reference: str | None) -
 
 def test_a_test_after_the_fit_joins_its_history() -> None:
     monitor, model = lfp.RecallMonitor(), Model()
-    trainer = users.trainer(callbacks=[monitor], max_epochs=2)
-    trainer.fit(model, Data(**DATA))
+    trainer = fit(monitor, model=model, max_epochs=2)
     trainer.test(model, Data(**DATA), verbose=False)
-    assert [(e.name, e.epoch) for e in monitor.history.evaluations] == [
-        ("val", 1),
-        ("val", 2),
-        ("test", 2),
-    ]
-    trainer = users.trainer(callbacks=[monitor], max_epochs=1)
-    trainer.fit(model, Data(**DATA))
+    seen = [(e.name, e.epoch) for e in monitor.history.evaluations]
+    assert seen == [("val", 1), ("val", 2), ("test", 2)]
+    fit(monitor, model=model, max_epochs=1)
     assert [(e.name, e.epoch) for e in monitor.history.evaluations] == [("val", 1)]
 
 
@@ -421,17 +405,13 @@ class TwoLoaderModel(Model):
 def test_loaders_have_names(named: bool) -> None:
     names = None if named else ["plain", "spurious"]
     model, monitor = TwoLoaderModel(), lfp.RecallMonitor(dataloader_names=names)
-    trainer = users.trainer(callbacks=[monitor], max_epochs=1)
-    trainer.fit(model, TwoLoaders(named))
+    trainer = fit(monitor, model=model, data=TwoLoaders(named), max_epochs=1)
     assert monitor.history.names == ("val/plain", "val/spurious")
-    for name, data in (("plain", Blobs(60, seed=1)), ("spurious", Blobs(40, seed=2))):
+    for name, data in (("plain", VAL), ("spurious", Blobs(40, seed=2))):
         worst = float(trainer.callback_metrics[f"val/{name}/recall/worst"])
         assert worst == pytest.approx(counts(model, data).worst)
     trainer.test(model, Data(**DATA), verbose=False)
     assert monitor.history.names[-1] == "test"
-
-
-# ----------------------------------------------------------------------------------------- groups
 
 
 def side(batch: Any) -> Tensor:
@@ -440,33 +420,23 @@ def side(batch: Any) -> Tensor:
     return 2 * y + (x[:, 1] > 0).long()
 
 
-def group_counts(model: Any, data: Any) -> lfp.ClassCounts:
-    with torch.no_grad():
-        right = model(data.x).argmax(1) == data.y
-    tp, support = torch.zeros(8).long(), torch.zeros(8).long()
-    for hit, group in zip(right.tolist(), side((data.x, data.y)).tolist(), strict=True):
-        support[group] += 1
-        tp[group] += hit
-    return lfp.ClassCounts(tp, support)
+def group_counts(model: Any) -> lfp.ClassCounts:
+    return counts(model, VAL, side((VAL.x, VAL.y)), 8)
 
 
 def test_groups_are_counted_besides_the_classes(tmp_path: Path) -> None:
     names = [f"{letter}{sign}" for letter in "abcd" for sign in "-+"]
     model = Model()
-    before = group_counts(model, Blobs(60, seed=1))
-    monitor = lfp.RecallMonitor(
-        group_by=side, group_names=names, reference="fit_start", dirpath=tmp_path
-    )
-    trainer = users.trainer(callbacks=[monitor], max_epochs=2)
-    trainer.fit(model, Data(**DATA))
-    now, logged = group_counts(model, Blobs(60, seed=1)), trainer.callback_metrics
+    before = group_counts(model)
+    options: Any = {"reference": "fit_start", "dirpath": tmp_path}
+    monitor = lfp.RecallMonitor(group_by=side, group_names=names, **options)
+    trainer = fit(monitor, model=model, max_epochs=2)
+    now, logged = group_counts(model), trainer.callback_metrics
     assert torch.equal(monitor.counts["val/groups"].tp, now.tp)
     assert torch.equal(monitor.counts["val/groups"].support, now.support)
     assert torch.equal(monitor.history.reference["val/groups"].tp, before.tp)
     assert float(logged["val/groups/recall/worst"]) == pytest.approx(now.worst)
-    assert float(logged["val/recall/worst"]) == pytest.approx(
-        counts(model, Blobs(60, seed=1)).worst
-    )
+    assert float(logged["val/recall/worst"]) == pytest.approx(counts(model, VAL).worst)
     for k, name in enumerate(names):
         if now.support[k]:
             value = float(logged[f"val/groups/recall/group/{name}"])
@@ -494,32 +464,25 @@ def test_groups_that_an_evaluation_never_meets() -> None:
     for data in (loaders[0], loaders[1], loaders[0]):
         (logged,) = trainer.validate(Echo([0]), data, verbose=False)
     evaluations = monitor.history.of("val/groups")
-    assert [e.counts.support.tolist() for e in evaluations] == [
-        [1, 1, 1, 0],
-        [1, 1, 0, 1],
-        [1, 1, 1, 0],
-    ]
+    support = [e.counts.support.tolist() for e in evaluations]
+    assert support == [[1, 1, 1, 0], [1, 1, 0, 1], [1, 1, 1, 0]]
     assert evaluations[0].counts.tp.tolist() == [1, 0, 1, 0]
     assert logged["val/groups/recall/worst"] == 0
     assert "val/groups/recall/group/3" not in logged
     names = ["a", "b", "c", "d", "e"]
     monitor = lfp.RecallMonitor(group_by=0, group_names=names)
-    users.trainer(callbacks=[monitor]).validate(Echo([0]), loaders[0], verbose=False)
+    validate(monitor, Echo([0]), loaders[0])
     assert monitor.counts["val/groups"].num_classes == 5
     monitor = lfp.RecallMonitor(group_by=0, group_names=names[:2])
     with pytest.raises(ValueError, match="`group_names` must name each of 3 groups, got 2"):
-        users.trainer(callbacks=[monitor]).validate(Echo([0]), loaders[0], verbose=False)
-
-
-# ------------------------------------------------------------------------------ loggers and files
+        validate(monitor, Echo([0]), loaders[0])
 
 
 def test_a_run_leaves_its_counts_next_to_the_log(tmp_path: Path) -> None:
     pl.seed_everything(5, verbose=False)
     monitor = lfp.RecallMonitor(class_names=["a", "b", "c", "d"], reference="fit_start")
     logger = CSVLogger(tmp_path, name="", version="run")
-    trainer = users.trainer(callbacks=[monitor], max_epochs=2, logger=logger)
-    trainer.fit(Model(), Data(**DATA))
+    trainer = fit(monitor, max_epochs=2, logger=logger)
     files = {path.name for path in (tmp_path / "run" / "fairprune").iterdir()}
     assert files == {"recalls.json", "recalls.safetensors", "recalls-val.png"}
     read = RecallHistory.load(tmp_path / "run")
@@ -539,16 +502,14 @@ def test_a_run_leaves_its_counts_next_to_the_log(tmp_path: Path) -> None:
 
 def test_dirpath_and_no_figures(tmp_path: Path) -> None:
     monitor = lfp.RecallMonitor(dirpath=tmp_path / "here", figures=False)
-    users.trainer(callbacks=[monitor], max_epochs=1).fit(Model(), Data(**DATA))
-    assert sorted(path.name for path in (tmp_path / "here").iterdir()) == [
-        "recalls.json",
-        "recalls.safetensors",
-    ]
+    fit(monitor, max_epochs=1)
+    found = sorted(path.name for path in (tmp_path / "here").iterdir())
+    assert found == ["recalls.json", "recalls.safetensors"]
 
 
 def test_without_a_logger_nothing_is_written(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    users.trainer(callbacks=[lfp.RecallMonitor()], max_epochs=1).fit(Model(), Data(**DATA))
+    fit(lfp.RecallMonitor(), max_epochs=1)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -559,8 +520,7 @@ def test_tensorboard_gets_scalars_and_a_figure(tmp_path: Path) -> None:
 
     logger = TensorBoardLogger(tmp_path, name="", version="run")
     monitor = lfp.RecallMonitor(reference="fit_start")
-    trainer = users.trainer(callbacks=[monitor], max_epochs=2, logger=logger)
-    trainer.fit(Model(), Data(**DATA))
+    fit(monitor, max_epochs=2, logger=logger)
     events = EventAccumulator(str(tmp_path / "run")).Reload()
     assert "val/recall/alpha" in events.Tags()["scalars"]
     assert events.Tags()["images"] == ["val/recall/classes"]
@@ -589,18 +549,9 @@ class Service(Memory):
 
 def test_loggers_that_take_images_get_them(tmp_path: Path) -> None:
     logger = Service(tmp_path)
-    trainer = users.trainer(callbacks=[lfp.RecallMonitor()], max_epochs=1, logger=logger)
-    trainer.fit(Model(), Data(**DATA))
+    fit(lfp.RecallMonitor(), max_epochs=1, logger=logger)
     assert logger.images == [("val/recall/classes", "Figure", 7)]
     assert (tmp_path / "project" / "a1b2" / "fairprune" / "recalls.json").is_file()
-
-
-# --------------------------------------------------------------------------------------- bad input
-
-
-def test_monitor_checks_the_number_of_classes() -> None:
-    with pytest.raises(ValueError, match="`class_names` must name each of 3 classes, got 2"):
-        lfp.RecallMonitor(num_classes=3, class_names=["a", "b"])
 
 
 @pytest.mark.parametrize(
@@ -608,6 +559,10 @@ def test_monitor_checks_the_number_of_classes() -> None:
     [
         ({"dataloader_names": ["x", "x"]}, "`dataloader_names` must differ"),
         ({"group_names": ["x"]}, "`group_names` needs `group_by`"),
+        (
+            {"num_classes": 3, "class_names": ["a", "b"]},
+            "`class_names` must name each of 3 classes, got 2",
+        ),
     ],
 )
 def test_arguments_are_checked(options: dict[str, Any], match: str) -> None:
@@ -620,7 +575,7 @@ def reference(*support: int, **options: Any) -> RecallHistory:
     return RecallHistory((Evaluation("val", 1, 1, False, found),), **options)
 
 
-RIGHT = torch.bincount(Blobs(60, seed=1).y).tolist()
+RIGHT = torch.bincount(VAL.y).tolist()
 LETTERS = ["a", "b", "c", "d"]
 BAD_REFERENCES: dict[str, tuple[RecallHistory, dict[str, Any], str]] = {
     "fewer classes": (
@@ -665,45 +620,41 @@ def test_a_reference_of_something_else_is_refused_before_training(name: str) -> 
         TensorDataset(data.val.x, data.val.y), batch_size=20
     )
     with pytest.raises(ValueError, match=match):
-        users.trainer(callbacks=[monitor, Untouched()], max_epochs=1).fit(Model(), data)
+        fit(monitor, Untouched(), data=data, max_epochs=1)
 
 
 def test_a_reference_with_other_classes_is_refused_at_the_first_evaluation() -> None:
     monitor = lfp.RecallMonitor(reference=reference(60, 60))
     with pytest.raises(ValueError, match="must have the 4 classes of the model, it has 2"):
-        users.trainer(callbacks=[monitor]).validate(Model(), Data(**DATA), verbose=False)
+        validate(monitor, Model(), Data(**DATA))
 
 
 def test_a_few_samples_more_are_what_ranks_repeat() -> None:
     more = [size + 1 for size in RIGHT]
     monitor = lfp.RecallMonitor(reference=reference(*more))
-    users.trainer(callbacks=[monitor]).validate(Model(), Data(**DATA), verbose=False)
+    validate(monitor, Model(), Data(**DATA))
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_a_reference_that_cannot_be_had_is_named(tmp_path: Path) -> None:
-    def fit(reference: Any, data: Any = None, resume: Any = None, **options: Any) -> None:
-        monitor = lfp.RecallMonitor(reference=reference)
-        trainer = users.trainer(callbacks=[monitor], max_epochs=2, **options)
-        trainer.fit(Model(), data or Data(**DATA), ckpt_path=resume)
+    def fit_with(reference: Any, **options: Any) -> None:
+        fit(lfp.RecallMonitor(reference=reference), max_epochs=2, **options)
 
     with pytest.raises(FileNotFoundError, match="no file 'absent"):
-        fit("absent.ckpt")
+        fit_with("absent.ckpt")
     with pytest.raises(FileNotFoundError, match="There are no recalls in"):
-        fit(tmp_path)
+        fit_with(tmp_path)
     with pytest.raises(ValueError, match="must be counted in validation, and this fit has none"):
-        fit("fit_start", limit_val_batches=0)
+        fit_with("fit_start", limit_val_batches=0)
     inside = ModelCheckpoint(tmp_path / "run", every_n_train_steps=3, filename="inside")
-    users.trainer(callbacks=[inside], max_steps=3, enable_checkpointing=True).fit(
-        Model(), Data(**DATA)
-    )
+    fit(inside, max_steps=3, enable_checkpointing=True)
     with pytest.raises(ValueError, match="resumes inside an epoch from a checkpoint without"):
-        fit("fit_start", resume=tmp_path / "run" / "inside.ckpt")
+        fit_with("fit_start", resume=tmp_path / "run" / "inside.ckpt")
 
 
 class Empty(Data):
     def val_dataloader(self) -> Any:
-        return DataLoader(Blobs(60, seed=1), batch_size=100, drop_last=True)
+        return DataLoader(VAL, batch_size=100, drop_last=True)
 
     test_dataloader = val_dataloader
 
@@ -718,23 +669,15 @@ def test_an_empty_evaluation_is_named(what: str) -> None:
 
 def test_loader_names_are_as_many_as_loaders() -> None:
     monitor = lfp.RecallMonitor(dataloader_names=["one", "two", "three"])
-    with pytest.raises(
-        ValueError, match="`dataloader_names` must name each of the 2 loaders, got 3"
-    ):
-        users.trainer(callbacks=[monitor], max_epochs=1).fit(TwoLoaderModel(), TwoLoaders(False))
+    told = "`dataloader_names` must name each of the 2 loaders, got 3"
+    with pytest.raises(ValueError, match=told):
+        fit(monitor, model=TwoLoaderModel(), data=TwoLoaders(False), max_epochs=1)
 
 
 def test_sharded_weights_are_not_evaluated(tmp_path: Path) -> None:
-    from types import SimpleNamespace
-
-    from lightning.pytorch.strategies import FSDPStrategy
-
-    from lightning_fairprune.callbacks._monitor.reference import ReferenceCounts
-
     torch.save({"state_dict": {}}, tmp_path / "dense.ckpt")
-    trainer: Any = SimpleNamespace(
-        enable_validation=True, limit_val_batches=1.0, strategy=FSDPStrategy()
-    )
+    options: Any = {"enable_validation": True, "limit_val_batches": 1.0}
+    trainer: Any = SimpleNamespace(strategy=FSDPStrategy(), **options)
     reference = ReferenceCounts(str(tmp_path / "dense.ckpt"), None)
     with pytest.raises(ValueError, match="FSDPStrategy shards the weights"):
         reference.setup(trainer, "fit")
@@ -743,18 +686,13 @@ def test_sharded_weights_are_not_evaluated(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_a_test_after_a_finished_fit_was_resumed_is_whole(tmp_path: Path) -> None:
     save = ModelCheckpoint(tmp_path, filename="last")
-    users.trainer(
-        callbacks=[save, lfp.RecallMonitor()], max_epochs=2, enable_checkpointing=True
-    ).fit(Model(), Data(**DATA))
+    fit(save, lfp.RecallMonitor(), max_epochs=2, enable_checkpointing=True)
     monitor, model = lfp.RecallMonitor(), Model()
-    trainer = users.trainer(callbacks=[monitor], max_epochs=2, num_sanity_val_steps=2)
-    trainer.fit(model, Data(**DATA), ckpt_path=tmp_path / "last.ckpt")
+    options = {"max_epochs": 2, "num_sanity_val_steps": 2, "resume": tmp_path / "last.ckpt"}
+    trainer = fit(monitor, model=model, **options)
     # Fewer batches than the validation has, which no epoch of the resumed fit has run.
     trainer.test(model, DataLoader(users.Blobs(5), 10), verbose=False)
     assert monitor.history.last("test").counts.support.sum() == 5
-
-
-# ------------------------------------------------------------------------------ arguments of all callbacks
 
 
 @pytest.mark.parametrize(

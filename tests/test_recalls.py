@@ -85,9 +85,6 @@ def same(a: Tensor, b: Tensor, **tolerance: float) -> None:
     torch.testing.assert_close(a, b, equal_nan=True, **tolerance)
 
 
-# ---------------------------------------------------------------------------------------- family
-
-
 def test_every_function_has_a_slow_loop() -> None:
     assert set(recalls.__all__) == set(SLOW) - {"worst_2", "sample std"} | {"groups"}
 
@@ -220,9 +217,6 @@ def test_a_reference_for_other_classes_is_refused(name: str) -> None:
         call(name, torch.rand(3), torch.rand(1))
 
 
-# ---------------------------------------------------------------------------- values and relations
-
-
 def test_cvar_between_its_ends() -> None:
     recall = draw(11)
     same(recalls.cvar(recall, 1.0), recall.nanmean())
@@ -308,9 +302,6 @@ def test_the_reference_against_itself() -> None:
 def test_arguments_out_of_range_are_refused(bad: Callable[[Tensor], Tensor], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         bad(torch.rand(3))
-
-
-# ---------------------------------------------------------------------------------------- groups
 
 
 def test_groups_are_cells_of_a_table() -> None:

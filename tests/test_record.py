@@ -76,9 +76,6 @@ def test_bad_input() -> None:
         PruningRecord(chosen, TARGET, torch.zeros(1))
 
 
-# ------------------------------------------------------------------- what a fit leaves behind
-
-
 def fit(tmp_path: Path, **options: Any) -> lfp.DataPruning:
     prune = lfp.DataPruning(0.5, 1, seed=3, **options)
     logger = CSVLogger(tmp_path, name="", version="run")

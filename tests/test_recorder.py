@@ -157,9 +157,6 @@ def test_epoch_without_a_sample_leaves_no_row() -> None:
     assert recorder.dynamics().num_epochs == 0
 
 
-# ----------------------------------------------------------------------------------------- ranks
-
-
 def shards(stream: Stream, num_ranks: int) -> list[tuple[Tensor, Tensor, Tensor]]:
     """One epoch dealt out, with the padding that an uneven tail needs; new logits for that."""
     (batch,) = stream.epoch(N)
@@ -197,9 +194,6 @@ def test_ranks_add_up_to_one(num_ranks: int) -> None:
         for i, values in seen.items():
             expected = all(value["correct"] for value in values)
             assert bool(records[0].signal("correct")[epoch, i]) is expected
-
-
-# -------------------------------------------------------------------------------------- resuming
 
 
 def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
@@ -293,9 +287,6 @@ def test_state_of_other_data_or_another_score_is_refused() -> None:
         EpochRecorder(N, ("el2n",)).load_state_dict(state)
 
 
-# ---------------------------------------------------------------------------------------- memory
-
-
 def test_at_most_24_bytes_a_sample_on_the_device() -> None:
     assert EpochRecorder(1000, ALL, grouped=True).device_bytes <= 24 * 1000
     assert EpochRecorder(1000).device_bytes <= 5 * 1000
@@ -311,14 +302,8 @@ def test_at_most_24_bytes_a_sample_on_the_device() -> None:
     assert recorder.dynamics().num_epochs == 3
 
 
-# ---------------------------------------------------------------------------------------- errors
-
-
 def recorded(
-    names: tuple[str, ...],
-    change: Callable[[Tensor, Tensor], Any],
-    *,
-    epoch: int = 2,
+    names: tuple[str, ...], change: Callable[[Tensor, Tensor], Any], *, epoch: int = 2
 ) -> EpochRecorder:
     """A recorder whose epoch before was fine, and that saw a changed batch since."""
     recorder, stream = EpochRecorder(N, names), Stream()
@@ -338,9 +323,8 @@ def test_value_that_is_not_finite_names_sample_and_epoch(name: str) -> None:
         logits[[7, 31]] = torch.nan
 
     recorder = recorded((name,), spoil)
-    with pytest.raises(
-        ValueError, match=rf"`{name}` is nan for 2 samples in epoch 2, first for sample 7"
-    ):
+    told = rf"`{name}` is nan for 2 samples in epoch 2, first for sample 7"
+    with pytest.raises(ValueError, match=told):
         recorder.finish_epoch(2)
 
 
@@ -365,12 +349,10 @@ def test_closed_classes_are_recorded_where_the_signals_are_finite() -> None:
 
 def test_a_sample_of_a_closed_class_is_named() -> None:
     recorder = EpochRecorder(2, ("loss",))
-    recorder.update(
-        torch.arange(2), torch.tensor([[0.0, 1.0], [0.0, -torch.inf]]), torch.tensor([1, 1])
-    )
-    with pytest.raises(
-        ValueError, match="`loss` is inf for 1 samples in epoch 0, first for sample 1"
-    ):
+    logits = torch.tensor([[0.0, 1.0], [0.0, -torch.inf]])
+    recorder.update(torch.arange(2), logits, torch.tensor([1, 1]))
+    told = "`loss` is inf for 1 samples in epoch 0, first for sample 1"
+    with pytest.raises(ValueError, match=told):
         recorder.finish_epoch(0)
 
 
@@ -400,9 +382,9 @@ def test_label_that_changes_is_named() -> None:
 
     before = int(Stream().target[11])
     recorder = recorded((), spoil)
+    now = (before + 1) % C
     match = (
-        rf"the target of 3 samples changed in epoch 2, first for sample 11 from {before} to "
-        rf"{(before + 1) % C}"
+        rf"the target of 3 samples changed in epoch 2, first for sample 11 from {before} to {now}"
     )
     with pytest.raises(ValueError, match=match):
         recorder.finish_epoch(2)

@@ -51,13 +51,12 @@ def make(
     """Writes the files of a run."""
     final = counts(tp, support)
     tensor = final.tp
+    pruned = settings is not None
     evaluations = [
-        Evaluation(
-            "val", e, 10 * e, e > 1 and settings is not None, counts(tensor // (5 - e), support)
-        )
+        Evaluation("val", e, 10 * e, e > 1 and pruned, counts(tensor // (5 - e), support))
         for e in range(1, epochs + 1)
     ]
-    evaluations.append(Evaluation(data, 0, 30, settings is not None, final))
+    evaluations.append(Evaluation(data, 0, 30, pruned, final))
     saved = {} if reference is None else {data: counts(reference, support)}
     RecallHistory(tuple(evaluations), names, saved, seed).save(folder / "fairprune")
     if hparams is not None:
@@ -65,14 +64,11 @@ def make(
     if settings is not None:
         target = torch.arange(len(tensor)).repeat_interleave(10)
         quota = torch.tensor([2, 3, 5, 6])[: len(tensor)]
-        history = tuple(
-            Estimate(e, final.recall, quota if e == 2 else quota.flip(0)) for e in (1, 2)
-        )
+        history = tuple(Estimate(e, final.recall, q) for e, q in ((1, quota.flip(0)), (2, quota)))
         chosen = select(target, quota, seed=seed or 0)
         score = torch.rand(len(target), generator=torch.Generator().manual_seed(1))
-        PruningRecord(chosen, target, score, history, {**settings, "seed": seed}).save(
-            folder / "fairprune"
-        )
+        record = PruningRecord(chosen, target, score, history, {**settings, "seed": seed})
+        record.save(folder / "fairprune")
     return folder
 
 
@@ -80,11 +76,8 @@ def write_all(root: Path) -> Path:
     """Three settings with three seeds each."""
     drop = {"density": 0.4, "quota": "lightning_fairprune.quotas.drop", "score": None}
     random = {"density": 0.4, "quota": None, "score": None}
-    for name, tps, settings in (
-        ("full", FULL, None),
-        ("drop", DROP, drop),
-        ("random", RANDOM, random),
-    ):
+    kinds = (("full", FULL, None), ("drop", DROP, drop), ("random", RANDOM, random))
+    for name, tps, settings in kinds:
         for seed, tp in enumerate(tps):
             hparams = f"lr: 0.1\nseed: {seed}\nwhat: <b>&bold\n"
             make(root / name / f"version_{seed}", tp, seed, settings=settings, hparams=hparams)
@@ -115,9 +108,6 @@ def share(tps: Any) -> Tensor:
     return torch.tensor(tps).double() / 100
 
 
-# ------------------------------------------------------------------------------------- the files
-
-
 def test_files_are_those_that_are_promised(written: tuple[Comparison, Path]) -> None:
     names = {path.name for path in written[1].iterdir()}
     assert {"index.html", "summary.md", "summary.csv", "classes.csv", "runs.csv"} < names
@@ -126,19 +116,14 @@ def test_files_are_those_that_are_promised(written: tuple[Comparison, Path]) -> 
     expected = {f"{kind}_{i}_{q}" for kind in kinds for i, q in ((1, "drop"), (2, "random"))}
     expected |= {"intensification_1_drop", "intensification_2_random"}
     assert pictures == expected | {"recalls_over_epochs"}
-    assert all(
-        (written[1] / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in pictures
-    )
+    for name in pictures:
+        assert (written[1] / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert not any(name.startswith(".") for name in names)
 
 
 def test_summary_holds_means_and_intervals(written: tuple[Comparison, Path]) -> None:
     reference, drop, random = rows_of(written[1] / "summary.csv")
-    assert [r["setting"] for r in (reference, drop, random)] == [
-        "reference",
-        "drop",
-        "random",
-    ]
+    assert [r["setting"] for r in (reference, drop, random)] == ["reference", "drop", "random"]
     assert [r["role"] for r in (reference, drop, random)] == ["reference", "setting", "setting"]
     before = share(FULL)
     for row, tps in ((reference, FULL), (drop, DROP), (random, RANDOM)):
@@ -220,8 +205,6 @@ def test_same_input_gives_the_same_bytes(
             assert (tmp_path / "a" / name).read_bytes() == (written[1] / name).read_bytes()
 
 
-# -------------------------------------------------------------------------------------- the page
-
 VOID = {"meta", "img", "source", "br", "link"}
 
 
@@ -263,17 +246,11 @@ def test_page_is_whole_and_safe(written: tuple[Comparison, Path]) -> None:
         if tag == "img":
             assert attributes["alt"]
     assert page.tags[0] == ("html", {"lang": "en"})
-    assert (
-        "meta",
-        {
-            "http-equiv": "Content-Security-Policy",
-            "content": "default-src 'none'; img-src data:; style-src 'unsafe-inline'",
-        },
-    ) in page.tags
-    said = " ".join(page.text)
-    assert NAMES[2] in said
-    assert "what: <b>&bold" in said
-    assert "quota: lightning_fairprune.quotas.drop" in said
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    said = {"http-equiv": "Content-Security-Policy", "content": policy}
+    assert ("meta", said) in page.tags
+    for words in (NAMES[2], "what: <b>&bold", "quota: lightning_fairprune.quotas.drop"):
+        assert words in " ".join(page.text)
 
 
 def test_no_template_lets_html_through() -> None:
@@ -295,15 +272,13 @@ def test_headings_are_in_order_and_links_lead_somewhere(written: tuple[Compariso
     assert links == [f"#{name}" for name in ids]
 
 
-def test_every_figure_has_a_form_for_phones(written: tuple[Comparison, Path]) -> None:
+def test_figures_have_a_form_for_phones_and_examples_are_shown_of_each_class(
+    written: tuple[Comparison, Path],
+) -> None:
     page = Page((written[1] / "index.html").read_text())
     sources = [attributes for tag, attributes in page.tags if tag == "source"]
     assert len(sources) == len(list(written[1].glob("*.png")))
     assert {attributes["media"] for attributes in sources} == {"(max-width: 640px)"}
-
-
-def test_examples_are_shown_of_each_class(written: tuple[Comparison, Path]) -> None:
-    page = Page((written[1] / "index.html").read_text())
     alts = [attributes["alt"] or "" for tag, attributes in page.tags if tag == "img"]
     kept = [alt for alt in alts if alt.startswith(("hardest, kept", "easiest, kept"))]
     dropped = [alt for alt in alts if alt.startswith(("hardest, dropped", "easiest, dropped"))]
@@ -321,29 +296,16 @@ def test_a_thousand_classes_are_a_small_page(
             tp = torch.randint(30, 100, (1000,), generator=generator)
             make(tmp_path / name / str(seed), tp, seed, names=names)
     report(tmp_path / "half", tmp_path / "full", tmp_path / "out")
-    size = (tmp_path / "out" / "index.html").stat().st_size
-    assert size < 3_000_000
-    rows = Page((tmp_path / "out" / "index.html").read_text()).tags.count(("tr", {}))
-    assert rows > 1000
-
-
-# ------------------------------------------------------------------------------------ the settings
+    page = tmp_path / "out" / "index.html"
+    assert page.stat().st_size < 3_000_000
+    assert Page(page.read_text()).tags.count(("tr", {})) > 1000
 
 
 def test_runs_with_equal_settings_are_seeds(tmp_path: Path) -> None:
     write_all(tmp_path)
     groups = _settings.grouped(read([tmp_path]))
-    assert {label: len(runs) for label, runs in groups.items()} == {
-        "quota=drop": 3,
-        "no pruning": 3,
-        "quota=none": 3,
-    }
-
-
-def labels(folder: Path, *settings: tuple[dict[str, Any] | None, str]) -> list[str]:
-    for i, (pruning, hparams) in enumerate(settings):
-        make(folder / f"v{i}", FULL[0], i, settings=pruning, hparams=hparams)
-    return list(_settings.grouped(read([folder])))
+    sizes = {label: len(runs) for label, runs in groups.items()}
+    assert sizes == {"quota=drop": 3, "no pruning": 3, "quota=none": 3}
 
 
 DENSITY = {"density": 0.3, "quota": "a.b.drop", "warmup_epochs": 5}
@@ -376,7 +338,9 @@ DENSITY = {"density": 0.3, "quota": "a.b.drop", "warmup_epochs": 5}
 def test_a_label_says_what_is_particular(
     tmp_path: Path, settings: list[Any], expected: list[str] | None
 ) -> None:
-    found = labels(tmp_path, *settings)
+    for i, (pruning, hparams) in enumerate(settings):
+        make(tmp_path / f"v{i}", FULL[0], i, settings=pruning, hparams=hparams)
+    found = list(_settings.grouped(read([tmp_path])))
     if expected is None:
         assert len(set(found)) == 2
     else:
@@ -437,9 +401,6 @@ def test_folders_are_searched_in_natural_order_and_counted_once(tmp_path: Path) 
     assert sorted(["v10", "v2", "v1"], key=natural) == ["v1", "v2", "v10"]
 
 
-# ------------------------------------------------------------------------------------- comparing
-
-
 def test_pairs_are_of_equal_seed(tmp_path: Path) -> None:
     write_all(tmp_path)
     found = compare(read([tmp_path]), read([tmp_path / "full" / "version_2", tmp_path / "full"]))
@@ -458,9 +419,7 @@ def test_without_equal_seeds_the_mean_is_the_reference(tmp_path: Path) -> None:
     (group,) = compare(read([tmp_path / "drop"]), read([tmp_path / "full"])).settings
     assert group.pairing == "mean"
     assert torch.allclose(group.before, share(FULL).mean(0).expand(3, 4))  # type: ignore[arg-type]
-
-
-def test_seeds_that_are_not_known_are_no_pair(tmp_path: Path) -> None:
+    # Seeds that are not known are no pair.
     one = make(tmp_path / "a", DROP[0], None)
     two = make(tmp_path / "b", FULL[0], None)
     found = compare(read([one]), read([two]))
@@ -584,9 +543,8 @@ def test_groups_are_reported_by_their_names(tmp_path: Path) -> None:
         RecallHistory(both, names, group_names=("land", "water", "air")).save(folder / "fairprune")
         record = PruningRecord.load(folder)
         kept = select(record.target % 2, torch.tensor([5, 9]))
-        PruningRecord(kept, record.target % 2, None, (), {"group_by": "place"}).save(
-            folder / "fairprune"
-        )
+        by_place = PruningRecord(kept, record.target % 2, None, (), {"group_by": "place"})
+        by_place.save(folder / "fairprune")
         return folder
 
     one, two = run("a", [80, 40, 0]), run("b", [90, 70, 0])
@@ -630,34 +588,26 @@ def test_numbers_in_words(written_as: str, expected: str) -> None:
     assert written_as == expected
 
 
-# --------------------------------------------------------------------------------- what is wrong
-
-
 def broken(folder: Path, kind: str) -> list[str]:
     """Makes runs that something is wrong with and returns the arguments."""
+    options: dict[str, dict[str, Any]] = {
+        "names": {"names": ("cat", "cow", *NAMES[2:])},
+        "empty": {"tp": (0, 0, 0, 0), "support": 0},
+        "damaged record": {"settings": {"density": 0.4}},
+        "support": {"support": torch.tensor([100, 109, 100, 100])},
+        "reference": {"tp": FULL[0][:3], "names": None},
+    }
     one = str(make(folder / "one", FULL[0]))
-    two = folder / "two"
-    if kind == "names":
-        make(two, FULL[0], names=("cat", "cow", *NAMES[2:]))
-    elif kind == "empty":
-        make(two, (0, 0, 0, 0), support=0)
-    elif kind == "damaged record":
-        make(two, FULL[0], settings={"density": 0.4})
+    two = make(folder / "two", **{"tp": FULL[0]} | options.get(kind, {}))
+    if kind == "damaged record":
         (two / "fairprune" / "pruning.safetensors").write_bytes(b"no")
-    elif kind == "support":
-        make(two, FULL[0], support=torch.tensor([100, 109, 100, 100]))
-        return [one, "--reference", str(two)]
     elif kind == "saved support":
-        make(two, FULL[0])
         old = RecallHistory.load(two)
         saved = {"test": counts(FULL[0], torch.tensor([100, 100, 130, 100]))}
         RecallHistory(old.evaluations, NAMES, saved, 0).save(two / "fairprune")
         return [str(two)]
-    elif kind == "reference":
-        make(two, FULL[0][:3], names=None)
-        return [one, "--reference", str(two)]
-    elif kind == "itself":
-        return [one, "--reference", one]
+    if kind in ("support", "reference", "itself"):
+        return [one, "--reference", one if kind == "itself" else str(two)]
     return [one, str(two)]
 
 
@@ -751,9 +701,6 @@ def test_dataset_needs_a_module_and_a_pruned_run(tmp_path: Path) -> None:
         report(run, out=tmp_path / "out", dataset="there.is.none:such")
     with pytest.raises(ValueError, match="no run has pruned its data"):
         report(run, out=tmp_path / "out", dataset=Images())
-
-
-# ------------------------------------------------------------------------------------ the command
 
 
 def test_command_prints_tables_and_names_the_page(

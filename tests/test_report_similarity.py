@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from test_figures import check_text, said
+from test_report import Page
 
 from lightning_fairprune import figures, representation
 from lightning_fairprune.counts import ClassCounts
@@ -39,21 +38,6 @@ def write(root: Path, *runs: Path | str, monkeypatch: pytest.MonkeyPatch) -> str
     return (root / "out" / "index.html").read_text()
 
 
-class Reader(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.open: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.tags.append(tag)
-        if tag not in ("meta", "img", "source"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
 def text_of(html: str) -> str:
     return " ".join(re.sub(r"<[^>]+>", " ", html).split())
 
@@ -69,10 +53,7 @@ def test_the_page_shows_means_over_runs(tmp_path: Path, monkeypatch: pytest.Monk
     make(tmp_path / "b" / "s0", 0, {"conv": 0.25, "fc": 1.0})
     runs = [f"<b>few={tmp_path / 'a'}", f"many={tmp_path / 'b'}"]
     page = write(tmp_path, *runs, monkeypatch=monkeypatch)
-    reader = Reader()
-    reader.feed(page)
-    assert not reader.open
-    assert "script" not in reader.tags
+    assert "script" not in dict(Page(page).tags)
     assert page.count(f'<a href="#what-the-layers-compute">{TITLE}</a>') == 1
     titles = re.findall(r"<h2 [^>]*>(.*?)</h2>", page)
     assert titles[titles.index(TITLE) + 1] == "How to read this page"
@@ -124,19 +105,13 @@ def test_files_are_found_next_to_the_recalls_and_told_when_damaged(tmp_path: Pat
         read([run])
 
 
-# ------------------------------------------------------------------------------------ figure
-
-
 def made_up(layers: int, labels: int) -> dict[str, dict[str, float]]:
     generator = torch.Generator().manual_seed(layers)
-    names = [
-        f"module.backbone.encoder.layer{i // 7}.{i % 7}.attention.conv{i}" for i in range(layers)
-    ]
+    stem = "module.backbone.encoder.layer"
+    names = [f"{stem}{i // 7}.{i % 7}.attention.conv{i}" for i in range(layers)]
     values = (1 - 0.6 * torch.rand(labels, layers, generator=generator)).tolist()
-    return {
-        f"undecayed pruning, sparsity 0.{9 - i}": dict(zip(names, one, strict=True))
-        for i, one in enumerate(values)
-    }
+    each = (dict(zip(names, one, strict=True)) for one in values)
+    return {f"undecayed pruning, sparsity 0.{9 - i}": one for i, one in enumerate(each)}
 
 
 @pytest.mark.parametrize("narrow", [False, True])
@@ -183,21 +158,14 @@ def test_lines_of_many_labels_can_be_told_apart() -> None:
     styles = [
         (line.get_color(), line.get_linestyle(), str(line._dash_pattern))
         for line in figure.axes[0].lines
-    ]
-    styles = [
-        style
-        for style, line in zip(styles, figure.axes[0].lines, strict=True)
         if line.get_marker() == "o"
     ]
     assert len(set(styles)) == 20
 
 
-@pytest.mark.parametrize("values", [{}, {"a": {}}, {"a": {"fc": 1.0}, "b": {}}])
-def test_the_figure_needs_layers(values: Any) -> None:
-    with pytest.raises(ValueError, match=r"`values` must have at least one label with"):
-        figures.similarity(values)
-
-
-def test_the_figure_refuses_what_no_similarity_is() -> None:
+def test_the_figure_needs_layers_and_similarities() -> None:
+    for values in ({}, {"a": {}}, {"a": {"fc": 1.0}, "b": {}}):
+        with pytest.raises(ValueError, match=r"`values` must have at least one label with"):
+            figures.similarity(values)
     with pytest.raises(ValueError, match=r"in \[-1, 1\] or NaN, got 1.2 of layer 'fc' of 'a'"):
         figures.similarity({"a": {"fc": 1.2}})

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from test_figures import LONG, check_text, said
-from test_report_similarity import EVIL, Reader, text_of
+from test_report import Page
+from test_report_similarity import EVIL, text_of
 from torch import Tensor
 
 from lightning_fairprune import figures, recalls, statistics
@@ -85,20 +86,13 @@ def comparison(*runs: Path | str, reference: tuple[Path, ...] = (), **options: A
     return compare(read(list(runs)), read(list(reference)), **options)
 
 
-# ------------------------------------------------------------------------------------- the joining
-
-
 def test_the_last_evaluation_at_each_sparsity_counts(tmp_path: Path) -> None:
     (run,) = read([make(tmp_path / "a", test=(50, 10))])
     assert run.sparsity is not None
     assert repr(run.sparsity) == "SparsityRecord(prunings=2, sparsity=0.9)"
-    found = by_sparsity(run, "val")
+    found = {s: c.tp.tolist() for s, c in by_sparsity(run, "val").items()}
     # Evaluated after the step of a pruning, it is that of the pruned network.
-    assert {s: c.tp.tolist() for s, c in found.items()} == {
-        0.0: [60, 50],
-        0.5: [80, 40],
-        0.9: [70, 30],
-    }
+    assert found == {0.0: [60, 50], 0.5: [80, 40], 0.9: [70, 30]}
     assert {s: c.tp.tolist() for s, c in by_sparsity(run, "test").items()} == {0.9: [50, 10]}
     (same,) = read([tmp_path / "a" / "fairprune"])
     assert same.sparsity == run.sparsity
@@ -113,9 +107,7 @@ def test_an_evaluation_after_the_fit_does_not_replace_those_during_it(tmp_path: 
     assert by_sparsity(run, "val")[0.9].tp.tolist() == [70, 30]
 
 
-def test_the_test_is_used_where_there_is_nothing_else_and_validation_otherwise(
-    tmp_path: Path,
-) -> None:
+def test_the_test_is_used_where_there_is_no_validation(tmp_path: Path) -> None:
     make(tmp_path / "a", test=(50, 10))
     (found,) = collected(comparison(tmp_path / "a"))
     assert list(found.recall) == [0.0, 0.5, 0.9]
@@ -137,12 +129,7 @@ def test_seeds_are_aligned_and_what_one_lacks_is_nan(tmp_path: Path) -> None:
     assert found.recall[0.5].tolist() == [[0.8, 0.4], [0.82, 0.42]]
 
 
-# ----------------------------------------------------------------------------------- the reference
-
-
-def test_the_reference_is_that_of_the_report_else_of_the_run_else_its_dense_network(
-    tmp_path: Path,
-) -> None:
+def test_the_reference_is_of_the_report_else_the_run_else_its_dense_network(tmp_path: Path) -> None:
     own = {"val": counts((95, 75))}
     for seed in (0, 1):
         make(tmp_path / "full" / str(seed), seed, settings=None, shift=seed)
@@ -177,9 +164,6 @@ def test_a_reference_of_other_data_is_not_used(tmp_path: Path) -> None:
     assert found.whose == "the last evaluation of each run before pruning"
 
 
-# -------------------------------------------------------------------------------------- the page
-
-
 def test_the_page_shows_each_sparsity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed, shift in enumerate((0, 4)):
         make(tmp_path / "a" / f"s{seed}", seed, shift=shift)
@@ -188,20 +172,16 @@ def test_the_page_shows_each_sparsity(tmp_path: Path, monkeypatch: pytest.Monkey
     make(tmp_path / "c" / "s0", 0, settings=None)
     runs = [f"<b>steps={tmp_path / 'a'}", f"dead={tmp_path / 'b'}", f"none={tmp_path / 'c'}"]
     page = write(tmp_path, *runs, monkeypatch=monkeypatch)
-    reader = Reader()
-    reader.feed(page)
-    assert not reader.open
-    assert "script" not in reader.tags
+    assert "script" not in dict(Page(page).tags)
     titles = re.findall(r"<h2 [^>]*>(.*?)</h2>", page)
     assert titles.index("Recall of each class") < titles.index("Sparsity")
     assert titles.index("Sparsity") < titles.index("How to read this page")
     assert page.count('<a href="#sparsity">Sparsity</a>') == 1
     section = section_of(page)
+    dense, pruned = [[0.6, 0.5], [0.64, 0.54]], {0.5: (0.8, 0.4), 0.9: (0.7, 0.3)}
     alpha = {
-        s: statistics.intensification_ratio(
-            [[0.6, 0.5], [0.64, 0.54]], [[a, b], [a + 0.04, b + 0.04]]
-        )
-        for s, (a, b) in {0.5: (0.8, 0.4), 0.9: (0.7, 0.3)}.items()
+        s: statistics.intensification_ratio(dense, [[a, b], [a + 0.04, b + 0.04]])
+        for s, (a, b) in pruned.items()
     }
     half = {s: statistics.half_widths(value) for s, value in alpha.items()}
     assert rows_of(section)[:4] == [
@@ -215,17 +195,14 @@ def test_the_page_shows_each_sparsity(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "<h3>&lt;b&gt;steps</h3>" in section
     assert "<h3>none</h3>" not in section
     assert "2 of 3 runs; of the others no sparsity is known." in section
-    text = text_of(section)
-    assert (
-        "α of &lt;b&gt;steps and dashed: relative to the last evaluation of each run before pruning."
-        in text
-    )
-    assert "α of dead and dashed: relative to the reference that each run has kept." in text
-    assert {p.name for p in (tmp_path / "out").glob("*.png")} == {
-        "sparsity.png",
-        "layer_sparsity_1.png",
-        "layer_sparsity_2.png",
-    }
+    dashed = "and dashed: relative to the"
+    for words in (
+        f"α of &lt;b&gt;steps {dashed} last evaluation of each run before pruning.",
+        f"α of dead {dashed} reference that each run has kept.",
+    ):
+        assert words in text_of(section)
+    pictures = {p.name for p in (tmp_path / "out").glob("*.png")}
+    assert pictures == {"sparsity.png", "layer_sparsity_1.png", "layer_sparsity_2.png"}
 
 
 def test_tables_and_files_have_the_sparsity_of_what_is_compared(
@@ -263,9 +240,6 @@ def test_a_damaged_file_is_told(tmp_path: Path) -> None:
         read([run])
 
 
-# ------------------------------------------------------------------------------------ the settings
-
-
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -298,11 +272,8 @@ def test_settings_that_differ_are_shown(tmp_path: Path, monkeypatch: pytest.Monk
     make(tmp_path / "b", settings={**MAGNITUDE, "criterion": EVIL})
     make(tmp_path / "c", settings=None)
     (run,) = read([tmp_path / "a"])
-    assert configuration(run) == {
-        "pruning": "weights",
-        "weights.criterion": "magnitude",
-        "weights.sparsity": "0.9",
-    }
+    weights = {"weights.criterion": "magnitude", "weights.sparsity": "0.9"}
+    assert configuration(run) == {"pruning": "weights"} | weights
     runs = [f"{name}={tmp_path / name}" for name in "abc"]
     page = write(tmp_path, *runs, monkeypatch=monkeypatch, draw=False)
     assert EVIL not in page
@@ -314,21 +285,14 @@ def test_settings_that_differ_are_shown(tmp_path: Path, monkeypatch: pytest.Monk
     assert "weight pruning</p>\n<pre>criterion: magnitude\nsparsity: 0.9\nseed: 0</pre>" in page
 
 
-# ------------------------------------------------------------------------------------ the figures
-
-
 def made_up(labels: int, levels: list[float], seeds: int) -> dict[str, dict[float, Tensor]]:
     generator = torch.Generator().manual_seed(labels)
     base = 0.95 - 0.4 * torch.rand(10, generator=generator)
-    return {
-        LONG + str(i): {
-            s: (base - 0.05 * i * s + 0.02 * torch.randn(seeds, 10, generator=generator)).clamp(
-                0, 1
-            )
-            for s in levels
-        }
-        for i in range(labels)
-    }
+
+    def recall(fall: float) -> Tensor:
+        return (base - fall + 0.02 * torch.randn(seeds, 10, generator=generator)).clamp(0, 1)
+
+    return {LONG + str(i): {s: recall(0.05 * i * s) for s in levels} for i in range(labels)}
 
 
 LEVELS = {
@@ -387,10 +351,8 @@ def test_the_curve_draws_what_it_is_given() -> None:
 
 def test_without_a_reference_there_is_no_alpha() -> None:
     figure = figures.sparsity_curve({"a": {0.5: torch.tensor([0.5, 0.6])}})
-    assert [axis.get_title(loc="left") for axis in figure.axes] == [
-        "worst class",
-        "average over classes",
-    ]
+    titles = [axis.get_title(loc="left") for axis in figure.axes]
+    assert titles == ["worst class", "average over classes"]
     assert "reference" not in said(figure)
 
 

@@ -21,6 +21,7 @@ from test_resume import RESUMABLE, saved
 from test_swap import launch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+from torchmetrics.classification import MulticlassPrecision, MulticlassRecall
 
 import lightning_fairprune as lfp
 from lightning_fairprune import geometry, gradients, scores, signals
@@ -75,9 +76,6 @@ def own_norm(net: nn.Module) -> Tensor:
     return one_by_one(net, norm)
 
 
-# -------------------------------------------------------------------------------- what it computes
-
-
 @pytest.mark.parametrize(
     "options", [{}, {"shuffle": True}, {"num_workers": 2}, {"drop_last": True}]
 )
@@ -122,15 +120,19 @@ def test_another_layer() -> None:
     assert widths == [8]
 
 
+def weights(folder: Path, *seeds: int) -> list[Path]:
+    paths = [folder / f"{seed}.pt" for seed in seeds]
+    for seed, path in zip(seeds, paths, strict=True):
+        torch.save(Net(seed).state_dict(), path)
+    return paths
+
+
 @pytest.mark.parametrize("form", ["state_dict", "checkpoint"])
 @pytest.mark.parametrize("score", [scores.el2n, gradients.grad_norm])
 def test_query_models_are_averaged(score: Callable[..., Tensor], form: str, tmp_path: Path) -> None:
-    paths = []
-    for seed in (1, 2, 3):
-        state = Net(seed).state_dict()
-        paths.append(tmp_path / f"{seed}.pt")
-        torch.save(state if form == "state_dict" else {"state_dict": state, "epoch": 3}, paths[-1])
-    net = Net()
+    paths, net = weights(tmp_path, 1, 2, 3), Net()
+    for path in paths if form == "checkpoint" else ():
+        torch.save({"state_dict": torch.load(path, weights_only=True), "epoch": 3}, path)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     loader = DataLoader(data(), 10)
     found = score_pass(net, loader, score, checkpoints=paths)
@@ -138,13 +140,6 @@ def test_query_models_are_averaged(score: Callable[..., Tensor], form: str, tmp_
     torch.testing.assert_close(found, torch.stack(each).mean(0))
     for name, value in net.state_dict().items():
         assert torch.equal(value, before[name]), name
-
-
-def weights(folder: Path, *seeds: int) -> list[Path]:
-    paths = [folder / f"{seed}.pt" for seed in seeds]
-    for seed, path in zip(seeds, paths, strict=True):
-        torch.save(Net(seed).state_dict(), path)
-    return paths
 
 
 def test_query_models_are_the_epochs_of_the_dynamics(tmp_path: Path) -> None:
@@ -171,9 +166,6 @@ def test_batches_of_another_form() -> None:
         score_pass(net, loader, scores.el2n)
 
 
-# --------------------------------------------------------------------------- what it leaves alone
-
-
 class Collecting(users.Model):
     """Keeps what it has seen the way users do, in and out of metrics."""
 
@@ -185,13 +177,8 @@ class Collecting(users.Model):
         self.steps = 0
         self.hidden = [torchmetrics.MeanMetric()]
         self.values = torchmetrics.CatMetric()
-        classification, options = torchmetrics.classification, {"num_classes": users.NUM_CLASSES}
-        self.grouped = torchmetrics.MetricCollection(
-            [
-                classification.MulticlassPrecision(**options),
-                classification.MulticlassRecall(**options),
-            ]
-        )
+        kinds = (MulticlassPrecision, MulticlassRecall)
+        self.grouped = torchmetrics.MetricCollection([kind(users.NUM_CLASSES) for kind in kinds])
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         logits = self(batch[0])
@@ -244,9 +231,8 @@ def test_loggers_see_nothing(tmp_path: Path) -> None:
     counts = []
     for score_on in ("training", "pass"):
         logger = Logger()
-        users.trainer(callbacks=[prune(score_on=score_on)], logger=logger).fit(
-            Draws(), datamodule=Plain()
-        )
+        trainer = users.trainer(callbacks=[prune(score_on=score_on)], logger=logger)
+        trainer.fit(Draws(), datamodule=Plain())
         counts.append(logger.lines)
     assert counts[0] == counts[1] == 12  # three batches in four validations
 
@@ -308,10 +294,7 @@ def test_a_step_without_a_forward() -> None:
 
 class Manual(users.Model):
     validation_step = pl.LightningModule.validation_step
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
+    automatic_optimization = False
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         raise AssertionError("trained")
@@ -350,9 +333,6 @@ def test_whole_numbers_are_averaged_too(tmp_path: Path) -> None:
     ):
         found = score_pass(Net(), DataLoader(data(), 10), score, checkpoints=paths)
         assert torch.equal(found, data().tensors[1].float())
-
-
-# --------------------------------------------------------------------------------- where it goes on
 
 
 class Fragile(Dataset[Any]):
@@ -429,9 +409,8 @@ def test_other_batches_or_arguments_begin_anew(
         each.append(score_pass(net, loader, score, resume=file))
     torch.testing.assert_close((each[0].square() + each[1].square()).sqrt(), each[2])
     # The same arguments in another process, where objects have other addresses.
-    assert text_of(partial(one_by_one, Net, k=[object(), F.relu])) == (
-        "one_by_one(Net, ('k', (<object object>, relu)))"
-    )
+    text = text_of(partial(one_by_one, Net, k=[object(), F.relu]))
+    assert text == "one_by_one(Net, ('k', (<object object>, relu)))"
 
 
 def test_files_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,9 +437,6 @@ def test_files_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
         found = score_pass(net, loader, gradients.grad_norm, resume=file)
     torch.testing.assert_close(found, own_norm(net))
     assert written.read_bytes() == before
-
-
-# -------------------------------------------------------------------------------------- in one fit
 
 
 class Plain(users.Data):
@@ -530,9 +506,8 @@ def test_the_scores_are_those_of_the_model_at_the_end_of_the_warm_up(
 def test_samples_that_the_warm_up_has_not_seen(score: Callable[..., Tensor]) -> None:
     callback = prune(score, density=1.0, score_on=lfp.ScorePass("plain"))
     # A warning that samples were never observed would be an error here.
-    users.trainer(callbacks=[callback], limit_train_batches=3).fit(
-        users.Model(), datamodule=Plain(drop_last=True)
-    )
+    trainer = users.trainer(callbacks=[callback], limit_train_batches=3)
+    trainer.fit(users.Model(), datamodule=Plain(drop_last=True))
     assert len(callback.selection) == 103
 
 
@@ -552,32 +527,30 @@ def test_a_diverged_model_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("score_on", "message"),
     [
+        (lfp.ScorePass("plane"), r"dataloader='plane' must be a method of Plain or Mo"),
+        (lfp.ScorePass("many"), "`score_on`: a scoring pass needs one .* got list"),
+        (lfp.ScorePass(resume=f"{__file__}/f"), "test_scoring"),
+        (lfp.ScorePass("shorter"), "102 samples, the training set 103: it must hold"),
+        (lfp.ScorePass("other"), "other labels than the training set for .* samples"),
+        (lfp.ScorePass(checkpoints=("no.ckpt",)), "there is no file 'no.ckpt'"),
         (
-            {"score_on": lfp.ScorePass("plane")},
-            r"dataloader='plane' must be a method of Plain or Mo",
-        ),
-        ({"score_on": lfp.ScorePass("many")}, "`score_on`: a scoring pass needs one .* got list"),
-        ({"score_on": lfp.ScorePass(resume=f"{__file__}/f")}, "test_scoring"),
-        ({"score_on": lfp.ScorePass("shorter")}, "102 samples, the training set 103: it must hold"),
-        ({"score_on": lfp.ScorePass("other")}, "other labels than the training set for .* samples"),
-        ({"score_on": lfp.ScorePass(checkpoints=("no.ckpt",))}, "there is no file 'no.ckpt'"),
-        (
-            {"score": geometry.prototype_distance, "score_on": lfp.ScorePass(layer="net.7")},
+            lfp.ScorePass(layer="net.7"),
             r"`layer` must be one of net, net.0, net.1, net.2, got 'net.7'",
         ),
     ],
 )
-def test_refused_before_the_first_step(options: dict[str, Any], message: str) -> None:
+def test_refused_before_the_first_step(score_on: lfp.ScorePass, message: str) -> None:
     module = users.Model()
+    score = geometry.prototype_distance if score_on.layer else scores.el2n
 
     def training_step(batch: Any, batch_idx: int) -> Any:
         raise AssertionError("trained")
 
     module.training_step = training_step
     with pytest.raises((ValueError, TypeError, OSError), match=message):
-        users.trainer(callbacks=[prune(**options)]).fit(module, datamodule=Plain())
+        users.trainer(callbacks=[prune(score, score_on=score_on)]).fit(module, datamodule=Plain())
 
 
 def test_other_labels_are_found_in_the_pass_at_the_latest() -> None:
@@ -592,10 +565,9 @@ def test_other_labels_are_found_in_the_pass_at_the_latest() -> None:
 
             return DataLoader(Lazy(), 20)
 
+    trainer = users.trainer(callbacks=[prune(score_on=lfp.ScorePass("other"))])
     with pytest.raises(ValueError, match="other labels than the training set"):
-        users.trainer(callbacks=[prune(score_on=lfp.ScorePass("other"))]).fit(
-            users.Model(), datamodule=Hidden()
-        )
+        trainer.fit(users.Model(), datamodule=Hidden())
 
 
 @pytest.mark.parametrize(
@@ -646,13 +618,9 @@ def test_a_resumed_fit_decides_the_same(tmp_path: Path) -> None:
 def test_two_ranks_share_the_work(tmp_path: Path) -> None:
     ddp = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "use_distributed_sampler": True}
     # 104 samples, so that no rank gets one twice and both runs have the same weights but for rounding.
+    base, prune = {"n": 104, "batch_size": 4, "trainer": ddp}, {"keep": "hard", "score_on": "pass"}
     fits = {
-        name: {
-            "n": 104,
-            "batch_size": 4,
-            "prune": {"score": name, "keep": "hard", "score_on": "pass", **more},
-            "trainer": ddp,
-        }
+        name: base | {"prune": {"score": name, **prune, **more}}
         for name, more in (("el2n", {}), ("grad_norm", {"quota": "minimax"}), ("prototype", {}))
     }
     for name, (first, second) in launch(fits, tmp_path).items():
@@ -666,18 +634,12 @@ def test_written_in_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
     from jsonargparse import ArgumentParser
 
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    given = {
-        "density": 0.4,
-        "warmup_epochs": 2,
-        "score": "lightning_fairprune.gradients.grad_norm",
-        "keep": "hard",
-    }
+    score = "lightning_fairprune.gradients.grad_norm"
+    given = {"density": 0.4, "warmup_epochs": 2, "score": score, "keep": "hard"}
+    some = {"dataloader": "plain", "checkpoints": ["a.ckpt"]}
     for way, expected in (
         ("pass", lfp.ScorePass()),
-        (
-            {"dataloader": "plain", "checkpoints": ["a.ckpt"]},
-            lfp.ScorePass("plain", None, ("a.ckpt",)),
-        ),
+        (some, lfp.ScorePass("plain", None, ("a.ckpt",))),
         ({"dataloader": None, "layer": None, "resume": None}, lfp.ScorePass()),
     ):
         parser = ArgumentParser()
@@ -687,9 +649,6 @@ def test_written_in_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
         callback = parser.instantiate_classes(parser.parse_string(text)).prune
         assert callback.settings.score_on == expected
         assert callback.settings.score is gradients.grad_norm
-
-
-# ------------------------------------------------------------------------------------------ errors
 
 
 @pytest.mark.parametrize(

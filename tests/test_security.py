@@ -28,8 +28,6 @@ from lightning_fairprune.table import select_table
 ROOT = Path(lfp.__file__).parent
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permissions")
 
-# ----------------------------------------------------------------------------------- what runs code
-
 
 def calls() -> list[tuple[str, str, ast.Call]]:
     trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in ROOT.rglob("*.py")}
@@ -92,8 +90,6 @@ def test_yaml_that_refers_to_itself_over_and_over_stays_text() -> None:
     assert _parsed("a: &a [*a]") == "a: &a [*a]"
     assert _parsed("a: &a [1]\nb: *a") == {"a": [1], "b": [1]}
 
-
-# ------------------------------------------------------------------------------------------- names
 
 EVIL = (
     "<script>alert(1)</script>",
@@ -172,12 +168,9 @@ def test_no_cell_is_a_formula(page: Path, name: str) -> None:
 
 def test_no_file_leaves_the_folder(page: Path) -> None:
     files = [path for path in page.parent.rglob("*") if path.is_file()]
-    kept = [
-        path
-        for path in files
-        if path.parent.name == "fairprune" or path.name in ("hparams.yaml", "said.txt")
-    ]
-    assert {path.parent for path in files} - {path.parent for path in kept} == {page}
+    ours = ("hparams.yaml", "said.txt")
+    kept = {p.parent for p in files if p.parent.name == "fairprune" or p.name in ours}
+    assert {path.parent for path in files} - kept == {page}
     assert all(printable(path.name) == path.name for path in page.iterdir())
 
 
@@ -192,8 +185,6 @@ def test_printable_names_keep_their_script() -> None:
     for name in ("кошка", "猫　二", "می\u200cخواهم", "👩\u200d🚀", "a b", "naïve"):
         assert printable(name) == name
 
-
-# --------------------------------------------------------------------------------------------- SQL
 
 QUOTED = ('la"bel', "sco're", "id; DROP TABLE samples", "a' OR '1'='1")
 
@@ -225,9 +216,6 @@ def test_file_names_are_no_patterns(tmp_path: Path) -> None:
         (tmp_path / name).write_text("id,label\n0,0\n1,1\n")
     with pytest.raises(ValueError, match=r"names without \*, \? and \[, got '.*a\[1\].csv'"):
         select_table([tmp_path / "a*.csv"], 0.5, quota="balanced")
-
-
-# ------------------------------------------------------------------------------------------- files
 
 
 @POSIX

@@ -48,9 +48,8 @@ FINITE = [name for name in SCORES if "infinite" not in name]
 
 
 def write(path: Path, **columns: Any) -> Path:
-    pq.write_table(
-        pa.table({k: v.numpy() if isinstance(v, Tensor) else v for k, v in columns.items()}), path
-    )
+    arrays = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in columns.items()}
+    pq.write_table(pa.table(arrays), path)
     return path
 
 
@@ -77,13 +76,8 @@ def run_sql(query: str, path: Path) -> Tensor:
 
 def in_memory(target: Tensor, quota: Tensor | int, score: Tensor, keep: str, seed: int) -> Tensor:
     if keep == "random":
-        return select(
-            target, quota, score=random_key(torch.arange(len(target)), seed), keep="easy"
-        ).indices
+        score, keep = random_key(torch.arange(len(target)), seed), "easy"
     return select(target, quota, score=score, keep=keep).indices  # type: ignore[arg-type]
-
-
-# --- the same rows as in memory -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("keep", ["hard", "easy"])
@@ -108,15 +102,8 @@ def test_every_rule_gives_the_rows_of_its_function(tmp_path: Path, rule: str, ke
     target, score = labels(), scores("float")
     path = write(tmp_path / "t.parquet", id=torch.arange(N), label=target, score=score)
     recalled = rule in ("drop", "drop_reference")
-    chosen = select_table(
-        path,
-        0.25,
-        quota=rule,
-        recall=dict(enumerate(RECALL)) if recalled else None,
-        keep=keep,
-        seed=5,
-        out=tmp_path / "kept.parquet",
-    )
+    out, recall = tmp_path / "kept.parquet", dict(enumerate(RECALL)) if recalled else None
+    chosen = select_table(path, 0.25, quota=rule, recall=recall, keep=keep, seed=5, out=out)
     budget, sizes = round(0.25 * N), torch.bincount(target)
     given = (sizes, RECALL) if recalled else (sizes,)
     quota = budget if rule == "none" else getattr(quotas, rule)(*given, budget)
@@ -136,15 +123,9 @@ def test_groups_are_pairs_of_label_and_group(tmp_path: Path, rule: str, keep: Ke
     cell = torch.where((target >= 0) & (group >= 0), target * 3 + group, -1)
     rate = torch.rand(K * 3, generator=torch.Generator().manual_seed(2)).double()
     recall = {(c // 3, c % 3): float(rate[c]) for c in cell.unique().tolist() if c >= 0}
-    chosen = select_table(
-        path,
-        0.4,
-        quota=rule,
-        recall=recall if rule == "drop" else None,
-        by="group",
-        keep=keep,
-        out=tmp_path / "kept.parquet",
-    )
+    options = {"recall": recall} if rule == "drop" else {}
+    out = tmp_path / "kept.parquet"
+    chosen = select_table(path, 0.4, quota=rule, by="group", keep=keep, out=out, **options)  # type: ignore[arg-type]
     sizes, budget = torch.bincount(cell[cell >= 0], minlength=K * 3), round(0.4 * N)
     quota: Tensor | int = budget
     if rule != "none":
@@ -187,11 +168,8 @@ def test_subsets_are_nested(tmp_path: Path, keep: Keep) -> None:
     found = []
     for density in (0.1, 0.11, 0.5, 1.0):
         out = tmp_path / f"{density}.parquet"
-        found.append(
-            set(
-                kept(select_table(path, density, quota="proportional", keep=keep, out=out)).tolist()
-            )
-        )
+        chosen = select_table(path, density, quota="proportional", keep=keep, out=out)
+        found.append(set(kept(chosen).tolist()))
     assert all(small < large for small, large in itertools.pairwise(found))
     assert len(found[-1]) == N
 
@@ -200,9 +178,8 @@ def test_subsets_are_nested(tmp_path: Path, keep: Keep) -> None:
 def test_few_buckets_give_the_same_rows(
     tmp_path: Path, keep: Keep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write(
-        tmp_path / "t.parquet", id=torch.arange(N), label=labels(), score=scores("outlier")
-    )
+    score = scores("outlier")
+    path = write(tmp_path / "t.parquet", id=torch.arange(N), label=labels(), score=score)
     fine = select_table(path, 0.3, quota="balanced", keep=keep, out=tmp_path / "fine.parquet")
     monkeypatch.setattr(_select, "CELLS", 1)
     coarse = select_table(path, 0.3, quota="balanced", keep=keep, out=tmp_path / "coarse.parquet")
@@ -229,13 +206,8 @@ def test_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     if not page.exists():
         pytest.skip("the documentation is not here")
     monkeypatch.chdir(tmp_path)
-    write(
-        Path("train.parquet"),
-        id=torch.arange(6),
-        label=["cat", "dog", "cat"] * 2,
-        score=torch.arange(6.0),
-        loss=torch.arange(6.0),
-    )
+    columns = {"id": torch.arange(6), "score": torch.arange(6.0), "loss": torch.arange(6.0)}
+    write(Path("train.parquet"), label=["cat", "dog", "cat"] * 2, **columns)
     text = page.read_text(encoding="utf-8")
     (block,) = re.findall(r"^```py\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     exec(compile(block, page.name, "exec"), {})
@@ -252,16 +224,11 @@ def test_files_rows_and_columns_may_come_in_any_order(tmp_path: Path) -> None:
     write(tmp_path / "part-0.parquet", score=score[first], label=target[first], id=first)
     write(tmp_path / "part-1.parquet", id=last, label=target[last], score=score[last], more=last)
     duckdb.sql(f"COPY (SELECT * FROM '{whole}') TO '{tmp_path / 'whole.csv'}'")
+    parts = [tmp_path / "part-1.parquet", tmp_path / "part-0.parquet"]
+    tables = [whole, str(tmp_path / "part-*.parquet"), parts, tmp_path / "whole.csv"]
     found = [
         kept(select_table(t, 0.2, quota="balanced", keep="hard", out=tmp_path / f"{i}.parquet"))
-        for i, t in enumerate(
-            [
-                whole,
-                str(tmp_path / "part-*.parquet"),
-                [tmp_path / "part-1.parquet", tmp_path / "part-0.parquet"],
-                tmp_path / "whole.csv",
-            ]
-        )
+        for i, t in enumerate(tables)
     ]
     assert all(ids.equal(found[0]) for ids in found)
 
@@ -284,27 +251,17 @@ def test_classes_of_any_name_in_a_fixed_order(tmp_path: Path, names: list[Any]) 
 def test_columns_of_other_names(tmp_path: Path) -> None:
     columns = {"index": torch.arange(N), "the class": labels(), "Order": labels(3), "s": scores("float")}  # fmt: skip
     path = write(tmp_path / "t.parquet", **columns)
-    chosen = select_table(
-        path,
-        0.3,
-        quota="proportional",
-        keep="hard",
-        by="group",
-        id="index",
-        label="the class",
-        group="Order",
-        score="s",
-        out=tmp_path / "kept.parquet",
-    )
+    named = {"id": "index", "label": "the class", "group": "Order", "score": "s"}
+    how: dict[str, Any] = {"quota": "proportional", "keep": "hard", "by": "group"}
+    chosen = select_table(path, 0.3, **how, **named, out=tmp_path / "kept.parquet")
     assert len(kept(chosen)) == round(0.3 * N)
     assert run_sql(chosen.sql, path).equal(kept(chosen))
 
 
 def test_scores_are_not_read_for_a_random_choice(tmp_path: Path) -> None:
     path = write(tmp_path / "t.parquet", id=torch.arange(4), label=torch.tensor([0, 0, 1, 1]))
-    assert (
-        len(kept(select_table(path, 0.5, quota="proportional", out=tmp_path / "kept.parquet"))) == 2
-    )
+    chosen = select_table(path, 0.5, quota="proportional", out=tmp_path / "kept.parquet")
+    assert len(kept(chosen)) == 2
 
 
 def test_little_memory_is_enough(tmp_path: Path) -> None:
@@ -321,9 +278,6 @@ def test_little_memory_is_enough(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["kept.json", "kept.parquet", "t.parquet"]
 
 
-# --- portable SQL ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("keep", KEEPS)
 @pytest.mark.parametrize("by", ["label", "group"])
 def test_query_gives_the_same_in_another_database(tmp_path: Path, keep: Keep, by: str) -> None:
@@ -331,13 +285,7 @@ def test_query_gives_the_same_in_another_database(tmp_path: Path, keep: Keep, by
     number = torch.arange(N) * 7_000_000_001 - 10**12
     path = write(tmp_path / "t.parquet", id=number, label=target, score=score, cell=group)
     chosen = select_table(
-        path,
-        0.3,
-        quota="balanced",
-        keep=keep,
-        by=by,
-        group="cell",
-        out=tmp_path / "kept.parquet",
+        path, 0.3, quota="balanced", keep=keep, by=by, group="cell", out=tmp_path / "kept.parquet"
     )
     with sqlite3.connect(":memory:") as database:
         database.create_function("MOD", 2, lambda a, b: int(math.fmod(a, b)) if abs(a) < 2**53 else abs(a) % b * (1 if a > 0 else -1))  # fmt: skip
@@ -353,13 +301,9 @@ def test_query_gives_the_same_in_another_database(tmp_path: Path, keep: Keep, by
 
 
 def test_query_reads_as_expected() -> None:
-    text = _sql.definition(
-        (("cat",), ("dog",)),
-        torch.tensor([2, 1]),
-        _sql.Order("hard", 0),
-        source_module.Columns(score="loss"),
-        excluded=False,
-    )
+    classes, quota, order = (("cat",), ("dog",)), torch.tensor([2, 1]), _sql.Order("hard", 0)
+    columns = source_module.Columns(score="loss")
+    text = _sql.definition(classes, quota, order, columns, excluded=False)
     assert text == (
         "WITH samples AS (\n"
         "  SELECT id AS id, label AS label, loss AS score\n"
@@ -381,8 +325,6 @@ def test_query_reads_as_expected() -> None:
     )
 
 
-# --- keys -----------------------------------------------------------------------------------------
-
 IDS = [0, 1, 2, -1, 2**31, 2147483579, -2147483579, 2147483549, 2**62, 2**63 - 1, -(2**63)]
 
 
@@ -399,16 +341,14 @@ def slow_key(number: int, seed: int) -> int:
 @pytest.mark.parametrize("seed", [0, 1, -3, 2**70])
 def test_keys_in_torch_in_sql_and_in_exact_arithmetic(seed: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    ids = torch.cat(
-        [torch.tensor(IDS), torch.randint(-(2**62), 2**62, (500,), generator=generator)]
-    )
+    more = torch.randint(-(2**62), 2**62, (500,), generator=generator)
+    ids = torch.cat([torch.tensor(IDS), more])
     expected = [slow_key(number, seed) for number in ids.tolist()]
     assert random_key(ids, seed).tolist() == expected
     query = random_module.random_key_sql("place", "given", "id", seed)
     with duckdb.connect() as connection:
-        connection.register(
-            "given", pa.table({"id": ids.numpy(), "place": torch.arange(len(ids)).numpy()})
-        )
+        given = {"id": ids.numpy(), "place": torch.arange(len(ids)).numpy()}
+        connection.register("given", pa.table(given))
         found = connection.execute(f"SELECT random FROM ({query}) ORDER BY place").fetchall()
     assert [row[0] for row in found] == expected
 
@@ -437,9 +377,6 @@ def test_keys_are_spread_evenly_and_differ_with_the_seed() -> None:
 def test_keys_are_for_integers() -> None:
     with pytest.raises(TypeError, match=r"`index` must hold integers, got torch\.float32"):
         random_key(torch.rand(2))
-
-
-# --- recalls --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -471,12 +408,8 @@ def test_recalls_of_a_run(tmp_path: Path, table: Path) -> None:
 
 
 def test_recalls_of_numbered_groups_of_a_run(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "t.parquet",
-        id=torch.arange(40),
-        label=torch.arange(40) % 4 // 2,
-        group=torch.arange(40) % 4,
-    )
+    ids = torch.arange(40)
+    path = write(tmp_path / "t.parquet", id=ids, label=ids % 4 // 2, group=ids % 4)
     run = history(tmp_path / "run", "val/groups", k=4)
     chosen = select_table(path, 0.5, recall=run, by="group")
     assert chosen.recall.tolist() == [0.1, 0.2, 0.3, 0.4]
@@ -524,29 +457,30 @@ def test_runs_that_do_not_fit(
         select_table(table, 0.5, recall=folder, by=by)
 
 
-# --- what cannot be used --------------------------------------------------------------------------
-
 GOOD = {"id": [0, 1, 2, 3], "label": [0, 0, 1, 1], "score": [0.1, 0.2, 0.3, 0.4]}
 NAN = float("nan")
 
 
 @pytest.mark.parametrize(
-    ("change", "match"),
+    ("keep", "change", "match"),
     [
-        ({"score": [0.1, 0.2, None, 0.2]}, r"1 rows have no score \(NULL or NaN\), first id 2"),
-        ({"label": [-1] * 4}, "all rows have the label -1"),
-        ({"label": [0, 0, -1, -1], "score": [0.1, NAN, NAN, 0.2]}, "1 rows have no score .* id 1"),
-        ({"id": [-200, 7, -200, -200]}, "'id' must be unique, but -200 occurs 3 times"),
-        ({"id": ["a", "b", "b", "c"]}, "'id' must be unique, but 'b' occurs 2 times"),
-        ({"id": [0, 1, None, 3]}, r"1 rows have no id \(column 'id' is NULL\)"),
-        ({"id": [0.5, 1.5, 2.5, 3.5]}, "must hold integers or strings for the id, got DOUBLE"),
+        ("hard", {"score": [0.1, 0.2, None, 0.2]}, r"1 rows have no score \(NULL or NaN\), first id 2"),
+        ("hard", {"label": [-1] * 4}, "all rows have the label -1"),
+        ("hard", {"label": [0, 0, -1, -1], "score": [0.1, NAN, NAN, 0.2]}, "1 rows have no score .* id 1"),
+        ("hard", {"id": [-200, 7, -200, -200]}, "'id' must be unique, but -200 occurs 3 times"),
+        ("hard", {"id": ["a", "b", "b", "c"]}, "'id' must be unique, but 'b' occurs 2 times"),
+        ("hard", {"id": [0, 1, None, 3]}, r"1 rows have no id \(column 'id' is NULL\)"),
+        ("hard", {"id": [0.5, 1.5, 2.5, 3.5]}, "must hold integers or strings for the id, got DOUBLE"),
+        ("stratified", {"score": [0.1, math.inf, 0.2, 0.3]}, r"1 rows have no finite score .* first id 1"),
+        ("random", {"label": [-1, -1, -1, 0]}, r"`density` 0\.5 of 4 rows is 2, but only 1 have a class"),
     ],
 )  # fmt: skip
-def test_tables_that_cannot_be_used(tmp_path: Path, change: dict[str, Any], match: str) -> None:
-    columns = {k: v for k, v in {**GOOD, **change}.items() if v is not None}
-    path, out = write(tmp_path / "t.parquet", **columns), tmp_path / "kept.parquet"
+def test_tables_that_cannot_be_used(
+    tmp_path: Path, keep: Keep, change: dict[str, Any], match: str
+) -> None:
+    path, out = write(tmp_path / "t.parquet", **GOOD | change), tmp_path / "kept.parquet"
     with pytest.raises(ValueError, match=match):
-        select_table(path, 0.5, quota="proportional", keep="hard", out=out)
+        select_table(path, 0.5, quota="proportional", keep=keep, out=out)
     assert [p.name for p in tmp_path.iterdir()] == ["t.parquet"]
 
 
@@ -593,18 +527,6 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "torn.parquet").write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"the tables cannot be read: .*torn"):
         select_table(tmp_path / "torn.parquet", **ask)  # type: ignore[arg-type]
-
-
-def test_strata_need_finite_scores(tmp_path: Path) -> None:
-    path = write(tmp_path / "t.parquet", **{**GOOD, "score": [0.1, math.inf, 0.2, 0.3]})
-    with pytest.raises(ValueError, match=r"1 rows have no finite score .* first id 1"):
-        select_table(path, 0.5, quota="proportional", keep="stratified")
-
-
-def test_density_of_more_rows_than_have_a_class(tmp_path: Path) -> None:
-    path = write(tmp_path / "t.parquet", **{**GOOD, "label": [-1, -1, -1, 0]})
-    with pytest.raises(ValueError, match=r"`density` 0\.5 of 4 rows is 2, but only 1 have a class"):
-        select_table(path, 0.5, quota="proportional")
 
 
 def test_too_many_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -667,9 +589,6 @@ def test_missing_duckdb_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         select_table(path, 0.5, quota="proportional")
 
 
-# --- the command ----------------------------------------------------------------------------------
-
-
 def test_command(tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     csv, out = tmp_path / "recalls.csv", tmp_path / "kept.parquet"
     csv.write_text("label,recall\ncat,0.9\ndog,0.8\neel,0.7\n")
@@ -683,14 +602,8 @@ def test_command(tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]
     assert pq.read_table(out)["id"].to_pylist() == [53, 55, 56, 57, 58, 59]
     summary = json.loads((tmp_path / "kept.json").read_text())
     assert summary["classes"][2] == {"label": "eel", "size": 20, "recall": 0.7, "kept": 3}
-    assert {k: summary[k] for k in ("quota", "keep", "seed", "kept", "num_samples", "ids")} == {
-        "quota": "drop",
-        "keep": "hard",
-        "seed": 0,
-        "kept": 6,
-        "num_samples": 60,
-        "ids": "kept.parquet",
-    }
+    choice = {"quota": "drop", "keep": "hard", "seed": 0, "kept": 6, "num_samples": 60}
+    assert summary.items() >= (choice | {"ids": "kept.parquet"}).items()
     with pytest.raises(SystemExit) as ending:
         cli.main([*arguments, "--out", str(out)])
     assert ending.value.code == 2

@@ -251,10 +251,7 @@ class Manual(Net):
     """Steps twice a batch; the second forward pass must not see a removed weight."""
 
     prune: WeightPruning
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
+    automatic_optimization = False
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         for _ in range(2):
@@ -290,10 +287,8 @@ def test_clipping_does_not_see_the_gradients_of_removed_weights() -> None:
         def configure_gradient_clipping(self, optimizer: Any, *args: Any, **more: Any) -> None:
             grads = {n: p.grad for n, p in self.named_parameters()}
             whole = sum(float(g.square().sum()) for g in grads.values())
-            kept = whole - sum(
-                float(grads[n][~m].square().sum()) for n, m in self.prune.masks.items()
-            )
-            norms.append((whole, kept))
+            gone = [float(grads[n][~m].square().sum()) for n, m in self.prune.masks.items()]
+            norms.append((whole, whole - sum(gone)))
             self.clip_gradients(optimizer, *args, **more)
 
     model = Clipped()
@@ -331,11 +326,10 @@ def test_with_a_schedule_of_accumulation() -> None:
 @pytest.mark.parametrize("name", ["magnitude", "gradient"])
 def test_compiled(name: str) -> None:
     plain = fit(WeightPruning(getattr(criteria, name), 0.8, start=1, end=2), model=Net())
-    model = Net()
-    prune = WeightPruning(getattr(criteria, name), 0.8, start=1, end=2)
-    fit_compiled = torch.compile(model, backend="eager")
+    model, prune = Net(), WeightPruning(getattr(criteria, name), 0.8, start=1, end=2)
+    compiled = torch.compile(model, backend="eager")
     pl.seed_everything(1, verbose=False)
-    users.trainer(callbacks=[prune], max_epochs=6).fit(fit_compiled, datamodule=Data())
+    users.trainer(callbacks=[prune], max_epochs=6).fit(compiled, datamodule=Data())
     assert zeros(model) == zeros(plain) == round(0.8 * PRUNABLE)
 
 
@@ -394,16 +388,16 @@ def test_biases_normalisation_and_the_classifier_are_left_alone() -> None:
     assert all(bool((p != 0).all()) for p in others.values())
 
 
+ALL_BUT_1: dict[str, Any] = {"include": ["*.weight"], "exclude": ["net.1.*"]}
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
         ({"keep_classifier": False}, "0.weight 4.weight 6.weight"),
         ({"exclude": ["net.0.*"]}, "4.weight"),
         ({"include": ["net.1.weight", "*.4.*"]}, "1.weight 4.weight 4.bias"),
-        (
-            {"include": ["*.weight"], "exclude": ["net.1.*"], "keep_classifier": False},
-            "0.weight 4.weight 6.weight",
-        ),
+        (ALL_BUT_1 | {"keep_classifier": False}, "0.weight 4.weight 6.weight"),
     ],
 )
 def test_include_and_exclude(options: Any, expected: str) -> None:
@@ -457,8 +451,7 @@ class Spy:
     """Notes what it is given."""
 
     def __init__(self) -> None:
-        self.losses: list[list[float]] = []
-        self.inputs: list[Any] = []
+        self.losses, self.inputs = [], []
 
     def __call__(self, model: nn.Module, batches: Any, loss_fn: Any) -> dict[str, Tensor]:
         losses = []
@@ -697,9 +690,7 @@ class Steps(Callback):
     """The weights at the start of each step, and the state of the optimiser."""
 
     def __init__(self) -> None:
-        self.weights: list[dict[str, Tensor]] = []
-        self.lr: list[float] = []
-        self.momenta: list[bool] = []
+        self.weights, self.lr, self.momenta = [], [], []
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
         self.weights.append({n: v.clone() for n, v in module.state_dict().items()})
@@ -715,10 +706,8 @@ class Scheduled(Net):
 
 @pytest.mark.parametrize("to", ["start", 0, 1])
 def test_rewind_rewinds(to: Any) -> None:
-    prune = WeightPruning(
-        sparsity=0.75, schedule=schedules.geometric, start=2, end=4, every=2, rewind=to
-    )
-    steps = Steps()
+    options = {"schedule": schedules.geometric, "start": 2, "end": 4, "every": 2}
+    prune, steps = WeightPruning(sparsity=0.75, rewind=to, **options), Steps()
     fit(prune, steps, model=Scheduled(), max_epochs=6)
     origin = steps.weights[0 if to in ("start", 0) else 11]
     for epoch, done in zip((2, 4), prune.history, strict=True):
@@ -783,10 +772,8 @@ def test_what_is_monitored_is_of_the_weights_that_are_saved(
         state = next(v for k, v in checkpoint["callbacks"].items() if "ModelCheckpoint" in k)
         model = Net().eval()
         model.load_state_dict(checkpoint["state_dict"])
-        parts = [
-            F.cross_entropy(model(x), y)
-            for x, y in zip(val.x.split(20), val.y.split(20), strict=True)
-        ]
+        batches = zip(val.x.split(20), val.y.split(20), strict=True)
+        parts = [F.cross_entropy(model(x), y) for x, y in batches]
         assert float(state["current_score"]) == pytest.approx(sum(parts).item() / 3, rel=1e-5)
         sparse.add(zeros(model))
     assert len(sparse) >= 2  # checkpoints between prunings
@@ -856,10 +843,8 @@ def test_a_record_for_the_report(tmp_path: Path) -> None:
     assert record.settings == json.loads(json.dumps(prune.record.settings))
     assert record.settings["criterion"] == "undecayed"
     assert record.settings["exclude"] == ["*.4.*"]
-    assert [(s.epoch, s.step, s.target) for s in record.steps] == [
-        (1, 11, schedules.cubic(0.8, 2)[0]),
-        (2, 22, 0.8),
-    ]
+    steps = [(s.epoch, s.step, s.target) for s in record.steps]
+    assert steps == [(1, 11, schedules.cubic(0.8, 2)[0]), (2, 22, 0.8)]
     assert record.steps[-1].layers == masks.sparsity_of(prune.masks).layers
 
 
@@ -882,14 +867,12 @@ def test_fast_dev_run_and_evaluation() -> None:
     trainer.validate(model, datamodule=Data(), verbose=False)
 
 
-@pytest.mark.parametrize(
-    "form", [DataPruning(0.5, 2, quota=None), DataPruning(0.5, 2, after="restart", quota=None)]
-)
-def test_with_data_pruning(form: DataPruning) -> None:
-    for interval in ("epoch", "step"):
-        when = {"start": 3, "end": 4} if interval == "epoch" else {"start": 0.8, "end": 0.9}
-        prune = WeightPruning(criteria.gradient, 0.8, interval=interval, **when)  # type: ignore[arg-type]
-        assert zeros(fit(prune, form, max_epochs=6)) == round(0.8 * PRUNABLE)
+@pytest.mark.parametrize("after", ["continue", "restart"])
+def test_with_data_pruning(after: Any) -> None:
+    data = DataPruning(0.5, 2, after=after, quota=None)
+    for interval, start, end in (("epoch", 3, 4), ("step", 0.8, 0.9)):
+        prune = WeightPruning(criteria.gradient, 0.8, interval=interval, start=start, end=end)  # type: ignore[arg-type]
+        assert zeros(fit(prune, data, max_epochs=6)) == round(0.8 * PRUNABLE)
 
 
 def test_a_restart_that_would_undo_pruning_is_refused() -> None:
@@ -915,37 +898,33 @@ def test_arguments_are_checked(options: dict[str, Any], match: str) -> None:
         WeightPruning(**options)
 
 
-GRADIENT = {"criterion": criteria.gradient}
+GRADIENT, FAIRGRAPE = {"criterion": criteria.gradient}, {"criterion": criteria.fairgrape_masks}
+ENDLESS = {"max_epochs": -1, "max_steps": 5}
 
 
 @pytest.mark.parametrize(
-    ("options", "trainer", "match"),
+    ("options", "match"),
     [
-        ({"start": 66, "end": 66, "interval": "step"}, {}, "at least one step .* after 66 of 66"),
-        ({"start": 1, "end": 3}, {"max_steps": 33}, "at least one step .* 3 epochs of 11 steps"),
-        ({"start": 0.5}, {"max_epochs": -1, "max_steps": 5}, "length in epochs is unknown"),
-        ({"start": 5, "end": 0.2}, {}, "`end` must not be before `start`, got 0.2 and 5"),
-        ({"exclude": ["no.such"]}, {}, "`exclude`: no parameter has a name like 'no.such'"),
-        ({"schedule": lambda s, n: [0.5] * n}, {}, "end with 0.9"),
+        ({"start": 66, "end": 66, "interval": "step"}, "at least one step .* after 66 of 66"),
+        ({"end": 3, "trainer": {"max_steps": 33}}, "at least one step .* 3 epochs of 11 steps"),
+        ({"start": 0.5, "trainer": ENDLESS}, "length in epochs is unknown"),
+        ({"start": 5, "end": 0.2}, "`end` must not be before `start`, got 0.2 and 5"),
+        ({"exclude": ["no.such"]}, "`exclude`: no parameter has a name like 'no.such'"),
+        ({"schedule": lambda s, n: [0.5] * n}, "end with 0.9"),
         (
             {"criterion_options": {"rounds": 3}},
-            {},
             "has 'rounds', which is not a parameter of `magnitude`",
         ),
-        (
-            {"criterion": criteria.fairgrape_masks},
-            {},
-            "needs `num_groups`: give criterion_options={'num_groups': ...}",
-        ),
-        (GRADIENT | {"dataloader": []}, {}, "at least one batch .* it gave none"),
-        (GRADIENT | {"loss_fn": lambda module, batch: None}, {}, "`loss_fn` must return a loss"),
+        (FAIRGRAPE, "needs `num_groups`: give criterion_options={'num_groups': ...}"),
+        (GRADIENT | {"dataloader": []}, "at least one batch .* it gave none"),
+        (GRADIENT | {"loss_fn": lambda module, batch: None}, "`loss_fn` must return a loss"),
     ],
 )
-def test_refused_before_or_at_the_first_pruning(
-    options: dict[str, Any], trainer: dict[str, Any], match: str
-) -> None:
+def test_refused_before_or_at_the_first_pruning(options: dict[str, Any], match: str) -> None:
+    options = {"start": 1, "end": 4} | options
+    trainer = options.pop("trainer", {})
     with pytest.raises(ValueError, match=match):
-        fit(WeightPruning(**({"start": 1, "end": 4} | options)), **trainer)
+        fit(WeightPruning(**options), **trainer)
 
 
 @pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter` step flavor")
@@ -971,9 +950,8 @@ def test_other_refusals() -> None:
             skip = batch_idx == 1 and not self.training
             return None if skip else super().training_step(batch, batch_idx)
 
-    with pytest.raises(
-        ValueError, match=r"training_step must return a loss .* NoneType for batch 1"
-    ):
+    told = r"training_step must return a loss .* NoneType for batch 1"
+    with pytest.raises(ValueError, match=told):
         fit(WeightPruning(criteria.gradient), model=Nothing())
 
 

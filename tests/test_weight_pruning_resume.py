@@ -27,9 +27,7 @@ pytestmark = [
     # The resumed fits save nothing, so they have no ModelCheckpoint.
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used"),
     # Plain loaders repeat batches when a fit goes on inside an epoch; one of ours does not.
-    pytest.mark.filterwarnings(
-        "ignore:You're resuming from a checkpoint that ended before the epoch"
-    ),
+    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before"),
 ]
 TOTAL = 8 * 24 + 24 * 12
 GEOMETRIC: dict[str, Any] = {"schedule": "geometric"}
@@ -72,6 +70,11 @@ class Zeros(Callback):
         self.counts[trainer.global_step] = sum(int((w == 0).sum()) for w in weights)
 
 
+def digest(tensors: dict[str, torch.Tensor]) -> str:
+    whole = b"".join(value.detach().numpy().tobytes() for value in tensors.values())
+    return hashlib.sha256(whole).hexdigest()
+
+
 def drawn(model: nn.Module) -> Any:
     return {n: torch.rand_like(p) for n, p in model.named_parameters()}
 
@@ -106,17 +109,11 @@ def run(
         callbacks=callbacks, enable_checkpointing=checkpoint is not None, max_epochs=6, **trainer
     )
     t.fit(model, datamodule=FairPruneDataModule(users.Data(104, batch_size)), ckpt_path=resume)
-    found = hashlib.sha256()
-    for value in model.state_dict().values():
-        found.update(value.detach().numpy().tobytes())
-    chosen = hashlib.sha256()
-    for mask in callback.masks.values():
-        chosen.update(mask.numpy().tobytes())
     return {
         "rank": t.global_rank,
         "history": [[h.epoch, h.step, round(h.total * TOTAL), h.layers] for h in callback.history],
-        "masks": chosen.hexdigest(),
-        "weights": found.hexdigest(),
+        "masks": digest(callback.masks),
+        "weights": digest(model.state_dict()),
         "zeros": zeros.counts,
         "sparsity": masks.sparsity_of(callback.masks).total,
     }
@@ -250,10 +247,8 @@ def theirs(**_: Any) -> dict[str, Any]:
     )
     trainer = users.trainer(callbacks=[prune], max_epochs=2, devices=2, strategy="ddp")
     trainer.fit(model, datamodule=users.Data(n=104))
-    return {
-        "rank": trainer.global_rank,
-        "masks": [model.net[k].weight_mask.tolist() for k in (0, 3)],
-    }
+    chosen = [model.net[k].weight_mask.tolist() for k in (0, 3)]
+    return {"rank": trainer.global_rank, "masks": chosen}
 
 
 def refused(**_: Any) -> dict[str, Any]:
@@ -266,19 +261,16 @@ def refused(**_: Any) -> dict[str, Any]:
 
     callback = WeightPruning(own_part, 0.5, start=1, end=1)
     trainer = users.trainer(callbacks=[callback], max_epochs=2, devices=2, strategy="ddp")
+    found = ""
     try:
         trainer.fit(Net(), datamodule=users.Data(n=104))
     except RuntimeError as error:
-        return {"rank": trainer.global_rank, "error": str(error)}
-    return {"rank": trainer.global_rank, "error": ""}
+        found = str(error)
+    return {"rank": trainer.global_rank, "error": found}
 
 
 def fit(what: str = "run", **setting: Any) -> dict[str, Any]:
     return {"run": run, "theirs": theirs, "refused": refused}[what](**setting)
-
-
-def launch(fits: list[dict[str, Any]], folder: Path) -> list[list[dict[str, Any]]]:
-    return ranks.launch(__file__, fits, folder)
 
 
 DDP = {"devices": 2, "strategy": "ddp", "batch_size": 5}
@@ -295,7 +287,7 @@ def test_two_ranks(tmp_path: Path) -> None:
     fits.append({"prune": PRUNE["gradual"], "unsynced": True, **DDP})
     fits += [{"what": "theirs"}, {"what": "refused"}]
     (tmp_path / "first").mkdir()
-    *full, unsynced, by_lightning, errors = launch(fits, tmp_path / "first")
+    *full, unsynced, by_lightning, errors = ranks.launch(__file__, fits, tmp_path / "first")
     for (one, other), name in zip(full, names, strict=True):
         for key in ("history", "masks", "weights", "zeros"):
             assert one[key] == other[key], (name, key)
@@ -317,7 +309,8 @@ def test_two_ranks(tmp_path: Path) -> None:
                 paths.append((pair, path))
     (tmp_path / "second").mkdir()
     assert len(paths) >= 9
-    for (pair, path), resumed in zip(paths, launch(again, tmp_path / "second"), strict=True):
+    found = ranks.launch(__file__, again, tmp_path / "second")
+    for (pair, path), resumed in zip(paths, found, strict=True):
         for rank in (0, 1):
             check(pair[rank], resumed[rank], path)
 
