@@ -78,13 +78,18 @@ class _Running:
             self._groupings.append(group_by)
 
     def open(
-        self, module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int
+        self,
+        module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+        *,
+        testing: bool,
     ) -> None:
         """Starts before a step; only the first call counts."""
         if dataloader_idx in self._loaders and not self._is_open:
             self._started = self._is_open = True
-            kind = module.trainer.testing, dataloader_idx
-            self._observer.open(module, batch, batch_idx, kind)
+            self._observer.open(module, batch, batch_idx, (testing, dataloader_idx))
 
     def close(self, outputs: Any, batch: Any, dataloader_idx: int, step: str) -> None:
         """Counts after a step; only the first call counts."""
@@ -142,7 +147,7 @@ class CountsValidation(pl.Callback):
         """Starts observing."""
         running = _running.get(trainer)
         if running is not None:
-            running.open(pl_module, batch, batch_idx, dataloader_idx)
+            running.open(pl_module, batch, batch_idx, dataloader_idx, testing=trainer.testing)
 
     def on_validation_batch_end(
         self,
