@@ -37,21 +37,6 @@ class ResumedLoader(DataLoader[Any]):
         pass
 
 
-_COPIED = (
-    "num_workers",
-    "pin_memory",
-    "pin_memory_device",
-    "timeout",
-    "worker_init_fn",
-    "multiprocessing_context",
-    "generator",
-    "prefetch_factor",
-    "persistent_workers",
-    "in_order",
-    "snapshot_every_n_steps",  # torchdata's StatefulDataLoader
-)
-
-
 def rebuild(
     loader: DataLoader[Any],
     *,
@@ -93,22 +78,58 @@ def rebuild(
         skip=0 if stateful else batches_seen * loader.batch_size,
         **order,
     )
-    options: dict[str, Any] = {
-        name: getattr(loader, name) for name in _COPIED if hasattr(loader, name)
-    }
-    if not options.get("pin_memory_device"):
-        options.pop("pin_memory_device", None)  # deprecated: an empty one would warn
-    options["collate_fn"] = IndexCollate(loader.collate_fn) if carry_index else loader.collate_fn
+    return copied(
+        loader,
+        dataset=IndexView(dataset) if carry_index else dataset,
+        collate_fn=IndexCollate(loader.collate_fn) if carry_index else loader.collate_fn,
+        **_batches(loader, epoch_sampler),
+    )
+
+
+def shown(users: DataLoader[Any], rebuilt: DataLoader[Any]) -> DataLoader[Any]:
+    """Returns a loader of the samples of `rebuilt` that others than the Trainer may iterate.
+
+    It has the data set and the batches of the user's loader, workers and epochs of its own, and attributes of
+    its sampler are those of the Trainer's.
+    """
+    sampler: Any = rebuilt.sampler
+    return copied(
+        rebuilt,
+        dataset=sampled_dataset(users),
+        collate_fn=users.collate_fn,
+        **_batches(users, sampler.for_others()),
+    )
+
+
+def copied(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
+    """Returns a copy of a loader with other attributes.
+
+    A subclass may have arguments of its own, or bring a collate function and ignore the one it is given; calling
+    its `__init__` again would need all of them and may lose some. All that a loader does follows from its
+    attributes, so these are copied.
+    """
     kind = ResumedLoader if type(loader) is DataLoader else type(loader)
-    view = IndexView(dataset) if carry_index else dataset
-    options |= {"batch_size": loader.batch_size, "drop_last": loader.drop_last}
-    try:
-        return kind(view, sampler=epoch_sampler, **options)
-    except TypeError as error:
-        raise TypeError(
-            f"a {type(loader).__name__} cannot be rebuilt over the kept samples ({error}): its "
-            "__init__ must take the keyword arguments of torch.utils.data.DataLoader."
-        ) from error
+    copy = object.__new__(kind)
+    # Lightning notes the arguments of __init__, to build a loader again with another sampler.
+    kept = {name: value for name, value in vars(loader).items() if not name.startswith("__pl_")}
+    vars(copy).update(kept | changes | {"_iterator": None})
+    if "next_iter_state" in kept:  # torchdata's, of the loader that was copied
+        vars(copy)["next_iter_state"] = None
+    for name, value in changes.items():
+        if getattr(copy, name) is not value:
+            raise TypeError(
+                f"a {type(loader).__name__} cannot be rebuilt over the kept samples: its `{name}` is not an "
+                "attribute that can be set, as that of torch.utils.data.DataLoader is."
+            )
+    return copy
+
+
+def _batches(loader: DataLoader[Any], sampler: EpochSampler) -> dict[str, Any]:
+    """Returns the attributes of a loader that draws batches from `sampler` as `loader` would."""
+    assert loader.batch_size is not None
+    kind: Any = type(loader.batch_sampler) if _of_torchdata(loader.batch_sampler) else BatchSampler
+    batch_sampler = kind(sampler, loader.batch_size, loader.drop_last)
+    return {"sampler": sampler, "batch_sampler": batch_sampler}
 
 
 def _order_of(sampler: Any, size: int) -> dict[str, Any]:

@@ -83,16 +83,24 @@ class EpochSampler(DistributedSampler[Any]):
         # The same number of draws per sample.
         return round(self._draws * population / len(self.dataset))  # type: ignore[arg-type]
 
+    def for_others(self) -> EpochSampler:
+        """Returns a sampler of whole epochs that shares all attributes, for others than the Trainer."""
+        other = object.__new__(_WholeEpochs)
+        other.__dict__ = self.__dict__
+        return other
+
     def __iter__(self) -> Iterator[int]:
+        mine = self._mine()
+        epoch, skip = self._skip
+        return iter((mine[skip:] if skip and epoch == self.epoch else mine).tolist())
+
+    def _mine(self) -> Tensor:
+        """Returns what this rank draws in the epoch."""
         order = self._order()
         if self.total_size > len(order):  # the smallest number of repeats that evens out the ranks
             repeats = -(-self.total_size // max(len(order), 1))
             order = order.repeat(repeats)
-        mine = order[self.rank : self.total_size : self.num_replicas]
-        epoch, skip = self._skip
-        if skip and epoch == self.epoch:
-            mine = mine[skip:]
-        return iter(mine.tolist())
+        return order[self.rank : self.total_size : self.num_replicas]
 
     def _order(self) -> Tensor:
         n = len(self.dataset) if self.kept is None else len(self.kept)  # type: ignore[arg-type]
@@ -116,3 +124,8 @@ class EpochSampler(DistributedSampler[Any]):
         else:
             order = torch.arange(n)
         return order if self.kept is None else self.kept[order]
+
+
+class _WholeEpochs(EpochSampler):
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._mine().tolist())

@@ -102,9 +102,14 @@ class Normalised(users.Model):
         self.net.insert(1, torch.nn.BatchNorm1d(16))
 
 
-def given_to_fit(at: Any) -> None:
-    trainer = users.trainer(callbacks=[lfp.DataPruning(0.4, 2), CountSteps()])
-    trainer.fit(users.Model(), DataLoader(users.Blobs(), 10), DataLoader(users.Blobs(60), 10))
+def given_to_fit(*loaders: Any) -> Any:
+    """A fit that is given its training loaders."""
+
+    def run(at: Any) -> None:
+        trainer = users.trainer(callbacks=[lfp.DataPruning(0.4, 2), CountSteps()])
+        trainer.fit(users.Model(), [*loaders], DataLoader(users.Blobs(60), 10))
+
+    return run
 
 
 def seen(**change: Any) -> Any:
@@ -178,7 +183,7 @@ ROWS = [
     Bad("score_pass with a score of nothing that it can give", lambda at: lfp.score_pass(users.Model(), DataLoader(users.Blobs(), 10), lambda teacher: teacher, progress=False), ValueError, r"`score` <lambda>\.<locals>\.<lambda> must return a float", "got Dynamics for 16 samples"),
     Bad("score_pass over a stream", lambda at: lfp.score_pass(users.Model(), DataLoader(Stream(), 10), lfp.scores.el2n, progress=False), TypeError, r"an iterable dataset \(Stream\) has", "stable sample index to prune by", "use a map-style dataset with __getitem__ and"),
     Bad("features of a layer that is not there", lambda at: lfp.geometry.features_of(users.Model(), DataLoader(users.Blobs(), 10), "fc"), ValueError, r"`layer` must be one of net, net\.0, net\.1, net\.2", "got 'fc'"),
-    Bad("loaders given to fit", given_to_fit, TypeError, r"loaders passed to trainer\.fit\(\) cannot be pruned", "loaders passed", "return them from the train_dataloader"),
+    Bad("several loaders given to fit", given_to_fit(DataLoader(users.Blobs(), 10), DataLoader(users.Blobs(), 10)), TypeError, r"trainer\.fit\(\) may be given one", "got list of 2", "in one ConcatDataset"),
     Bad("pruned epoch that ends in a batch of one before batch normalisation", pruned(model=Normalised()), ValueError, "epoch of 41 samples ends in .* single sample", r"`net\.1`"),
     Bad("training step without a cross-entropy", pruned(model=MultiLabel()), ValueError, "training_step: .*never called", "cross_entropy"),
     Bad("logits of segments", pruned(model=Segments()), ValueError, r"training_step: the loss must be given logits \[10, C\] and one class", r"got logits \[10, 4, 3\] and targets \[10, 3\]"),

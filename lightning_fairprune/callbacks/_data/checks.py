@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn import BatchNorm1d
 
-from lightning_fairprune._lightning.kinds import is_overridden, is_strategy, shards_weights
+from lightning_fairprune._lightning.kinds import is_strategy, shards_weights
 from lightning_fairprune._loading.source import TrainSource
 from lightning_fairprune._loading.wrapper import Wrapper
 from lightning_fairprune.callbacks._data.length import limited, resolve_warmup
@@ -101,7 +101,7 @@ def trainer(settings: DataSettings, trainer: pl.Trainer, module: pl.LightningMod
             f"Trainer(overfit_batches={overfit}) trains on a few fixed samples, "
             "so there is nothing to prune: remove `overfit_batches` or DataPruning."
         )
-    _data_source(trainer, module)
+    _data_source(trainer)
     quota(settings)
     if needs_recall(settings.quota) and not trainer.enable_validation:
         raise ValueError(
@@ -126,19 +126,12 @@ def trainer(settings: DataSettings, trainer: pl.Trainer, module: pl.LightningMod
         )
 
 
-def _data_source(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+def _data_source(trainer: pl.Trainer) -> None:
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    if isinstance(data, Wrapper):
-        if data.selection is not None:
-            raise ValueError(
-                "FairPruneDataModule(selection=...) and DataPruning both decide which samples to "
-                "train on: use one of them."
-            )
-        return
-    if not is_overridden("train_dataloader", module if data is None else data):
-        raise TypeError(
-            "loaders passed to trainer.fit() cannot be pruned: return them from the "
-            "train_dataloader() of a LightningDataModule or of the module."
+    if isinstance(data, Wrapper) and data.selection is not None:
+        raise ValueError(
+            "FairPruneDataModule(selection=...) and DataPruning both decide which samples to "
+            "train on: use one of them."
         )
 
 
