@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import pickle
 from collections import Counter
 from collections.abc import Iterator
@@ -230,7 +229,8 @@ def test_every_option_of_the_loader_is_kept() -> None:
     rebuilt = rebuild(users, kept=KEPT, carry_index=True)
     same = {name for name in vars(users) if vars(rebuilt)[name] is vars(users)[name]}
     assert set(vars(users)) == set(vars(rebuilt)) == same | by_hand
-    assert type(users) is DataLoader and isinstance(users.sampler, SequentialSampler)
+    assert type(users) is DataLoader
+    assert isinstance(users.sampler, SequentialSampler)
 
 
 @pytest.mark.parametrize("drop_last", [False, True])

@@ -79,7 +79,7 @@ def served(trainer: pl.Trainer, users: Any, loader: DataLoader[Any], shown: Data
     seen = combined.iterables
     combined.flattened = [loader]
     kind = type(type(combined).__name__, (_ShowsAnother, type(combined)), {"shown": seen})
-    result = object.__new__(kind)
+    result: Any = object.__new__(kind)
     result.__dict__ = combined.__dict__
     return result
 

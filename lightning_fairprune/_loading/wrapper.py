@@ -144,7 +144,9 @@ class FairPruneDataModule(Wrapper, pl.LightningDataModule):
 
     Everything but the training loader is the wrapped module's: loaders, hooks, attributes, hyper-
     parameters and state. The training loader is rebuilt over the kept samples: all of them until
-    :class:`~lightning_fairprune.DataPruning` prunes, or those of `selection` from the start.
+    :class:`~lightning_fairprune.DataPruning` prunes, or those of `selection` from the start. Hooks that call
+    ``train_dataloader()`` in a fit get a loader of their own over these samples, which does not change that of
+    the Trainer.
 
     For a data module of ``pytorch_lightning``, use :class:`lightning_fairprune.pl.FairPruneDataModule`.
 
