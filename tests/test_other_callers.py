@@ -42,7 +42,8 @@ class Reader(pl.Callback):
                 break
             assert type(batch) is list
             x, y = batch
-            assert torch.equal(x, users.Blobs().x[index := (x[:, 0] * 1000).round().long()])
+            index = (x[:, 0] * 1000).round().long()
+            assert torch.equal(x, users.Blobs().x[index])
             assert torch.equal(y, users.Blobs().y[index])
             ids += index.tolist()
         self.seen.append(ids)

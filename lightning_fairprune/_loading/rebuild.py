@@ -19,7 +19,8 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
-from lightning_fairprune._loading.index import IndexCollate, IndexView
+from lightning_fairprune._loading.index import IndexCollate, IndexView, View
+from lightning_fairprune._loading.own_iteration import carrying_kind, check_iteration
 from lightning_fairprune._loading.sampler import EpochSampler
 
 
@@ -80,8 +81,7 @@ def rebuild(
     )
     return copied(
         loader,
-        dataset=IndexView(dataset) if carry_index else dataset,
-        collate_fn=IndexCollate(loader.collate_fn) if carry_index else loader.collate_fn,
+        carry_index=carry_index,
         **_batches(loader, epoch_sampler),
     )
 
@@ -94,22 +94,30 @@ def shown(users: DataLoader[Any], rebuilt: DataLoader[Any]) -> DataLoader[Any]:
     """
     sampler: Any = rebuilt.sampler
     return copied(
-        rebuilt,
-        dataset=sampled_dataset(users),
-        collate_fn=users.collate_fn,
+        users,
         **_batches(users, sampler.for_others()),
     )
 
 
-def copied(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
-    """Returns a copy of a loader with other attributes.
+def copied(
+    loader: DataLoader[Any], *, carry_index: bool = False, **changes: Any
+) -> DataLoader[Any]:
+    """Returns a copy of a loader with other attributes; another `batch_sampler` draws from `sampled_dataset`.
 
     A subclass may have arguments of its own, or bring a collate function and ignore the one it is given; calling
-    its `__init__` again would need all of them and may lose some. All that a loader does follows from its
-    attributes, so these are copied.
+    its `__init__` again would need all of them and may lose some. All that a loader does follows from its class
+    and attributes, so these are copied.
     """
-    kind = ResumedLoader if type(loader) is DataLoader else type(loader)
-    copy = object.__new__(kind)
+    check_iteration(loader)
+    part = _part_of(loader) if "batch_sampler" in changes else None
+    kind: Any = ResumedLoader if type(loader) is DataLoader else type(loader)
+    if carry_index:
+        kind = carrying_kind(kind)
+        changes["collate_fn"] = IndexCollate(changes.get("collate_fn", loader.collate_fn))
+        changes["dataset"] = IndexView(loader.dataset, part)
+    elif part is not None:
+        changes["dataset"] = View(loader.dataset, part)
+    copy: DataLoader[Any] = object.__new__(kind)
     # Lightning notes the arguments of __init__, to build a loader again with another sampler.
     kept = {name: value for name, value in vars(loader).items() if not name.startswith("__pl_")}
     vars(copy).update(kept | changes | {"_iterator": None})
@@ -147,9 +155,15 @@ def _order_of(sampler: Any, size: int) -> dict[str, Any]:
 
 def sampled_dataset(loader: DataLoader[Any]) -> Dataset[Any]:
     """Returns the dataset that indices refer to: with a SubsetRandomSampler, its part in its order."""
-    if isinstance(loader.sampler, SubsetRandomSampler):
-        return Subset(loader.dataset, list(loader.sampler.indices))
-    return loader.dataset
+    part = _part_of(loader)
+    return loader.dataset if part is None else Subset(loader.dataset, part)
+
+
+def _part_of(loader: DataLoader[Any]) -> list[int] | None:
+    sampler = loader.sampler
+    if isinstance(sampler, SubsetRandomSampler):
+        return [int(i) for i in sampler.indices]
+    return None
 
 
 def check_restrictable(loader: object) -> None:
