@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import (
-    BatchSampler,
     DataLoader,
     Dataset,
     IterableDataset,
@@ -412,15 +411,7 @@ class Stream(IterableDataset[Any]):
         return iter(range(5))
 
 
-class Own(Sampler[int]):
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(N))
-
-    def __len__(self) -> int:
-        return N
-
-
-class OwnRandom(RandomSampler):
+class Endless(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         return iter(range(N))
 
@@ -434,33 +425,25 @@ class Renamed(RandomSampler):
     """A subclass that draws as torch does."""
 
 
-class OwnBatches(BatchSampler):
-    pass
-
-
 REFUSED: dict[str, tuple[Any, str]] = {
     "dict_of_loaders": ({"a": DataLoader(DATA)}, "must return one torch DataLoader.*got dict"),
     "list_of_loaders": ([DataLoader(DATA)], "must return one torch DataLoader.*got list"),
     "nothing": (None, "got NoneType"),
     "iterable": (DataLoader(Stream()), r"an iterable dataset \(Stream\) has no stable sample"),
-    "batch_sampler": (
-        DataLoader(DATA, batch_sampler=OwnBatches(SequentialSampler(DATA), 4, False)),
-        r"a custom batch sampler \(OwnBatches\).*give the DataLoader a `batch_size`",
-    ),
-    "plain_batch_sampler": (
-        DataLoader(DATA, batch_sampler=BatchSampler(SequentialSampler(DATA), 4, False)),
-        r"a custom batch sampler \(BatchSampler\)",
-    ),
     "no_batches": (DataLoader(DATA, batch_size=None), "give the DataLoader a `batch_size`"),
-    "sampler": (DataLoader(DATA, sampler=Own()), "a sampler of type Own cannot be restricted"),
-    "list_as_sampler": (DataLoader(DATA, sampler=[3, 1]), "a sampler of type list cannot"),
-    "random_subclass": (
-        DataLoader(DATA, sampler=OwnRandom(DATA)),
-        "a sampler of type OwnRandom cannot be restricted",
-    ),
+    "endless": (DataLoader(DATA, sampler=Endless()), "a sampler of type Endless has no length"),
     "distributed_subclass": (
-        DataLoader(DATA, sampler=OwnDistributed(DATA, num_replicas=1, rank=0)),
-        "a sampler of type OwnDistributed cannot be restricted",
+        DataLoader(DATA, sampler=OwnDistributed(DATA, num_replicas=2, rank=0)),
+        "a sampler of type OwnDistributed shares the samples among 2 ranks in its own way",
+    ),
+    "not_indices": (
+        DataLoader(DATA, sampler=["a", "b"]),
+        "the sampler list must yield indices from 0 to 22",
+    ),
+    "out_of_range": (DataLoader(DATA, sampler=[3, N]), "list must yield indices from 0 to 22"),
+    "uneven_batches": (
+        DataLoader(DATA, batch_sampler=[[1, 2], [3], [4, 5]]),
+        "the batch sampler list yields batches of 1 to 2 samples",
     ),
     "weighted_without_replacement": (
         DataLoader(DATA, sampler=WeightedRandomSampler([1.0] * N, 5, replacement=False)),

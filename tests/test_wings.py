@@ -107,6 +107,7 @@ LIGHTNING = (
     "_lightning/",
     "_loading/served.py",
     "_loading/source.py",
+    "_loading/stream.py",
     "_loading/wrapper.py",
     "_observe/groups.py",
     "_observe/observer.py",

@@ -16,6 +16,7 @@ from lightning_fairprune._loading.labels import fingerprint
 from lightning_fairprune._loading.rebuild import (
     check_restrictable,
     copied,
+    drawing,
     rebuild,
     sampled_dataset,
     shown,
@@ -40,6 +41,8 @@ class TrainSource:
         self._load = load
         self.seed = seed
         self.kept: Tensor | None = None
+        self.classes: Tensor | None = None
+        """Class (or group) of every sample, int64 [N], while quotas decide how many of each are trained on."""
         self.carry_index = False
         self.indices: Tensor | None = None
         """Dataset index of each sample of the current batch, int64 [B], on the device."""
@@ -66,14 +69,22 @@ class TrainSource:
         check_restrictable(one)
         self.dataset = sampled_dataset(one)
         self._check_same_data()
+        shard: dict[str, Any] = _shard(trainer)
+        if trainer.world_size > 1 and not shard and drawing(one).is_own:
+            raise TypeError(
+                f"Trainer(use_distributed_sampler=False) leaves it to your {type(drawing(one).sampler).__name__} "
+                "to share the samples among the ranks, so that it cannot be restricted to the kept ones: use a "
+                "DistributedSampler, or leave the sharing to the Trainer."
+            )
         self._loader = rebuild(
             one,
             kept=self.kept,
+            classes=self.classes,
             carry_index=self.carry_index,
             seed=self.seed,
             epoch=self._epoch,
             batches_seen=self._batches_seen,
-            **_shard(trainer),
+            **shard,
         )
         if self.on_load is not None:
             self.on_load(self._loader)
@@ -91,7 +102,9 @@ class TrainSource:
     def plain_dataloader(self) -> DataLoader[Any]:
         """Returns a loader over the kept samples for others than the Trainer; it changes nothing."""
         shard: dict[str, Any] = {} if self.trainer is None else _shard(self.trainer)
-        return rebuild(self.users_loader(), kept=self.kept, seed=self.seed, **shard)
+        return rebuild(
+            self.users_loader(), kept=self.kept, classes=self.classes, seed=self.seed, **shard
+        )
 
     def serve(self, trainer: pl.Trainer) -> Callable[[], None]:
         """Serves the Trainer from here; returns the function that undoes it.
@@ -155,6 +168,7 @@ class TrainSource:
     def reset(self) -> None:
         """Resets the state of an earlier fit."""
         self.kept, self.indices, self._loader, self._fingerprint = None, None, None, None
+        self.classes = None
         self.rewind()
 
     def rewind(self) -> None:
@@ -170,7 +184,7 @@ class TrainSource:
         same_length = self.kept is not None and len(self.kept) == len(kept)
         self.kept = kept
         if same_length and self._loader is not None:
-            self.sampler.keep(kept)
+            self.sampler.keep(kept, self.classes)
         else:
             self.request_reload()
 

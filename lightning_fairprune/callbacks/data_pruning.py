@@ -40,6 +40,10 @@ class DataPruning(CountsValidation):
     list, a dictionary or a CombinedLoader. Only what the Trainer trains on changes: hooks that call
     ``train_dataloader()`` or iterate ``trainer.train_dataloader`` see batches as you made them.
 
+    Quotas say how many samples of a class are trained on in an epoch. A ``WeightedRandomSampler`` keeps its weights
+    inside a class (without a quota, over all kept samples); a sampler of your own that repeats samples decides how
+    often each kept one is drawn.
+
     The recalls that set the quotas come from the validation data. Report final numbers on other
     data: a test set, or a second validation loader (see `recall_dataloader`).
 

@@ -12,7 +12,12 @@ from torch import distributed as dist
 from torch.utils.data import DataLoader
 
 from lightning_fairprune._loading.index import IndexedBatch
-from lightning_fairprune._loading.rebuild import check_restrictable, copied, sampled_dataset
+from lightning_fairprune._loading.rebuild import (
+    check_restrictable,
+    copied,
+    drawing,
+    sampled_dataset,
+)
 from lightning_fairprune._model.borrowed import device_of
 
 __all__ = ["Share"]
@@ -32,8 +37,7 @@ class Share:
         self._loader = loader
         self._dataset = sampled_dataset(loader)
         self.size = len(self._dataset)  # type: ignore[arg-type]
-        assert loader.batch_size is not None
-        self.batch_size = loader.batch_size
+        self.batch_size = drawing(loader).batch_size
         together = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if together else 0
         self.world = dist.get_world_size() if together else 1
