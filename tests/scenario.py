@@ -11,6 +11,7 @@ import ranks
 import torch
 import users
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data.distributed import DistributedSampler
 
 import lightning_fairprune as lfp
@@ -43,6 +44,14 @@ class ModelData(users.Model):
 
     def val_dataloader(self) -> Any:
         return self.data[0].val_dataloader()
+
+
+GIVEN: dict[str, Any] = {
+    "given": lambda loader: loader,
+    "given_dict": lambda loader: {"a": loader},
+    "given_list": lambda loader: [loader],
+    "given_combined": lambda loader: CombinedLoader({"a": loader}, "min_size"),
+}
 
 
 class PlannedModel(users.Model):
@@ -100,7 +109,13 @@ def run(
     t = users.trainer(
         callbacks=callbacks, enable_checkpointing=checkpoint is not None, **(trainer or {})
     )
-    t.fit(model, datamodule=data, ckpt_path=resume)
+    if form in GIVEN:  # without a data module that sets up
+        data = kind()
+        data.setup("fit")
+        given = GIVEN[form](data.train_dataloader()), data.val_dataloader()
+        t.fit(model, *given, datamodule=None, ckpt_path=resume)
+    else:
+        t.fit(model, datamodule=data, ckpt_path=resume)
     digest = hashlib.sha256()
     for parameter in model.parameters():
         digest.update(parameter.detach().numpy().tobytes())

@@ -105,7 +105,9 @@ WINGS: dict[str, set[str]] = {
 # Files, and folders, that import Lightning.
 LIGHTNING = (
     "_lightning/",
+    "_loading/served.py",
     "_loading/source.py",
+    "_loading/stream.py",
     "_loading/wrapper.py",
     "_observe/groups.py",
     "_observe/observer.py",

@@ -69,7 +69,7 @@ class Model(pl.LightningModule):
         return self.net(x)
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        x, y = batch
+        x, y = only(batch)
         return F.cross_entropy(self(x), y)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -84,6 +84,13 @@ class Model(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), self.lr, momentum=0.9)
 
 
+def only(batch: Any) -> Any:
+    """The batch in a dictionary or list of one, as of one loader in such a collection."""
+    while len(batch) == 1 and not isinstance(batch, torch.Tensor):
+        (batch,) = batch.values() if isinstance(batch, dict) else batch
+    return batch
+
+
 class Probe(pl.Callback):
     """Notes, for every epoch, which samples the training steps were given."""
 
@@ -95,6 +102,7 @@ class Probe(pl.Callback):
 
     def on_train_batch_end(self, trainer: Any, module: Any, out: Any, batch: Any, i: int) -> None:
         epoch = trainer.current_epoch
+        batch = only(batch)
         x = batch[0] if not isinstance(batch, dict) else batch["x"]
         self.samples.setdefault(epoch, []).extend((x[:, 0] * 1000).round().long().tolist())
         self.batches[epoch] = self.batches.get(epoch, 0) + 1

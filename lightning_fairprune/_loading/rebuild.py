@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,10 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
-from lightning_fairprune._loading.index import IndexCollate, IndexView
+from lightning_fairprune._loading.index import IndexCollate, IndexView, View
+from lightning_fairprune._loading.own_iteration import carrying_kind, check_iteration
 from lightning_fairprune._loading.sampler import EpochSampler
+from lightning_fairprune._loading.stream import UsersStream, batch_size_of
 
 
 class ResumedLoader(DataLoader[Any]):
@@ -37,25 +39,11 @@ class ResumedLoader(DataLoader[Any]):
         pass
 
 
-_COPIED = (
-    "num_workers",
-    "pin_memory",
-    "pin_memory_device",
-    "timeout",
-    "worker_init_fn",
-    "multiprocessing_context",
-    "generator",
-    "prefetch_factor",
-    "persistent_workers",
-    "in_order",
-    "snapshot_every_n_steps",  # torchdata's StatefulDataLoader
-)
-
-
 def rebuild(
     loader: DataLoader[Any],
     *,
     kept: Tensor | None = None,
+    classes: Tensor | None = None,
     carry_index: bool = False,
     seed: int = 0,
     num_replicas: int = 1,
@@ -66,9 +54,9 @@ def rebuild(
     """Returns a new loader like `loader` that draws only the kept samples.
 
     Args:
-        loader: over a map-style dataset of fixed length, with a random, sequential, weighted,
-            subset-random or distributed sampler.
+        loader: over a map-style dataset of fixed length, with samplers of torch or one of the user's own.
         kept: dataset indices to draw, int64 [n]; None for all.
+        classes: of all samples, int64 [N], that weights of a sampler leave at their share of the kept samples.
         carry_index: whether batches are :class:`IndexedBatch`.
         seed: of the order of the samples.
         num_replicas: ranks that share an epoch, unless a DistributedSampler says so.
@@ -80,44 +68,117 @@ def rebuild(
         TypeError: If the samples have no stable index or the sampler cannot be restricted.
     """
     check_restrictable(loader)
-    dataset = sampled_dataset(loader)
-    size = len(dataset)  # type: ignore[arg-type]
-    order = {"num_replicas": num_replicas, "rank": rank} | _order_of(loader.sampler, size)
+    size = len(sampled_dataset(loader))  # type: ignore[arg-type]
+    drawn = drawing(loader)
+    order = {"num_replicas": num_replicas, "rank": rank} | _order_of(drawn, size, seed)
     stateful = hasattr(loader, "load_state_dict")  # torchdata's resumes by itself
-    assert loader.batch_size is not None  # check_restrictable has checked it
     epoch_sampler = EpochSampler(
         size,
         kept=kept,
+        classes=classes,
         seed=seed,
         epoch=epoch,
-        skip=0 if stateful else batches_seen * loader.batch_size,
+        skip=0 if stateful else batches_seen * drawn.batch_size,
         **order,
     )
-    options: dict[str, Any] = {
-        name: getattr(loader, name) for name in _COPIED if hasattr(loader, name)
+    return copied(
+        loader,
+        carry_index=carry_index,
+        **_batches(loader, epoch_sampler),
+    )
+
+
+def shown(users: DataLoader[Any], rebuilt: DataLoader[Any]) -> DataLoader[Any]:
+    """Returns a loader of the samples of `rebuilt` that others than the Trainer may iterate.
+
+    It has the data set and the batches of the user's loader, workers and epochs of its own, and attributes of
+    its sampler are those of the Trainer's.
+    """
+    sampler: Any = rebuilt.sampler
+    return copied(
+        users,
+        **_batches(users, sampler.for_others()),
+    )
+
+
+def copied(
+    loader: DataLoader[Any], *, carry_index: bool = False, **changes: Any
+) -> DataLoader[Any]:
+    """Returns a copy of a loader with other attributes; another `batch_sampler` draws from `sampled_dataset`.
+
+    A subclass may have arguments of its own, or bring a collate function and ignore the one it is given; calling
+    its `__init__` again would need all of them and may lose some. All that a loader does follows from its class
+    and attributes, so these are copied.
+    """
+    check_iteration(loader)
+    part = _part_of(loader) if "batch_sampler" in changes else None
+    kind: Any = ResumedLoader if type(loader) is DataLoader else type(loader)
+    if carry_index:
+        kind = carrying_kind(kind)
+        changes["collate_fn"] = IndexCollate(changes.get("collate_fn", loader.collate_fn))
+        changes["dataset"] = IndexView(loader.dataset, part)
+    elif part is not None:
+        changes["dataset"] = View(loader.dataset, part)
+    copy: DataLoader[Any] = object.__new__(kind)
+    # Lightning notes the arguments of __init__, to build a loader again with another sampler.
+    kept = {name: value for name, value in vars(loader).items() if not name.startswith("__pl_")}
+    vars(copy).update(kept | changes | {"_iterator": None})
+    if "next_iter_state" in kept:  # torchdata's, of the loader that was copied
+        vars(copy)["next_iter_state"] = None
+    for name, value in changes.items():
+        if getattr(copy, name) is not value:
+            raise TypeError(
+                f"a {type(loader).__name__} cannot be rebuilt over the kept samples: its `{name}` is not an "
+                "attribute that can be set, as that of torch.utils.data.DataLoader is."
+            )
+    return copy
+
+
+class Drawing(NamedTuple):
+    """What a loader draws with, and in which batches."""
+
+    sampler: Any
+    batch_size: int
+    drop_last: bool
+    is_own: bool
+    """Whether the order is the user's own."""
+    batched: bool = False
+    """Whether the sampler yields batches."""
+
+
+def drawing(loader: DataLoader[Any]) -> Drawing:
+    """Returns what a loader draws with, which torch's own batch sampler may hold."""
+    batches: Any = loader.batch_sampler
+    if not _is_plain(batches):
+        drop_last = bool(getattr(batches, "drop_last", False))
+        return Drawing(batches, batch_size_of(batches), drop_last, is_own=True, batched=True)
+    sampler = batches.sampler
+    own = not _knows_how_to_restrict(sampler)
+    return Drawing(sampler, batches.batch_size, batches.drop_last, own)
+
+
+def _batches(loader: DataLoader[Any], sampler: EpochSampler) -> dict[str, Any]:
+    """Returns the attributes of a loader that draws batches from `sampler` as `loader` would."""
+    drawn = drawing(loader)
+    kind: Any = type(loader.batch_sampler) if _of_torchdata(loader.batch_sampler) else BatchSampler
+    return {
+        "sampler": sampler,
+        "batch_sampler": kind(sampler, drawn.batch_size, drawn.drop_last),
+        "batch_size": drawn.batch_size,
+        "drop_last": drawn.drop_last,
     }
-    if not options.get("pin_memory_device"):
-        options.pop("pin_memory_device", None)  # deprecated: an empty one would warn
-    options["collate_fn"] = IndexCollate(loader.collate_fn) if carry_index else loader.collate_fn
-    kind = ResumedLoader if type(loader) is DataLoader else type(loader)
-    view = IndexView(dataset) if carry_index else dataset
-    options |= {"batch_size": loader.batch_size, "drop_last": loader.drop_last}
-    try:
-        return kind(view, sampler=epoch_sampler, **options)
-    except TypeError as error:
-        raise TypeError(
-            f"a {type(loader).__name__} cannot be rebuilt over the kept samples ({error}): its "
-            "__init__ must take the keyword arguments of torch.utils.data.DataLoader."
-        ) from error
 
 
-def _order_of(sampler: Any, size: int) -> dict[str, Any]:
-    """Returns the arguments of an `EpochSampler` that draws as `sampler` does."""
+def _order_of(drawn: Drawing, size: int, seed: int) -> dict[str, Any]:
+    """Returns the arguments of an `EpochSampler` that draws as a loader does."""
+    sampler = drawn.sampler
+    if drawn.is_own:
+        return {"stream": UsersStream(sampler, size, batched=drawn.batched, seed=seed)}
     if isinstance(sampler, DistributedSampler):
         names = ("num_replicas", "rank", "shuffle", "drop_last")
         return {name: getattr(sampler, name) for name in names}
     if isinstance(sampler, WeightedRandomSampler):
-        return {"weights": sampler.weights, "draws": sampler.num_samples}
+        return {"weights": sampler, "draws": sampler.num_samples}
     if isinstance(sampler, RandomSampler):
         weights = torch.ones(size) if sampler.replacement else None
         return {"weights": weights, "draws": sampler.num_samples}
@@ -126,9 +187,16 @@ def _order_of(sampler: Any, size: int) -> dict[str, Any]:
 
 def sampled_dataset(loader: DataLoader[Any]) -> Dataset[Any]:
     """Returns the dataset that indices refer to: with a SubsetRandomSampler, its part in its order."""
-    if isinstance(loader.sampler, SubsetRandomSampler):
-        return Subset(loader.dataset, list(loader.sampler.indices))
-    return loader.dataset
+    part = _part_of(loader)
+    return loader.dataset if part is None else Subset(loader.dataset, part)
+
+
+def _part_of(loader: DataLoader[Any]) -> list[int] | None:
+    batches: Any = loader.batch_sampler
+    sampler = batches.sampler if _is_plain(batches) else None
+    if isinstance(sampler, SubsetRandomSampler) and _knows_how_to_restrict(sampler):
+        return [int(i) for i in sampler.indices]
+    return None
 
 
 def check_restrictable(loader: object) -> None:
@@ -148,23 +216,36 @@ def check_restrictable(loader: object) -> None:
             "the training set must have at least one sample to prune data, got none: check where "
             f"{type(loader.dataset).__name__} reads them."
         )
-    if loader.batch_size is None or not _is_plain(loader.batch_sampler):
-        found = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+    batches: Any = loader.batch_sampler
+    if batches is None:
         raise TypeError(
-            f"a custom batch sampler ({type(found).__name__}) cannot be restricted to "
-            "the kept samples: give the DataLoader a `batch_size` and a plain sampler instead."
+            "a DataLoader that makes no batches cannot be restricted to the kept samples: give the "
+            "DataLoader a `batch_size`."
         )
-    sampler: Any = loader.sampler
+    sampler: Any = batches.sampler if _is_plain(batches) else batches
     if isinstance(sampler, WeightedRandomSampler) and not sampler.replacement:
         raise TypeError(
             "a WeightedRandomSampler without replacement cannot be restricted to the kept samples: "
             "use replacement=True or shuffle=True."
         )
-    if not _knows_how_to_restrict(sampler):
+    if not hasattr(sampler, "__len__"):
         raise TypeError(
-            f"a sampler of type {type(loader.sampler).__name__} cannot be restricted to the kept "
-            "samples: use shuffle=True, a WeightedRandomSampler, a SubsetRandomSampler or a "
-            "DistributedSampler."
+            f"a sampler of type {type(sampler).__name__} has no length, so that it cannot be restricted to "
+            "the kept samples: give it a __len__, or use shuffle=True."
+        )
+    own = not _is_plain(batches) or not _knows_how_to_restrict(sampler)
+    inner: Any = next(
+        (
+            s
+            for s in (sampler, getattr(sampler, "sampler", None))
+            if isinstance(s, DistributedSampler)
+        ),
+        None,
+    )
+    if own and inner is not None and inner.num_replicas > 1:
+        raise TypeError(
+            f"a sampler of type {type(sampler).__name__} shares the samples among {inner.num_replicas} ranks in "
+            "its own way, which cannot be restricted to the kept samples: use a DistributedSampler."
         )
 
 
@@ -174,7 +255,9 @@ def _of_torchdata(sampler: Any) -> bool:
 
 
 def _is_plain(batch_sampler: Any) -> bool:
-    return type(batch_sampler) is BatchSampler or _of_torchdata(batch_sampler)
+    kind = type(batch_sampler)
+    of_torch = isinstance(batch_sampler, BatchSampler) and kind.__iter__ is BatchSampler.__iter__
+    return of_torch or _of_torchdata(batch_sampler)
 
 
 def _knows_how_to_restrict(sampler: Any) -> bool:

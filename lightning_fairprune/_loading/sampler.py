@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data.distributed import DistributedSampler
 
+from lightning_fairprune._loading.stream import UsersStream
+
 
 class EpochSampler(DistributedSampler[Any]):
     """Draws the kept samples in an order that depends on the seed and the epoch alone.
@@ -21,7 +23,12 @@ class EpochSampler(DistributedSampler[Any]):
         num_samples: N of the dataset.
         kept: indices to draw, int64 [n]; None for all.
         shuffle: whether to permute them.
-        weights: probabilities to draw with replacement, float [N].
+        weights: probabilities to draw with replacement, float [N], or a sampler that has them: what is set on
+            it applies from the next epoch on.
+        classes: of all samples, int64 [N]; weights then count inside each class of the kept samples, and the
+            classes are drawn in proportion to their kept samples, as their quotas say.
+        stream: a sampler of the user's own to draw with; an epoch over the kept samples has as many draws a
+            sample as one over all, or each once if it draws none twice.
         draws: samples of an epoch over all N; None for each sample once.
         seed: of the permutation.
         num_replicas: ranks that share the epoch.
@@ -42,7 +49,9 @@ class EpochSampler(DistributedSampler[Any]):
         *,
         kept: Tensor | None = None,
         shuffle: bool = True,
-        weights: Tensor | None = None,
+        weights: Any = None,
+        classes: Tensor | None = None,
+        stream: UsersStream | None = None,
         draws: int | None = None,
         seed: int = 0,
         num_replicas: int = 1,
@@ -59,14 +68,41 @@ class EpochSampler(DistributedSampler[Any]):
             seed=seed,
             drop_last=drop_last,
         )
-        self.weights = weights
+        self._weights = weights
+        self.stream = stream
+        self._streamed: tuple[int, Tensor] | None = None
         self._draws = draws
         self.epoch = epoch
         self._skip = (epoch, skip)
-        self.keep(kept)
+        self.draws_once = False
+        """Whether a sampler of the user's own draws no sample twice in an epoch."""
+        if stream is not None:
+            first = self._stream_of(stream)
+            self._draws, self.draws_once = len(first), len(first.bincount().nonzero()) == len(first)
+        self.keep(kept, classes)
 
-    def keep(self, kept: Tensor | None) -> None:
+    @property
+    def users(self) -> Any:
+        """The user's sampler that has the weights, if there is one."""
+        return self._weights if hasattr(self._weights, "weights") else None
+
+    @property
+    def weights(self) -> Tensor | None:
+        """Probabilities to draw with replacement, float [N]."""
+        found = getattr(self._weights, "weights", self._weights)
+        return None if found is None else torch.as_tensor(found)
+
+    @weights.setter
+    def weights(self, weights: Any) -> None:
+        if self.users is not None:
+            self.users.weights = weights
+        else:
+            self._weights = weights
+
+    def keep(self, kept: Tensor | None, classes: Tensor | None = None) -> None:
         """Draws from `kept` from the next epoch on; the loader expects the same length."""
+        # Only a sampler of the user's has weights that tell samples apart.
+        self.classes = None if self.users is None else classes
         population = len(self.dataset) if kept is None else len(kept)  # type: ignore[arg-type]
         self.kept = kept
         self.num_samples = self.size_of(population)
@@ -78,29 +114,50 @@ class EpochSampler(DistributedSampler[Any]):
         return draws // self.num_replicas if self.drop_last else -(-draws // self.num_replicas)
 
     def _drawn(self, population: int) -> int:
-        if self._draws is None:
+        once = self.draws_once and population < len(self.dataset)  # type: ignore[arg-type]
+        if self._draws is None or once:
             return population
         # The same number of draws per sample.
         return round(self._draws * population / len(self.dataset))  # type: ignore[arg-type]
 
+    def for_others(self) -> EpochSampler:
+        """Returns a sampler of whole epochs that shares all attributes, for others than the Trainer."""
+        other = object.__new__(_WholeEpochs)
+        other.__dict__ = self.__dict__
+        return other
+
     def __iter__(self) -> Iterator[int]:
+        mine = self._mine()
+        epoch, skip = self._skip
+        return iter((mine[skip:] if skip and epoch == self.epoch else mine).tolist())
+
+    def _mine(self) -> Tensor:
+        """Returns what this rank draws in the epoch."""
         order = self._order()
         if self.total_size > len(order):  # the smallest number of repeats that evens out the ranks
             repeats = -(-self.total_size // max(len(order), 1))
             order = order.repeat(repeats)
-        mine = order[self.rank : self.total_size : self.num_replicas]
-        epoch, skip = self._skip
-        if skip and epoch == self.epoch:
-            mine = mine[skip:]
-        return iter(mine.tolist())
+        return order[self.rank : self.total_size : self.num_replicas]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch, also of the user's own sampler."""
+        super().set_epoch(epoch)
+        if self.stream is not None and hasattr(self.stream.sampler, "set_epoch"):
+            self.stream.sampler.set_epoch(epoch)
+
+    def _stream_of(self, stream: UsersStream) -> Tensor:
+        if self._streamed is None or self._streamed[0] != self.epoch:
+            self._streamed = self.epoch, stream.epoch(self.epoch)
+        return self._streamed[1]
 
     def _order(self) -> Tensor:
+        if self.stream is not None:
+            return self._restricted(self._stream_of(self.stream))
         n = len(self.dataset) if self.kept is None else len(self.kept)  # type: ignore[arg-type]
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         if self.weights is not None:
             # torch.multinomial is limited to 2^24 categories; inverting the cumulative sum is not.
-            weights = self.weights if self.kept is None else self.weights[self.kept]
-            edges = weights.double().cumsum(0)
+            edges = self._weights_of_kept(self.weights).cumsum(0)
             if not edges[-1] > 0:
                 raise ValueError(
                     f"the sampler's weights are 0 for all {n} kept samples: give samples that may be "
@@ -116,3 +173,39 @@ class EpochSampler(DistributedSampler[Any]):
         else:
             order = torch.arange(n)
         return order if self.kept is None else self.kept[order]
+
+    def _weights_of_kept(self, weights: Tensor) -> Tensor:
+        size = len(self.dataset)  # type: ignore[arg-type]
+        if weights.shape != (size,):
+            raise ValueError(
+                f"the sampler's weights must stay one for each of {size} samples, got {list(weights.shape)}."
+            )
+        if self.kept is None:
+            return weights.double()
+        weights = weights[self.kept].double()
+        if self.classes is None:
+            return weights
+        of = self.classes[self.kept]
+        total = torch.zeros(int(of.max()) + 1, dtype=torch.float64).index_add_(0, of, weights)
+        return weights * (of.bincount() / total.masked_fill(total == 0, torch.inf))[of]
+
+    def _restricted(self, order: Tensor) -> Tensor:
+        if self.kept is None:
+            return order
+        is_kept = torch.zeros(len(self.dataset), dtype=torch.bool)  # type: ignore[arg-type]
+        is_kept[self.kept] = True
+        order = order[is_kept[order]]
+        if self.draws_once:
+            is_kept[order] = False
+            return torch.cat([order, is_kept.nonzero().squeeze(1)])  # those that it left out
+        if not len(order):
+            raise ValueError(
+                f"your {type(self.stream.sampler).__name__} drew none of the {len(self.kept)} kept samples in "  # type: ignore[union-attr]
+                f"epoch {self.epoch}: use a sampler that draws from all classes."
+            )
+        return order
+
+
+class _WholeEpochs(EpochSampler):
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._mine().tolist())

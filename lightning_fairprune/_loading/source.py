@@ -12,10 +12,17 @@ from torch.utils.data import DataLoader
 
 from lightning_fairprune._files import pack_bits, unpack_bits
 from lightning_fairprune._lightning.kinds import is_overridden
-from lightning_fairprune._loading.index import IndexedBatch
 from lightning_fairprune._loading.labels import fingerprint
-from lightning_fairprune._loading.rebuild import check_restrictable, rebuild, sampled_dataset
+from lightning_fairprune._loading.rebuild import (
+    check_restrictable,
+    copied,
+    drawing,
+    rebuild,
+    sampled_dataset,
+    shown,
+)
 from lightning_fairprune._loading.sampler import EpochSampler
+from lightning_fairprune._loading.served import InForm, only_loader, served, split
 
 
 class TrainSource:
@@ -26,7 +33,7 @@ class TrainSource:
     place.
 
     Args:
-        load: the user's own ``train_dataloader``.
+        load: returns what the user trains on: a loader, or a collection of one.
         seed: of the order of samples.
     """
 
@@ -34,6 +41,8 @@ class TrainSource:
         self._load = load
         self.seed = seed
         self.kept: Tensor | None = None
+        self.classes: Tensor | None = None
+        """Class (or group) of every sample, int64 [N], while quotas decide how many of each are trained on."""
         self.carry_index = False
         self.indices: Tensor | None = None
         """Dataset index of each sample of the current batch, int64 [B], on the device."""
@@ -43,41 +52,67 @@ class TrainSource:
         self.dataset: Any = None
         """The data set that indices refer to, once a loader is built."""
         self._loader: DataLoader[Any] | None = None
+        self._carries = self._is_nested = False
         self._fingerprint: dict[str, Any] | None = None
         self._epoch, self._batches_seen = 0, 0
         self._users_reload: int | None = None
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Returns a new loader over the kept samples, in place of the user's."""
+    def train_dataloader(self) -> Any:
+        """Returns a new loader over the kept samples for the Trainer, in the form of the user's."""
         trainer = self.attached
         if self._users_reload is not None:
             trainer.reload_dataloaders_every_n_epochs = self._users_reload  # type: ignore[attr-defined]
             self._users_reload = None
         users = self._load()
-        check_restrictable(users)
-        self.dataset = sampled_dataset(users)
+        one = only_loader(users)
+        self._carries, self._is_nested = self.carry_index, users is not one
+        check_restrictable(one)
+        self.dataset = sampled_dataset(one)
         self._check_same_data()
+        shard: dict[str, Any] = _shard(trainer)
+        if trainer.world_size > 1 and not shard and drawing(one).is_own:
+            raise TypeError(
+                f"Trainer(use_distributed_sampler=False) leaves it to your {type(drawing(one).sampler).__name__} "
+                "to share the samples among the ranks, so that it cannot be restricted to the kept ones: use a "
+                "DistributedSampler, or leave the sharing to the Trainer."
+            )
         self._loader = rebuild(
-            users,
+            one,
             kept=self.kept,
+            classes=self.classes,
             carry_index=self.carry_index,
             seed=self.seed,
             epoch=self._epoch,
             batches_seen=self._batches_seen,
-            **_shard(trainer),
+            **shard,
         )
-        self._batches_seen = 0
         if self.on_load is not None:
             self.on_load(self._loader)
-        return self._loader
+        return served(trainer, users, self._loader, shown(one, self._loader))
 
-    def users_loader(self) -> Any:
-        """Returns what the user's own ``train_dataloader`` returns."""
-        return self._load()
+    def users_loader(self, *, in_form: bool = False) -> Any:
+        """Returns the user's own loader; `in_form` with batches in the collection that it is the only one of."""
+        users = self._load()
+        one = only_loader(users)
+        if not in_form or one is users:
+            return one
+        check_restrictable(one)
+        return copied(one, collate_fn=InForm(one.collate_fn, users))
 
-    def patch(self, owner: Any) -> Callable[[], None]:
-        """Serves `owner.train_dataloader()` from here; returns the function that undoes it."""
-        return _replaced(owner, "train_dataloader", lambda: self.train_dataloader())
+    def plain_dataloader(self) -> DataLoader[Any]:
+        """Returns a loader over the kept samples for others than the Trainer; it changes nothing."""
+        shard: dict[str, Any] = {} if self.trainer is None else _shard(self.trainer)
+        return rebuild(
+            self.users_loader(), kept=self.kept, classes=self.classes, seed=self.seed, **shard
+        )
+
+    def serve(self, trainer: pl.Trainer) -> Callable[[], None]:
+        """Serves the Trainer from here; returns the function that undoes it.
+
+        It replaces where the Trainer gets its training loader, and nothing of the user's: others that call
+        `train_dataloader()` of the module or data module get what the user wrote.
+        """
+        return _replaced(trainer.fit_loop._data_source, "dataloader", self.train_dataloader)
 
     def strip_indices(self, trainer: pl.Trainer) -> Callable[[], None]:
         """Removes the indices from each batch before the user's hooks; returns the function that undoes it.
@@ -92,10 +127,11 @@ class TrainSource:
         users = getattr(owner, name)
 
         def on_before_batch_transfer(batch: Any, dataloader_idx: int) -> Any:
-            if isinstance(batch, IndexedBatch):
-                device = trainer.strategy.root_device
-                self.indices = batch.indices.to(device, non_blocking=True)
-                batch = batch.batch
+            if self._carries:
+                batch, indexed = split(batch, nested=self._is_nested)
+                if indexed is not None:
+                    device = trainer.strategy.root_device
+                    self.indices = indexed.indices.to(device, non_blocking=True)
             return users(batch, dataloader_idx)
 
         return _replaced(owner, name, on_before_batch_transfer)
@@ -105,8 +141,8 @@ class TrainSource:
         """The Trainer's loader."""
         if self._loader is None:
             raise RuntimeError(
-                "the Trainer never asked for the training data: loaders passed to trainer.fit() "
-                "cannot be pruned, return them from train_dataloader() instead."
+                "the Trainer has not asked for the training data yet: read what depends on it after "
+                "the start of training."
             )
         return self._loader
 
@@ -132,6 +168,11 @@ class TrainSource:
     def reset(self) -> None:
         """Resets the state of an earlier fit."""
         self.kept, self.indices, self._loader, self._fingerprint = None, None, None, None
+        self.classes = None
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Starts a fit at its first batch, unless a checkpoint says where."""
         self._epoch, self._batches_seen = 0, 0
 
     def detach(self) -> None:
@@ -143,7 +184,7 @@ class TrainSource:
         same_length = self.kept is not None and len(self.kept) == len(kept)
         self.kept = kept
         if same_length and self._loader is not None:
-            self.sampler.keep(kept)
+            self.sampler.keep(kept, self.classes)
         else:
             self.request_reload()
 

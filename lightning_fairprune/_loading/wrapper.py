@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -35,6 +35,7 @@ class Wrapper:
         self.allow_zero_length_dataloader_with_multiple_devices = (
             datamodule.allow_zero_length_dataloader_with_multiple_devices
         )
+        self._undo: list[Callable[[], None]] = []
         self.source = TrainSource(self._users_train_dataloader, seed=seed)
         self.selection = (
             Selection.load(selection) if isinstance(selection, (str, os.PathLike)) else selection
@@ -53,10 +54,11 @@ class Wrapper:
 
     def _check_selection(self, loader: Any) -> None:
         assert self.selection is not None
-        if self.selection.num_samples != self.source.num_samples:
+        size = len(loader.sampler.dataset)
+        if self.selection.num_samples != size:
             raise ValueError(
                 f"`selection` was made from {self.selection.num_samples} samples, the training set "
-                f"has {self.source.num_samples}: use the selection of this data set."
+                f"has {size}: use the selection of this data set."
             )
 
     # The Trainer sets `trainer` on this module; the wrapped one needs it as well.
@@ -95,20 +97,33 @@ class Wrapper:
             super().__setattr__(name, value)
 
     def setup(self, stage: str) -> None:
-        """Sets the wrapped module up."""
+        """Sets the wrapped module up, and serves the Trainer of a fit."""
         self.datamodule.setup(stage)
+        if stage == "fit" and self.trainer is not None:
+            self._stop_serving()
+            self.source.rewind()
+            self._undo.append(self.source.serve(self.trainer))
 
     def teardown(self, stage: str) -> None:
         """Tears the wrapped module down."""
+        self._stop_serving()
         self.datamodule.teardown(stage)
 
     def on_exception(self, exception: BaseException) -> None:
         """Calls that of the wrapped module."""
+        self._stop_serving()
         self.datamodule.on_exception(exception)
 
+    def _stop_serving(self) -> None:
+        while self._undo:
+            self._undo.pop()()
+
     def train_dataloader(self) -> Any:
-        """Returns the user's training loader over the kept samples."""
-        return self.source.train_dataloader()
+        """Returns the user's training loader over the kept samples, for others than the Trainer."""
+        loader = self.source.plain_dataloader()
+        if self.selection is not None:
+            self._check_selection(loader)
+        return loader
 
     def _users_train_dataloader(self) -> Any:
         # A method and not a lambda: copies and pickles of the wrapper serve their own data.
@@ -129,7 +144,9 @@ class FairPruneDataModule(Wrapper, pl.LightningDataModule):
 
     Everything but the training loader is the wrapped module's: loaders, hooks, attributes, hyper-
     parameters and state. The training loader is rebuilt over the kept samples: all of them until
-    :class:`~lightning_fairprune.DataPruning` prunes, or those of `selection` from the start.
+    :class:`~lightning_fairprune.DataPruning` prunes, or those of `selection` from the start. Hooks that call
+    ``train_dataloader()`` in a fit get a loader of their own over these samples, which does not change that of
+    the Trainer.
 
     For a data module of ``pytorch_lightning``, use :class:`lightning_fairprune.pl.FairPruneDataModule`.
 

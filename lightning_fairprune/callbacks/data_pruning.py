@@ -35,8 +35,14 @@ class DataPruning(CountsValidation):
     needs them, its training dynamics; validation gives the recall of every class. After the last
     warm-up epoch it decides how many samples each class keeps (`quota`) and which (`keep`, `score`),
     and the Trainer continues with a loader over those. Model, data module and loss need no change.
-    Works with :class:`~lightning_fairprune.FairPruneDataModule` and with any DataModule or
-    LightningModule that has a ``train_dataloader``.
+    Works with :class:`~lightning_fairprune.FairPruneDataModule`, with any DataModule or LightningModule
+    that has a ``train_dataloader``, and with a loader given to ``trainer.fit()``, also as the only one in a
+    list, a dictionary or a CombinedLoader. Only what the Trainer trains on changes: hooks that call
+    ``train_dataloader()`` or iterate ``trainer.train_dataloader`` see batches as you made them.
+
+    Quotas say how many samples of a class are trained on in an epoch. A ``WeightedRandomSampler`` keeps its weights
+    inside a class (without a quota, over all kept samples); a sampler of your own that repeats samples decides how
+    often each kept one is drawn.
 
     The recalls that set the quotas come from the validation data. Report final numbers on other
     data: a test set, or a second validation loader (see `recall_dataloader`).
@@ -184,9 +190,8 @@ class DataPruning(CountsValidation):
             source = data.source
             source.reset()
         else:
-            owner = pl_module if data is None else data
-            source = TrainSource(owner.train_dataloader)
-            self._undo.append(source.patch(owner))
+            source = TrainSource(trainer.fit_loop._data_source.dataloader)
+            self._undo.append(source.serve(trainer))
         source.trainer, source.seed = trainer, settings.seed
         source.on_load = lambda loader: self._on_load(trainer, loader)
         source.carry_index = True

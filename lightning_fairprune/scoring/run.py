@@ -56,7 +56,7 @@ def score_pass(
     Args:
         model: The query model, on the device where it is to run.
         loader: Over a map-style data set of N samples; its batch size, collate function and workers are used, its
-            order is not. Samplers that are not torch's, and batch samplers, are refused.
+            order is not.
         score: See above; its other arguments must have defaults (`functools.partial` gives some).
         layer: Name of the layer whose input are the features; None takes the last linear layer.
         checkpoints: Files of query models with the weights of `model`, as the Trainer writes them or
@@ -71,7 +71,7 @@ def score_pass(
 
     Raises:
         ValueError: If there is no such layer or file, weights do not fit, a score fails, or a batch has another form.
-        TypeError: If samples have no index, or a sampler is the user's own.
+        TypeError: If samples have no index.
 
     Example:
         Logits 0 give both classes 1/2, so the error is (1/2, -1/2) for every sample.

@@ -11,8 +11,13 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.utils.data import DataLoader
 
-from lightning_fairprune._loading.index import IndexCollate, IndexedBatch, IndexView
-from lightning_fairprune._loading.rebuild import check_restrictable, sampled_dataset
+from lightning_fairprune._loading.index import IndexedBatch
+from lightning_fairprune._loading.rebuild import (
+    check_restrictable,
+    copied,
+    drawing,
+    sampled_dataset,
+)
 from lightning_fairprune._model.borrowed import device_of
 
 __all__ = ["Share"]
@@ -32,8 +37,7 @@ class Share:
         self._loader = loader
         self._dataset = sampled_dataset(loader)
         self.size = len(self._dataset)  # type: ignore[arg-type]
-        assert loader.batch_size is not None
-        self.batch_size = loader.batch_size
+        self.batch_size = drawing(loader).batch_size
         together = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if together else 0
         self.world = dist.get_world_size() if together else 1
@@ -54,17 +58,14 @@ class Share:
         ]
         if not samples:
             return
-        loader = self._loader
-        names = ("num_workers", "pin_memory", "timeout", "worker_init_fn")
-        options: dict[str, Any] = {name: getattr(loader, name) for name in names}
-        if loader.num_workers:
-            options["multiprocessing_context"] = loader.multiprocessing_context
-            options["prefetch_factor"] = loader.prefetch_factor
-        yield from DataLoader(
-            IndexView(self._dataset),
+        of_workers = {"generator": None, "persistent_workers": False, "in_order": True}
+        yield from copied(
+            self._loader,
+            carry_index=True,
+            batch_size=None,
+            drop_last=False,
             batch_sampler=samples,
-            collate_fn=IndexCollate(loader.collate_fn),  # type: ignore[arg-type]
-            **options,
+            **{name: value for name, value in of_workers.items() if hasattr(self._loader, name)},
         )
 
     def gathered(self, values: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -88,9 +88,14 @@ class Normalised(users.Model):
         self.net.insert(1, torch.nn.BatchNorm1d(16))
 
 
-def given_to_fit(at: Any) -> None:
-    trainer = users.trainer(callbacks=[lfp.DataPruning(0.4, 2), CountSteps()])
-    trainer.fit(users.Model(), DataLoader(users.Blobs(), 10), DataLoader(users.Blobs(60), 10))
+def given_to_fit(*loaders: Any) -> Any:
+    """A fit that is given its training loaders."""
+
+    def run(at: Any) -> None:
+        trainer = users.trainer(callbacks=[lfp.DataPruning(0.4, 2), CountSteps()])
+        trainer.fit(users.Model(), [*loaders], DataLoader(users.Blobs(60), 10))
+
+    return run
 
 
 def seen(**change: Any) -> Any:
@@ -122,7 +127,9 @@ ROWS = [
     Bad("several training loaders", pruned(data=data(halves)), TypeError, r"`train_dataloader\(\)` must return one torch DataLoader", "got list"),
     Bad("training loader that is a list of batches", pruned(data=data(lambda: [[torch.rand(10, 8), torch.zeros(10).long()]])), TypeError, r"`train_dataloader\(\)` must return one torch DataLoader", "got list"),
     Bad("training loader that is None", pruned(data=data(lambda: None)), TypeError, r"`train_dataloader\(\)` must return one torch DataLoader", "got NoneType"),
-    Bad("batch sampler of one's own", pruned(data=data(lambda: DataLoader(users.Blobs(), batch_sampler=[[0, 1], [2, 3]]))), TypeError, "a custom batch sampler", "cannot be restricted to the kept samples", "give the DataLoader a `batch_size` and a"),
+    Bad("batch sampler of one's own", pruned(data=data(lambda: DataLoader(users.Blobs(), batch_sampler=[[0, 1], [2, 3]]))), ValueError, "your list draws at most 8 in a warm-up of 2 epochs", "keeps 41 samples", "lower the density"),
+    Bad("batch sampler of uneven batches", pruned(data=data(lambda: DataLoader(users.Blobs(), batch_sampler=[[0], [2, 3], [4, 5]]))), TypeError, "the batch sampler list yields batches of 1 to 2 samples", "only if all but the last have the same size", "give the DataLoader a `batch_size`"),
+    Bad("sampler of keys", pruned(data=data(lambda: DataLoader(users.Blobs(), 10, sampler=["a", "b"]))), TypeError, "the sampler list must yield indices from 0 to 102", "use a sampler of torch"),
     Bad("collate function that drops a sample", pruned(data=data(users.Blobs(), collate_fn=lambda s: torch.utils.data.default_collate(s[1:]))), ValueError, "training_step: the loss saw 9 samples of a batch with", "nor repeat samples, or their indices are unknown", r"\[B\]\} from the step or pass `logits_fn`"),
     Bad("drop_last with less than a batch kept", pruned(data=data(lambda: DataLoader(users.Blobs(), 50, drop_last=True))), ValueError, r"`density`=0\.4 keeps 41 samples, which is less than one", "of 50 on each of 1 ranks, and drop_last=True", "raise the density, lower the batch size or"),
     Bad("labels out of range", seen(target=lambda logits, y: y + 1), ValueError, r"every target must be in \[0, 4\)", r"got 4 for sample 0 \(8 samples in epoch 0\)", "number them from 0, and leave samples to be", steps=11),
@@ -162,7 +169,7 @@ ROWS = [
     Bad("score_pass with a score of nothing that it can give", lambda at: lfp.score_pass(users.Model(), DataLoader(users.Blobs(), 10), lambda teacher: teacher, progress=False), ValueError, r"`score` <lambda>\.<locals>\.<lambda> must return a float", "got Dynamics for 16 samples"),
     Bad("score_pass over a stream", lambda at: lfp.score_pass(users.Model(), DataLoader(Stream(), 10), lfp.scores.el2n, progress=False), TypeError, r"an iterable dataset \(Stream\) has", "stable sample index to prune by", "use a map-style dataset with __getitem__ and"),
     Bad("features of a layer that is not there", lambda at: lfp.geometry.features_of(users.Model(), DataLoader(users.Blobs(), 10), "fc"), ValueError, r"`layer` must be one of net, net\.0, net\.1, net\.2", "got 'fc'"),
-    Bad("loaders given to fit", given_to_fit, TypeError, r"loaders passed to trainer\.fit\(\) cannot be pruned", "loaders passed", "return them from the train_dataloader"),
+    Bad("several loaders given to fit", given_to_fit(DataLoader(users.Blobs(), 10), DataLoader(users.Blobs(), 10)), TypeError, r"trainer\.fit\(\) may be given one", "got list of 2", "in one ConcatDataset"),
     Bad("pruned epoch that ends in a batch of one before batch normalisation", pruned(model=Normalised()), ValueError, "epoch of 41 samples ends in .* single sample", r"`net\.1`"),
     Bad("training step without a cross-entropy", pruned(model=NoLoss()), ValueError, "training_step: .*never called", "cross_entropy"),
     Bad("validation step without a loss", pruned(model=SilentValidation()), ValueError, "validation_step: ", "never called", steps=11),

@@ -9,16 +9,18 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.nn import BatchNorm1d
+from torch.utils.data import WeightedRandomSampler
 
-from lightning_fairprune._lightning.kinds import is_overridden, is_strategy, shards_weights
+from lightning_fairprune._lightning.kinds import is_strategy, shards_weights
 from lightning_fairprune._loading.source import TrainSource
 from lightning_fairprune._loading.wrapper import Wrapper
 from lightning_fairprune.callbacks._data.length import limited, resolve_warmup
 from lightning_fairprune.callbacks._data.settings import DataSettings
 from lightning_fairprune.records.settings import called
+from lightning_fairprune.selection import Selection
 from lightning_fairprune.selection.decision import needs_recall
 
 
@@ -101,7 +103,7 @@ def trainer(settings: DataSettings, trainer: pl.Trainer, module: pl.LightningMod
             f"Trainer(overfit_batches={overfit}) trains on a few fixed samples, "
             "so there is nothing to prune: remove `overfit_batches` or DataPruning."
         )
-    _data_source(trainer, module)
+    _data_source(trainer)
     quota(settings)
     if needs_recall(settings.quota) and not trainer.enable_validation:
         raise ValueError(
@@ -126,19 +128,12 @@ def trainer(settings: DataSettings, trainer: pl.Trainer, module: pl.LightningMod
         )
 
 
-def _data_source(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+def _data_source(trainer: pl.Trainer) -> None:
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    if isinstance(data, Wrapper):
-        if data.selection is not None:
-            raise ValueError(
-                "FairPruneDataModule(selection=...) and DataPruning both decide which samples to "
-                "train on: use one of them."
-            )
-        return
-    if not is_overridden("train_dataloader", module if data is None else data):
-        raise TypeError(
-            "loaders passed to trainer.fit() cannot be pruned: return them from the "
-            "train_dataloader() of a LightningDataModule or of the module."
+    if isinstance(data, Wrapper) and data.selection is not None:
+        raise ValueError(
+            "FairPruneDataModule(selection=...) and DataPruning both decide which samples to "
+            "train on: use one of them."
         )
 
 
@@ -151,6 +146,13 @@ def loader(density: float, budget: int, warmup: int, source: TrainSource) -> Non
             f"`density`={density} keeps {budget} samples, which is less than one batch of "
             f"{batch_size} on each of {source.sampler.num_replicas} ranks, and drop_last=True would "
             "drop it: raise the density, lower the batch size or set drop_last=False."
+        )
+    stream = source.sampler.stream
+    most = source.sampler.size_of(source.num_samples) * source.sampler.num_replicas * warmup
+    if stream is not None and most < budget:
+        raise ValueError(
+            f"`density`={density} keeps {budget} samples, but your {type(stream.sampler).__name__} draws at most {most} "
+            f"in a warm-up of {warmup} epochs: lower the density, or warm up longer."
         )
     rest = source.sampler.size_of(budget) % (batch_size or 1)
     module = trainer.lightning_module
@@ -180,6 +182,44 @@ def loader(density: float, budget: int, warmup: int, source: TrainSource) -> Non
         raise ValueError(
             f"`warmup_epochs` must end before training does, got {warmup} epochs of "
             f"{full} batches ({steps} steps) with max_steps={trainer.max_steps}."
+        )
+
+
+def sampling(settings: DataSettings, source: TrainSource) -> None:
+    """Says at fit start what a quota means with a sampler that repeats samples or has an order of its own."""
+    sampler = source.sampler
+    if sampler.stream is not None:
+        name = type(sampler.stream.sampler).__name__
+        often = (
+            "each of them is drawn once an epoch"
+            if sampler.draws_once
+            else f"quotas say which samples are kept, and {name} decides how often each of them is drawn"
+        )
+        rank_zero_warn(
+            f"after the warm-up your {name} is restricted to the kept samples by leaving out the others, in its own "
+            f"order: {often}."
+        )
+    elif settings.quota is not None and isinstance(sampler.users, WeightedRandomSampler):
+        rank_zero_info(
+            "DataPruning: after the warm-up the weights of your WeightedRandomSampler count inside each class, and "
+            "classes are drawn in proportion to their quotas. With quota=None the weights alone decide."
+        )
+
+
+def weights(weights: Tensor | None, drawn: Selection, classes: Tensor | None) -> None:
+    """Warns of classes with a quota and no weight."""
+    if weights is None or classes is None or drawn.quota is None:
+        return
+    of = classes[drawn.indices]
+    count = len(drawn.quota)
+    total = torch.zeros(count, dtype=torch.float64).index_add_(
+        0, of, weights[drawn.indices].double()
+    )
+    without = ((total == 0) & (of.bincount(minlength=count) > 0)).nonzero().flatten().tolist()
+    if without:
+        rank_zero_warn(
+            f"the weights of your sampler are 0 for all kept samples of {len(without)} classes, first of class "
+            f"{without[0]}, which are not trained on though they have a quota: give some a weight above 0."
         )
 
 

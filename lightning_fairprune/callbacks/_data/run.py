@@ -65,6 +65,7 @@ class PruningRun:
         """Starts the warm-up, or continues where a checkpoint was taken."""
         trainer, restored = self.trainer, self._restored
         checks.validation(self.settings, trainer)
+        checks.sampling(self.settings, self.source)
         checks.stepping(trainer, planned=self.steps_are_planned or self.settings.density == 1)
         if self.phase is None:
             snapshot = None
@@ -143,8 +144,11 @@ class PruningRun:
         else:
             assert self.phase is not None
             self.phase = Pruned(drawn, self.phase, self.phase.snapshot)
+        if self.settings.quota is not None:
+            self.source.classes = self.decision.target
         if before is None or not torch.equal(before.indices, drawn.indices):
             self.source.keep(drawn.indices)
+            checks.weights(self.source.sampler.weights, drawn, self.source.classes)
 
     def _report(self, epoch: int, selection: Selection) -> None:
         kept = selection.quota
@@ -220,6 +224,8 @@ class PruningRun:
                 "the checkpoint has a selection but not its samples: it was written with "
                 "FairPruneDataModule around the data, so resume with it."
             )
+        if self.settings.quota is not None:
+            self.source.classes = self.decision.target
         snapshot = Snapshot.from_state_dict(state["snapshot"]) if state["restart_due"] else None
         selection = Selection(indices=kept, **state["selection"])
         # A tuner restores a state during the fit, whose warm-up is known.

@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
-from lightning_fairprune._lightning.kinds import shards_weights
+from lightning_fairprune._lightning.kinds import is_overridden, shards_weights
 from lightning_fairprune._lightning.outside_fit import logits_of
 from lightning_fairprune._loading.labels import labels_of
 from lightning_fairprune._loading.rebuild import sampled_dataset
@@ -49,7 +49,8 @@ class FitPass:
     def _find(self, trainer: pl.Trainer, source: TrainSource) -> Any:
         name = self._way.dataloader
         if name is None:
-            return source.users_loader()
+            # A training step has its batches in the collection of loaders that trainer.fit() was given.
+            return source.users_loader(in_form=not is_overridden("validation_step", self._module))
         if callable(name):
             return name()
         owners = [owner for owner in (trainer.datamodule, self._module) if owner is not None]  # type: ignore[attr-defined]
