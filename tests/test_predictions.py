@@ -540,3 +540,30 @@ def test_two_answers_are_named(name: str) -> None:
     loss, match = UNKNOWN[name]
     with pytest.raises(ValueError, match=match):
         fitted(User(loss, CASES["plain"]))
+
+
+def test_other_classes_in_validation_than_in_training_are_named() -> None:
+    def coarse(m: Any, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(m.coarse(x), y // 2)
+
+    with pytest.raises(
+        ValueError, match=r"predicts 2 classes \(.*`coarse`.*the validation 4 \(.*net"
+    ):
+        fitted(User(coarse, CASES["plain"]), quota=lfp.quotas.drop)
+
+
+def test_one_logits_fn_is_for_all_callbacks() -> None:
+    def flipped(module: Any, batch: Any) -> tuple[Tensor, Tensor]:
+        return module.net(batch[0]).flip(1), batch[1]
+
+    model, monitor = User(CASES["plain"]), lfp.RecallMonitor()
+    prune = lfp.DataPruning(0.5, 1, logits_fn=flipped)
+    users.trainer(callbacks=[prune, monitor], max_epochs=2).fit(model, Module())
+    val, counts = Blobs(VAL, seed=1), monitor.counts["val"]
+    right = model.net(val.x).flip(1).argmax(1) == val.y
+    assert counts.tp.tolist() == [int((right & (val.y == k)).sum()) for k in range(4)]
+    others = [lfp.RecallMonitor(logits_fn=lambda m, b: flipped(m, b)), prune]
+    with pytest.raises(
+        ValueError, match="`logits_fn` is one for all callbacks of a Trainer, but 2"
+    ):
+        users.trainer(callbacks=others, max_epochs=2).fit(User(CASES["plain"]), Module())

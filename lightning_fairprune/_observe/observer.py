@@ -143,6 +143,11 @@ class StepObserver:
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
 
+    def name(self, kind: Hashable = None) -> str:
+        """What the steps of a kind predict, in words."""
+        found = self.answer(kind)
+        return "what the loss is given" if found is None else found.name
+
     def answer(self, kind: Hashable = None) -> Answer | None:
         """What the first step of a kind showed."""
         found = self._readings.get(kind)

@@ -107,6 +107,10 @@ class _Running:
         self.batches[dataloader_idx] += 1
         self.where = logits.device, logits.dtype
 
+    def name(self, dataloader_idx: int) -> str:
+        """What the validation steps on a loader predict, in words."""
+        return self._observer.name((False, dataloader_idx))
+
     def counts(
         self, trainer: pl.Trainer, module: pl.LightningModule, group_by: GroupBy | None
     ) -> dict[int, tuple[ClassCounts, ...]]:
@@ -205,6 +209,10 @@ class Validation:
         batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
         i = self._loader
         return range(len(batches)) if i is None else range(i, i + 1)
+
+    def name(self, trainer: pl.Trainer) -> str:
+        """What the one loader's steps predict, in words."""
+        return _running[trainer].name(self._loader or 0)
 
     def where(self, trainer: pl.Trainer) -> tuple[torch.device, torch.dtype] | None:
         """Returns device and dtype of the logits; None on a rank without a batch."""

@@ -118,6 +118,11 @@ class WarmUp:
             self.recorder.finish_epoch(epoch, sum_over_ranks(self._trainer))
 
     @property
+    def name(self) -> str:
+        """What the steps predict, in words."""
+        return self._observer.name()
+
+    @property
     def dynamics(self) -> Dynamics:
         """The recorded epochs."""
         return self.recorder.dynamics()

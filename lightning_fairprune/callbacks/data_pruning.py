@@ -283,7 +283,7 @@ class DataPruning(CountsValidation):
         """Adds the count to the window, except after the sanity check."""
         counts = None if self._run is None else self._run.validation.finish(trainer, pl_module)
         if counts is not None:
-            self.run.recalls.add(counts)
+            self.run.add_recalls(counts)
 
     # ---------------------------------------------------------------------------------- resuming
 

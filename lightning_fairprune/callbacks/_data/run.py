@@ -19,6 +19,7 @@ from lightning_fairprune.callbacks._data.length import resolve_warmup
 from lightning_fairprune.callbacks._data.phases import Due, Pruned, WarmingUp
 from lightning_fairprune.callbacks._data.settings import DataSettings
 from lightning_fairprune.callbacks._run_folder import run_folder
+from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.records.pruning_record import PruningRecord
 from lightning_fairprune.selection import Selection
 from lightning_fairprune.selection.decision import Decision
@@ -114,6 +115,19 @@ class PruningRun:
         if warming_up is not None and self.selection is not None:
             self._report(epoch, self.selection)
             self.save()
+
+    def add_recalls(self, counts: ClassCounts) -> None:
+        """Adds the counts of a validation; raises if training predicts other classes."""
+        if self.warming_up is not None and self.settings.group_by is None:
+            observed = self.warming_up.observed
+            trained, validated = observed.recorder.num_classes, counts.num_classes
+            if trained and validated and trained != validated:
+                raise ValueError(
+                    f"quotas need the recalls of the classes that are trained, but training_step predicts {trained} "
+                    f"classes ({observed.name}) and the validation {validated} ({self.validation.name(self.trainer)}): "
+                    "pass `logits_fn`, or return 'logits' and 'target' from both steps."
+                )
+        self.recalls.add(counts)
 
     def _due(self, epoch: int) -> Due:
         if not isinstance(self.phase, WarmingUp):
