@@ -74,8 +74,8 @@ class ClassWeighting(CountsValidation):
             published, a class without an error gets weight 0, and a batch of that class alone a loss
             of 0 / 0.
         recall_dataloader: index of the validation loader that the recalls come from.
-        logits_fn: ``(module, batch) -> (logits, target)`` for validation steps that neither return
-            ``"logits"`` and ``"target"`` nor call ``cross_entropy``; costs one forward pass a batch.
+        logits_fn: ``(module, batch) -> (logits, target)``, for all callbacks of the Trainer, where steps do not
+            show one prediction (see the guide); costs one forward pass a batch.
 
     Raises:
         ValueError: If an argument is out of range; at fit start, if there is no validation or not

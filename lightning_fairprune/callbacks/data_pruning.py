@@ -76,8 +76,8 @@ class DataPruning(CountsValidation):
         recall_dataloader: index of the validation loader that the recalls come from.
         group_by: groups instead of classes in quotas and recalls: the key or position of the group
             ids in a batch, or a function from the batch to them, int [B] in [0, G).
-        logits_fn: ``(module, batch) -> (logits, target)`` for steps that neither return ``"logits"``
-            and ``"target"`` nor call ``cross_entropy``; costs one forward pass a recorded batch.
+        logits_fn: ``(module, batch) -> (logits, target)``, for all callbacks of the Trainer, where steps do not
+            show one prediction (see the guide); costs one forward pass a batch.
         seed: of every draw and of the order of samples.
         score_on: what the score is computed from: ``"training"``, the steps of the warm-up;
             ``"pass"``, a pass over all samples at the end of the warm-up, in eval mode; or a

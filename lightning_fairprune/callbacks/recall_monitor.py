@@ -50,6 +50,10 @@ class RecallMonitor(CountsValidation):
     a class, and ``val/recall/disparity``, the largest loss of recall beyond that of accuracy. See
     :mod:`lightning_fairprune.recalls` for the formulas.
 
+    Predictions are the network's output, whatever its loss is given. With several labels a sample the recall
+    of a label is that of the samples that have it, at a probability of .5. With a label at each position
+    (tokens, pixels) positions are counted.
+
     With `group_by`, groups such as label x background are counted as well, and logged as
     ``val/groups/recall/worst`` and so on.
 
@@ -78,8 +82,8 @@ class RecallMonitor(CountsValidation):
         every_n_epochs: epochs between the validations that are counted.
         figures: whether to draw.
         dirpath: folder for the files; by default that of the logger, without a logger no files.
-        logits_fn: ``(module, batch) -> (logits, target)`` for steps that neither return ``"logits"``
-            and ``"target"`` nor call ``cross_entropy``.
+        logits_fn: ``(module, batch) -> (logits, target)``, for all callbacks of the Trainer, where steps do not
+            show one prediction (see the guide); costs one forward pass a batch.
 
     Attributes:
         history: all evaluations so far.
