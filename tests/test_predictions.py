@@ -81,7 +81,9 @@ class Module(pl.LightningDataModule):
 def fitted(
     model: User, targets: Callable[[Tensor], Tensor] = lambda y: y, **options: Any
 ) -> tuple[lfp.DataPruning, lfp.RecallMonitor, Memory]:
-    outputs = model.net[-1].out_features
+    outputs = (
+        NUM_CLASSES if not isinstance(model.net, nn.Sequential) else model.net[-1].out_features
+    )
     defaults: dict[str, Any] = {
         "density": 0.5,
         "warmup_epochs": WARMUP,
@@ -247,6 +249,33 @@ CASES: dict[str, Loss] = {
 @pytest.mark.parametrize("name", CASES)
 def test_signals_and_recalls_are_those_of_the_network(name: str) -> None:
     model = User(CASES[name])
+    check(model, fitted(model))
+
+
+PARTS: dict[str, Callable[[nn.Module], Any]] = {
+    "compiled": lambda net: torch.compile(net, backend="eager"),
+    "scripted": torch.jit.script,
+    "traced": lambda net: torch.jit.trace(net, torch.zeros(2, DIM)),
+}
+
+
+@pytest.mark.parametrize("name", ["plain", "logit_adjusted", "by_hand"])
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_networks_that_take_no_hooks(part: str, name: str) -> None:
+    model = User(CASES[name])
+    model.net = PARTS[part](model.net)
+    check(model, fitted(model))
+
+
+def test_a_compiled_network_in_a_mode_of_the_step() -> None:
+    def on_device(m: Any, x: Tensor, y: Tensor) -> Tensor:
+        with torch.device("cpu"):
+            z = m.net(x)
+        return F.cross_entropy(z + PRIOR.log(), y)
+
+    model = User(on_device)
+    model.net = torch.compile(model.net, backend="eager")
     check(model, fitted(model))
 
 

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torchmetrics import Metric
 
 from lightning_fairprune._model import operations
+from lightning_fairprune._model.compiled import has_compiled_parts, outside
 from lightning_fairprune._model.losses import LossCall, plain
 from lightning_fairprune._model.paths import outputs_in, tensors_of
 from lightning_fairprune._model.taps import metric_input, tapped
@@ -113,16 +114,41 @@ class Flow(TorchFunctionMode):
         self._traces: dict[int, tuple[ref[Tensor], Trace]] = {}
         self._stack = ExitStack()
         self._paused = False
+        self._depth = 0  # of function modes, with this one
         for i, (_, tensor) in enumerate(self.leaves):
             self._set(tensor, Trace(leaves=frozenset({i})))
 
     def enter(self) -> None:
         """Starts observing."""
-        self._stack.callback(register_module_forward_hook(self._returned).remove)
+        if has_compiled_parts(self.module):
+            self._hook_outside()
+        else:
+            self._stack.callback(register_module_forward_hook(self._returned).remove)
         for name, part in self.module.named_modules():
             if isinstance(part, Metric):
                 self._stack.callback(tapped(part, self._taps(name, part)))
         self._stack.enter_context(self)
+        self._depth = torch._C._len_torch_function_stack()
+
+    def _hook_outside(self) -> None:
+        """Observes compiled parts from outside: code that runs in them would be compiled with them."""
+        left: list[bool] = []
+
+        def before(module: nn.Module, args: Any) -> None:
+            # Modes end in reverse order, and the step may have started one.
+            left.append(torch._C._len_torch_function_stack() == self._depth)
+            if left[-1]:
+                self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            if left.pop():
+                self.__enter__()  # type: ignore[no-untyped-call]
+
+        for part, is_compiled in outside(self.module):
+            if is_compiled:
+                self._stack.callback(part.register_forward_pre_hook(before).remove)
+                self._stack.callback(part.register_forward_hook(after, always_call=True).remove)
+            self._stack.callback(part.register_forward_hook(self._returned).remove)
 
     def leave(self) -> None:
         """Stops observing; safe to call more than once."""

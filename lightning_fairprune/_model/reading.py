@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_fairprune._model.answer import Answer, formed
 from lightning_fairprune._model.capture import LossCapture
+from lightning_fairprune._model.compiled import hooked
 from lightning_fairprune._model.losses import Seen, ignoring, plain
 from lightning_fairprune._model.paths import at, outputs_in
 from lightning_fairprune._model.taps import metric_input, tapped
@@ -39,7 +40,7 @@ class Reading:
         if said.output is not None:
             module = said.output[0]()
             if module is not None:
-                self._stack.callback(module.register_forward_hook(self._returned).remove)
+                self._stack.callback(hooked(module, self._returned))
         metric = None if said.metric is None else said.metric()
         if metric is not None and (said.output is None or said.leaf is None):
             self._stack.callback(tapped(metric, self._updated))
