@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_fairprune._lightning.snapshot import Snapshot
-from lightning_fairprune._loading.labels import labels_of
+from lightning_fairprune._loading.labels import guesses
 from lightning_fairprune._loading.source import TrainSource
 from lightning_fairprune._observe.warmup import WarmUp
 from lightning_fairprune.callbacks._data import checks
@@ -86,9 +86,10 @@ class WarmingUp:
     def _labels(self, target: Tensor) -> Tensor:
         """Adds labels that the data set knows of samples that drop_last or a limit left out."""
         unseen = target < 0
-        labels = labels_of(self._source.dataset) if unseen.any() else None
-        known = labels is not None and torch.equal(labels[~unseen], target[~unseen])
-        return labels if labels is not None and known else target
+        if not unseen.any():
+            return target
+        found = guesses(self._source.dataset)
+        return next((y for y in found if torch.equal(y[~unseen], target[~unseen])), target)
 
 
 class Pruned:
