@@ -290,6 +290,21 @@ class OwnBatches(BatchSampler):
         return iter(sorted(super().__iter__(), key=lambda batch: (len(batch) < 10, batch[0])))
 
 
+class OfBatches(Sampler[list[int]]):
+    """Batches of two batches of another sampler."""
+
+    def __init__(self) -> None:
+        self.sampler, self.batch_size = BatchSampler(RandomSampler(range(N)), 5, False), 2
+
+    def __len__(self) -> int:
+        return -(-len(self.sampler) // 2)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches = list(self.sampler)
+        for i in range(0, len(batches), 2):
+            yield [index for batch in batches[i : i + 2] for index in batch]
+
+
 OWN: dict[str, Any] = {
     "seeded": lambda: DataLoader(users.Blobs(), 10, sampler=Seeded()),
     "own_generator": lambda: DataLoader(users.Blobs(), 10, sampler=OwnGenerator()),
@@ -297,6 +312,7 @@ OWN: dict[str, Any] = {
     "global": lambda: DataLoader(users.Blobs(), 10, sampler=Global()),
     "list": lambda: DataLoader(users.Blobs(), 10, sampler=[*range(N)][::-1]),
     "batches": lambda: DataLoader(users.Blobs(), batch_sampler=OwnBatches()),
+    "of_batches": lambda: DataLoader(users.Blobs(), batch_sampler=OfBatches()),
     "list_of_batches": lambda: DataLoader(
         users.Blobs(), batch_sampler=[list(range(i, min(i + 10, N))) for i in range(0, N, 10)]
     ),
@@ -306,8 +322,10 @@ ONCE = "each of them is drawn once an epoch"
 
 @pytest.mark.parametrize("name", OWN)
 def test_own_order_of_every_sample_once(name: str, tmp_path: Path) -> None:
+    loader, probe = OWN[name](), users.Probe()
     with pytest.warns(UserWarning, match=ONCE):
-        prune, samples = fit(OWN[name]())
+        prune, samples = fit(loader, probe)
+    assert probe.batches == {0: len(loader), 1: 5, 2: 5, 3: 5}
     assert sorted(samples[0]) == list(range(N))
     for epoch in (1, 2, 3):
         assert sorted(samples[epoch]) == prune.selection.indices.tolist()

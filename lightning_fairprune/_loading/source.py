@@ -8,11 +8,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from lightning_fairprune._files import pack_bits, unpack_bits
 from lightning_fairprune._lightning.kinds import is_overridden
-from lightning_fairprune._loading.labels import fingerprint
+from lightning_fairprune._loading.labels import fingerprint, is_label, labels_of
 from lightning_fairprune._loading.rebuild import (
     check_restrictable,
     copied,
@@ -98,6 +98,14 @@ class TrainSource:
             return one
         check_restrictable(one)
         return copied(one, collate_fn=InForm(one.collate_fn, users))
+
+    def in_order(self) -> DataLoader[Any]:
+        """Returns a loader over every sample once, in the order of the data set."""
+        one = self.users_loader()
+        check_restrictable(one)
+        places, size = range(len(sampled_dataset(one))), drawing(one).batch_size  # type: ignore[arg-type]
+        batches = BatchSampler(places, size, drop_last=False)
+        return copied(one, sampler=places, batch_sampler=batches, batch_size=size, drop_last=False)
 
     def plain_dataloader(self) -> DataLoader[Any]:
         """Returns a loader over the kept samples for others than the Trainer; it changes nothing."""
@@ -242,7 +250,10 @@ class TrainSource:
                 f"{expected['length']}, so the checkpoint's indices refer to other samples: resume "
                 "with the same data."
             )
-        if None not in (expected["labels"], found["labels"]) and expected != found:
+        if None in (expected["labels"], found["labels"]) or expected == found:
+            return
+        labels = labels_of(self.dataset)
+        if labels is not None and is_label(labels, self.dataset):
             raise ValueError(
                 f"the labels of the {found['length']} training samples are different from those "
                 "at the start of pruning: the data or its order changed; resume with the same data."

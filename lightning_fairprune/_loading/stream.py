@@ -66,11 +66,9 @@ class UsersStream:
 
 def batch_size_of(batch_sampler: Any) -> int:
     """Returns the number of samples in a batch of a batch sampler of the user's own."""
-    said = getattr(batch_sampler, "batch_size", None)
-    if isinstance(said, int) and said > 0:
-        return said
+    # Not its attribute `batch_size`, which may count something else, such as batches of another sampler.
     with _seeded(0):
-        return len(next(iter(_fresh(batch_sampler, 0, 0))))
+        return len(next(iter(_fresh(batch_sampler, 0, 0)), ())) or 1
 
 
 @contextmanager

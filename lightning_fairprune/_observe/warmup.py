@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
-from lightning_fairprune._loading.labels import labels_of
+from lightning_fairprune._loading.labels import guesses
 from lightning_fairprune._loading.source import TrainSource
 from lightning_fairprune._model.losses import Seen
 from lightning_fairprune._observe.groups import GroupBy, groups_of
@@ -89,8 +89,9 @@ class WarmUp:
     def _own_labels(self, indices: Tensor, mixed: Tensor) -> Tensor:
         """Returns the labels of samples that were mixed with others before the step, from the data set."""
         if self._labels is None:
-            known = labels_of(self._source.dataset)
-            if known is None or not _are_of(known[indices.cpu()], mixed.cpu()):
+            found = guesses(self._source.dataset)
+            known = next((y for y in found if _are_of(y[indices.cpu()], mixed.cpu())), None)
+            if known is None:
                 raise ValueError(
                     "training_step: the batch holds class probabilities of mixed samples, which do not say which class "
                     "a sample has, and the data set has no `targets` that belong to them: give it some, or mix "

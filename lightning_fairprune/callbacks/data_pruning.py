@@ -277,6 +277,8 @@ class DataPruning(CountsValidation):
         """Starts a new count."""
         if self._run is not None:
             wanted = trainer.state.fn == "fit" and self._run.needs_recall
+            if wanted:  # its loaders may be new
+                checks.validation(self.settings, trainer)
             self._run.validation.begin(trainer, wanted=wanted)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -16,6 +16,7 @@ from lightning_fairprune._files import write_whole
 from lightning_fairprune._observe.groups import GroupBy, LogitsFn
 from lightning_fairprune._observe.validation import CountsValidation, Validation, abandon
 from lightning_fairprune.callbacks._arguments import given
+from lightning_fairprune.callbacks._combined import one_loader_a_batch
 from lightning_fairprune.callbacks._monitor import values
 from lightning_fairprune.callbacks._monitor.reference import Reference, ReferenceCounts
 from lightning_fairprune.callbacks._monitor.settings import MonitorSettings
@@ -58,7 +59,8 @@ class RecallMonitor(CountsValidation):
     ``val/groups/recall/worst`` and so on.
 
     A second validation loader is logged as ``val/1/recall/...``, and so on; loaders in a dictionary,
-    or with `dataloader_names`, as ``val/NAME/recall/...``.
+    or with `dataloader_names`, as ``val/NAME/recall/...``. Several loaders in a CombinedLoader must be
+    ``"sequential"``: the other modes give a step batches of all loaders at once.
 
     Loggers that show figures (TensorBoard, Weights & Biases) get one of the recalls of all classes,
     if matplotlib is installed. The class counts of every evaluation are saved in the folder of the
@@ -91,8 +93,8 @@ class RecallMonitor(CountsValidation):
             its names (``"val"``, ``"test"``, ``"val/1"``).
 
     Raises:
-        ValueError: If arguments disagree; at fit start, if the reference is of other classes or other
-            data, or cannot be read or counted; at the first evaluated batch, if no logits are found; at
+        ValueError: If arguments disagree; at fit start, if batches of several loaders come at once, or the
+            reference is of other classes or other data, or cannot be read or counted; at the first evaluated batch, if no logits are found; at
             the end of an evaluation, if its classes are not those of `num_classes`, `class_names` or
             the reference, or it had no batch.
 
@@ -156,6 +158,7 @@ class RecallMonitor(CountsValidation):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Raises for what would fail after the first epoch."""
+        one_loader_a_batch(trainer)
         values.check_any_batch(trainer.num_val_batches, trainer.limit_val_batches, "validation")
         self._reference.at_train_start(trainer)
 
@@ -184,6 +187,8 @@ class RecallMonitor(CountsValidation):
         # Any count before pruning may be the last one.
         wanted = due or (self._reference.comes_before_pruning and not values.pruned(trainer))
         wanted = wanted or trainer.sanity_checking or trainer.state.fn != "fit"
+        if wanted:
+            one_loader_a_batch(trainer)
         self._validation.begin(trainer, wanted=wanted)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -255,7 +260,7 @@ class RecallMonitor(CountsValidation):
         loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
         count = len(trainer.num_test_batches if trainer.testing else trainer.num_val_batches)
         names = self.settings.dataloader_names
-        if names is None and isinstance(loaders, Mapping):
+        if names is None and isinstance(loaders, Mapping) and len(loaders) == count:
             names = tuple(map(str, loaders))
         # Names of several validation loaders do not apply to a single test loader.
         if names is None or not isinstance(loaders, Mapping | Sequence):

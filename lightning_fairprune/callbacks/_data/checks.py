@@ -17,6 +17,7 @@ from torch.utils.data import WeightedRandomSampler
 from lightning_fairprune._lightning.kinds import is_strategy, shards_weights
 from lightning_fairprune._loading.source import TrainSource
 from lightning_fairprune._loading.wrapper import Wrapper
+from lightning_fairprune.callbacks._combined import one_loader_a_batch
 from lightning_fairprune.callbacks._data.length import limited, resolve_warmup
 from lightning_fairprune.callbacks._data.settings import DataSettings
 from lightning_fairprune.records.settings import called
@@ -51,6 +52,7 @@ def validation(settings: DataSettings, trainer: pl.Trainer) -> None:
     """Raises if the quota needs recalls and their validation loader is missing or empty."""
     if not needs_recall(settings.quota) or trainer.val_dataloaders is None:
         return
+    one_loader_a_batch(trainer)
     batches, wanted = list(trainer.num_val_batches), settings.recall_dataloader
     if wanted >= len(batches) or batches[wanted] == 0:
         found = f"there are {len(batches)} loaders" if wanted >= len(batches) else "it is empty"

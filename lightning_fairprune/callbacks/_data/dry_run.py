@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,23 +13,21 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from lightning_fairprune._loading.index import IndexedBatch
-from lightning_fairprune._loading.labels import labels_of
+from lightning_fairprune._loading.labels import LABEL_KEYS, guesses, is_label, label_in
 from lightning_fairprune._observe.needs import required_signals
 from lightning_fairprune._observe.recorder import EpochRecorder
 from lightning_fairprune.callbacks._data.length import limited
 from lightning_fairprune.callbacks._data.run import PruningRun
 
-_LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 _MOST_ROWS = 40
 
 
 def dry_run(run: PruningRun, trainer: pl.Trainer) -> None:
     """Prints kept samples per class, memory and steps, and stops the Trainer."""
     source = run.source
-    target = labels_of(source.dataset)
+    target = _known(source.dataset)
     if target is None:
-        target = _read_labels(source.loader)
+        target = _read_labels(source.in_order())
     sizes = torch.bincount(target)
     recall = _assumed(run.settings.dry_run, len(sizes))
     budget = run.decision.budget(len(target))
@@ -39,6 +37,14 @@ def dry_run(run: PruningRun, trainer: pl.Trainer) -> None:
     trainer.fit_loop.min_epochs = 0
     trainer.fit_loop.epoch_loop.min_steps = None
     trainer.should_stop = True
+
+
+def _known(dataset: Any) -> Tensor | None:
+    """Returns labels that the data set has in memory, unless its samples have others."""
+    said = [(is_label(labels, dataset), labels) for labels in guesses(dataset)]
+    sure = [labels for is_so, labels in said if is_so]
+    maybe = [labels for is_so, labels in said if is_so is None]
+    return next(iter(sure + maybe), None)
 
 
 def _assumed(given: bool | Sequence[float], num_classes: int) -> Tensor:
@@ -54,24 +60,16 @@ def _assumed(given: bool | Sequence[float], num_classes: int) -> Tensor:
 def _read_labels(loader: Any) -> Tensor:
     """Returns every sample's label by reading all batches once."""
     batches = track(loader, description="reading labels", transient=True)
-    return torch.cat([_labels_in(b.batch if isinstance(b, IndexedBatch) else b) for b in batches])
+    return torch.cat([_labels_in(batch) for batch in batches])
 
 
 def _labels_in(batch: Any) -> Tensor:
-    if isinstance(batch, Sequence) and len(batch) > 1:
-        found = batch[1]
-    else:
-        named = (
-            batch
-            if isinstance(batch, Mapping)
-            else {k: getattr(batch, k, None) for k in _LABEL_KEYS}
-        )
-        found = next((named[k] for k in _LABEL_KEYS if named.get(k) is not None), None)
+    found = label_in(batch)
     if not isinstance(found, Tensor) or found.ndim != 1 or found.is_floating_point():
         raise ValueError(
             "a dry run must know the labels, but the data set has no `targets`, and a batch "
             f"({type(batch).__name__}) has no class indices as its second element or under "
-            f"{', '.join(_LABEL_KEYS)}: add one of them."
+            f"{', '.join(LABEL_KEYS)}: add one of them."
         )
     return found.long()
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_fairprune._lightning.snapshot import Snapshot
-from lightning_fairprune._loading.labels import labels_of
+from lightning_fairprune._loading.labels import guesses
 from lightning_fairprune._loading.source import TrainSource
 from lightning_fairprune._model.losses import IGNORED
 from lightning_fairprune._observe.warmup import WarmUp
@@ -91,11 +91,13 @@ class WarmingUp:
     def _labels(self, target: Tensor) -> Tensor:
         """Adds labels that the data set knows of samples that drop_last or a limit left out."""
         seen = target >= 0
-        labels = labels_of(self._source.dataset) if not seen.all() else None
-        if labels is None or not torch.equal(labels[seen], target[seen]):
+        if seen.all():
             return target
-        classes = self.observed.recorder.num_classes
-        return labels.masked_fill((labels < 0) | (labels >= classes), -1)
+        for labels in guesses(self._source.dataset):
+            if torch.equal(labels[seen], target[seen]):
+                classes = self.observed.recorder.num_classes
+                return labels.masked_fill((labels < 0) | (labels >= classes), -1)
+        return target
 
 
 class Pruned:

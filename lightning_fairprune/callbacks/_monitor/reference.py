@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_fairprune._files import read_checkpoint
 from lightning_fairprune._lightning.kinds import shards_weights
-from lightning_fairprune._loading.labels import labels_of
+from lightning_fairprune._loading.labels import is_label, labels_of
 from lightning_fairprune._model.weights import own_weights, put_in
 from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.records.recall_history import RecallHistory, is_of_groups
@@ -174,7 +174,11 @@ class ReferenceCounts:
             return
         reference = self.counts["val"]
         support = torch.bincount(labels, minlength=reference.num_classes)
-        ClassCounts(torch.zeros_like(support), support).check_comparable(reference, "val")
+        try:
+            ClassCounts(torch.zeros_like(support), support).check_comparable(reference, "val")
+        except ValueError:
+            if is_label(labels, loader.dataset):  # else it was another number of each sample
+                raise
 
     def of(self, name: str, counts: ClassCounts) -> ClassCounts | None:
         """Returns the counts to compare an evaluation with, if there are any."""
