@@ -359,18 +359,16 @@ class Mixing(Module):
 
     def train_dataloader(self) -> Any:
         blobs = Blobs(N)
-        tensors = (blobs.x, blobs.y) if self.known else (blobs.y, blobs.x)
+        labels = blobs.y if self.known else blobs.y.float()  # these are no class indices
 
         def mixed(samples: list[Any]) -> Any:
-            x, y = torch.utils.data.default_collate(
-                samples if self.known else [s[::-1] for s in samples]
-            )
-            hot = F.one_hot(y, NUM_CLASSES).float()
+            x, y = torch.utils.data.default_collate(samples)
+            hot = F.one_hot(y.long(), NUM_CLASSES).float()
             part = 0.3
             flipped = torch.cat([x[:, :1], part * x[:, 1:] + (1 - part) * x.flip(0)[:, 1:]], 1)
             return flipped, part * hot + (1 - part) * hot.flip(0)
 
-        return DataLoader(TensorDataset(*tensors), BATCH, shuffle=True, collate_fn=mixed)
+        return DataLoader(TensorDataset(blobs.x, labels), BATCH, shuffle=True, collate_fn=mixed)
 
 
 def test_labels_of_samples_that_are_mixed_by_the_collate_function() -> None:
