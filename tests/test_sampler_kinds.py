@@ -123,8 +123,10 @@ def test_weights_leave_quotas_alone() -> None:
 def test_quotas_hold_in_a_fit_and_it_says_so(
     form: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    caplog.set_level(logging.INFO)
-    logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
+    # Lightning's loggers may not propagate to the root.
+    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    caplog.set_level(logging.INFO, log.name)
+    log.addHandler(caplog.handler)
 
     class Data(users.Data):
         def train_dataloader(self) -> Any:
@@ -170,7 +172,7 @@ def test_quotas_hold_in_a_fit_and_it_says_so(
         for epoch, ids in resumed.items():
             assert samples[epoch][-len(ids) :] == ids
     finally:
-        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        log.removeHandler(caplog.handler)
 
 
 def test_class_without_weight_is_said() -> None:

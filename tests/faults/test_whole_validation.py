@@ -38,7 +38,8 @@ def trainer(**options: Any) -> Any:
 def validate(validation: Validation, trainer: Any, seen: list[int]) -> bool:
     """Runs a validation of so many batches of each loader; returns whether its counts were wanted."""
     hooks: Any = CountsValidation()
-    module: Any = SimpleNamespace(device="cpu")
+    module: Any = torch.nn.Module()
+    module.device = torch.device("cpu")
     outputs = {"logits": torch.zeros(4, 2), "target": torch.zeros(4, dtype=torch.int64)}
     validation.begin(trainer)
     for loader, batches in enumerate(seen):
