@@ -240,6 +240,11 @@ CASES: dict[str, Loss] = {
     "mixed_targets": mixed_targets,
     "coarse_head_first": coarse_first,
     "contrastive_first": contrastive_first,
+    "returned_probabilities": lambda m, x, y: {
+        "loss": F.cross_entropy(z := m.net(x), y),
+        "preds": z.softmax(1),
+        "labels": y,
+    },
     "other_label_first": lambda m, x, y: (
         0.3 * F.cross_entropy(z := m.net(x), y.flip(0)) + 0.7 * F.cross_entropy(z, y)
     ),
@@ -544,6 +549,11 @@ def numbered_by_hand(m: Any, x: Tensor, y: Tensor) -> Tensor:
     return -m.net(x).log_softmax(1).gather(1, (3 - y).unsqueeze(1)).mean()
 
 
+def other_returned(m: Any, x: Tensor, y: Tensor) -> Any:
+    z = m.net(x)
+    return {"loss": F.cross_entropy(z, y), "preds": -z, "labels": y}
+
+
 UNKNOWN: dict[str, tuple[Loss, str]] = {
     "hidden_margin": (
         hidden_margin,
@@ -552,6 +562,10 @@ UNKNOWN: dict[str, tuple[Loss, str]] = {
     "two_heads": (
         two_heads,
         r"two predictions, for other labels: .*`coarse`.*\[8, 2\], and .*\[8, 4\].*`logits_fn`",
+    ),
+    "other_returned": (
+        other_returned,
+        r"the returned 'preds', \[8, 4\], are other predictions than",
     ),
     "other_order": (
         other_order,

@@ -26,6 +26,7 @@ from lightning_fairprune._model.flow import Event, Flow
 from lightning_fairprune._model.losses import Seen, plain
 from lightning_fairprune._model.targets import Target, target_of
 
+_DOCUMENTED = ("logits", "target")
 _PREDICTIONS = ("logits", "preds", "pred", "predictions", "y_hat", "y_pred")
 _TARGETS = ("target", "targets", "labels", "label", "y", "y_true")
 
@@ -37,25 +38,26 @@ def answer(flow: Flow, outputs: Any, size: int | None = None) -> Answer | None:
         ValueError: If it says two things, or shows only logits that the loss has changed by the labels.
     """
     with torch.no_grad(), torch._C.DisableTorchFunction():
-        said = _returned(flow, outputs)
-        if said is not None:
-            return said
-        found = of_losses(flow, size)
+        returned = _returned(outputs)
+        if returned is not None and returned.returned == _DOCUMENTED:
+            return returned
+        found = of_losses(flow, size) or of_metrics(flow) or of_softmax(flow)
         if not found:
-            found = of_metrics(flow) or of_softmax(flow)
-        if not found:
-            return None
+            return returned
         said = _agreed(flow, found)
+        if returned is not None:
+            # Logits or probabilities: the network's output is the former.
+            _check_same(returned, said)
         if size is not None and said.leaf is None and said.loss is not None:
             check_order(flow, said)
         first = first_plain(flow, len(said.seen.target))
         return replace(said, by_loss=said.by_loss and said.loss == first)
 
 
-def _returned(flow: Flow, outputs: Any) -> Answer | None:
-    if has_logits(outputs):  # what is documented, so that faults are named
+def _returned(outputs: Any) -> Answer | None:
+    if has_logits(outputs):  # whatever they are, so that faults are named
         seen = Seen(outputs["logits"], outputs["target"])
-        return Answer(seen, "the returned 'logits'", returned=("logits", "target"))
+        return Answer(seen, "the returned 'logits'", returned=_DOCUMENTED)
     if not isinstance(outputs, Mapping):
         return None
     for preds in _PREDICTIONS:
@@ -63,14 +65,20 @@ def _returned(flow: Flow, outputs: Any) -> Answer | None:
             logits, labels = outputs.get(preds), outputs.get(target)
             if not isinstance(logits, Tensor) or not isinstance(labels, Tensor):
                 continue
-            exact = (preds, target) == (
-                "logits",
-                "target",
-            )  # what is documented, so that faults are named
-            if exact or fit(logits, labels):
+            if fit(logits, labels):
                 seen = Seen(plain(logits), plain(labels))
                 return Answer(seen, f"the returned {preds!r}", returned=(preds, target))
     return None
+
+
+def _check_same(returned: Answer, said: Answer) -> None:
+    one, other = returned.seen, said.seen
+    same = one.logits.shape == other.logits.shape and not other.per_label
+    if not same or not equal(one.logits.argmax(1), other.logits.argmax(1)):
+        raise ValueError(
+            f"two answers disagree: {returned.name}, {list(one.logits.shape)}, are other predictions than {said.name}: "
+            f"{REMEDY}"
+        )
 
 
 def check_order(flow: Flow, said: Answer) -> None:
