@@ -91,6 +91,9 @@ class Trainer:
         self.world_size = 1
         self.precision = "32-true"
         self.callbacks: list[Any] = []
+        loop = SimpleNamespace(_combined_loader=None)
+        self.fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace(val_loop=loop))
+        self.validate_loop = self.test_loop = loop
 
 
 class Model(users.Model):

@@ -137,10 +137,12 @@ class Flow(TorchFunctionMode):
         def before(module: nn.Module, args: Any) -> None:
             # Modes end in reverse order, and the step may have started one.
             left.append(torch._C._len_torch_function_stack() == self._depth)
+            self._paused = True  # what is left of this mode is compiled, too
             if left[-1]:
                 self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
+            self._paused = False
             if left.pop():
                 self.__enter__()  # type: ignore[no-untyped-call]
 
@@ -170,9 +172,9 @@ class Flow(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
         if self._paused:
-            return func(*args, **kwargs)
+            return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
         name = getattr(func, "__name__", "").strip("_")
         given = list(_tensors((args, kwargs)))
         trace = Trace()

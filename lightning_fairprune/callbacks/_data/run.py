@@ -121,7 +121,7 @@ class PruningRun:
         if self.warming_up is not None and self.settings.group_by is None:
             observed = self.warming_up.observed
             trained, validated = observed.recorder.num_classes, counts.num_classes
-            if trained and validated and trained != validated:
+            if trained > 1 and validated and trained != validated:
                 raise ValueError(
                     f"quotas need the recalls of the classes that are trained, but training_step predicts {trained} "
                     f"classes ({observed.name}) and the validation {validated} ({self.validation.name(self.trainer)}): "
