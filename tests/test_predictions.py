@@ -13,6 +13,7 @@ import torchvision
 import users
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 from users import DIM, NUM_CLASSES, Blobs
 
@@ -32,14 +33,15 @@ class User(pl.LightningModule):
         torch.manual_seed(1)
         self.net = nn.Sequential(nn.Linear(DIM, 16), nn.ReLU(), nn.Linear(16, outputs))
         self.coarse, self.project = nn.Linear(DIM, 2), nn.Linear(DIM, 5)
-        self.accuracy = MulticlassAccuracy(NUM_CLASSES)
+        self.accuracy, self.mean = MulticlassAccuracy(NUM_CLASSES), MeanMetric()
         self.loss, self.validation = loss, validation or loss
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         return self.loss(self, *batch)
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
-        return self.validation(self, *batch)
+        said = self.validation(self, *batch)
+        return None if isinstance(said, tuple) else said
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), 0.05)
@@ -393,6 +395,10 @@ def test_labels_of_samples_that_are_mixed_by_the_collate_function() -> None:
 VALIDATIONS: dict[str, Loss] = {
     "metric": lambda m, x, y: m.accuracy(m.net(x), y),
     "metric_of_ids": lambda m, x, y: m.accuracy.update(m.net(x).argmax(1), y),
+    "mean_of_a_number": lambda m, x, y: (
+        m.mean.update(m.net(x).mean(), torch.tensor(len(x))),
+        m.accuracy.update(m.net(x), y),
+    ),
     "returned": lambda m, x, y: {"preds": m.net(x), "target": y},
     "highest_probability": lambda m, x, y: {"right": m.net(x).softmax(1).argmax(1) == y},
 }

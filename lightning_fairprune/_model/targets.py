@@ -24,13 +24,15 @@ def target_of(flow: Flow, event: Event) -> Target | None:
     """Returns the class indices that a loss or metric was given."""
     loss, target = event.loss, event.target
     assert target is not None
+    if target.ndim == 0:  # such as the weight of a mean
+        return None
     whole = not target.is_floating_point()
     if loss is None or loss.whole:
         if not whole:
             return None
         labels = ignoring(plain(target), event.ignore_index)
         return Target(labels, _leaf_like(flow, event, labels), ignore_index=event.ignore_index)
-    size = len(target) if target.ndim else 0
+    size = len(target)
     for leaf in sorted(event.target_trace.leaves - event.target_trace.changed):
         value = flow.leaves[leaf][1]
         if is_whole(value) and value.shape == (size,):
