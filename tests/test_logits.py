@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable
 from typing import Any
+from weakref import ref
 
 import lightning.pytorch as pl
 import pytest
@@ -347,6 +349,24 @@ def test_no_mode_is_left_after_an_exception(names: str, stage: str, after_loss: 
             assert callback.selection is not None
         else:
             assert int(callback.counts["val"].support.sum()) == 60
+
+
+def test_an_exception_in_the_first_step_leaves_no_tensor_behind() -> None:
+    alive: list[Any] = []
+
+    class Fails(Functional):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            logits, y = self.look(batch)
+            alive.append(ref(logits))
+            F.cross_entropy(logits, y)
+            raise ArithmeticError
+
+    prune = pruning()
+    with pytest.raises(ArithmeticError):
+        users.trainer(callbacks=[prune], max_epochs=3).fit(Fails(), Data(**DATA))
+    gc.collect()
+    assert alive[0]() is None
+    assert prune.selection is None
 
 
 class Watching(Functional):

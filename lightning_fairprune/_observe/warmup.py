@@ -112,6 +112,10 @@ class WarmUp:
                 "class for each: give the group of each sample (`group_by`), or `quota=None` to select by score alone."
             )
 
+    def abandon(self) -> None:
+        """Forgets the step that failed, and its graph."""
+        self._observer.abandon()
+
     def finish_epoch(self, epoch: int) -> None:
         """Moves the epoch to the host; all ranks must call this."""
         self._observer.close()  # a module may end the epoch before its step

@@ -222,6 +222,8 @@ class DataPruning(CountsValidation):
     def on_exception(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         """Stops observing and restores the user's objects."""
         abandon(trainer)
+        if self._run is not None and self._run.warming_up is not None:
+            self._run.warming_up.observed.abandon()
         self._unpatch()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
