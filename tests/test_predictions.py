@@ -235,6 +235,7 @@ CASES: dict[str, Loss] = {
     "by_hand": by_hand,
     "softmax_focal": softmax_focal,
     "smoothed_by_hand": smoothed,
+    "guarded_by_hand": lambda m, x, y: by_hand(m, x, y.where(y != -100, torch.tensor(0))),
     "sigmoid_focal": sigmoid_focal,
     "focal_by_class": focal_by_class,
     "one_hot_bce": one_hot_bce,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_fairprune._model.answer import REMEDY, Answer, called, equal, fit, formed, place_of
 from lightning_fairprune._model.flow import Event, Flow, Output
-from lightning_fairprune._model.losses import Seen, ignoring, plain
+from lightning_fairprune._model.losses import IGNORED, Seen, ignoring, plain
 from lightning_fairprune._model.targets import Target, is_whole, target_of
 
 # Logits [B, C, ...], how they come out of a tensor, whether classes are its last axis, and a target of another shape.
@@ -184,12 +184,11 @@ def of_softmax(flow: Flow) -> list[Answer]:
             said = _output(flow, event, Target(plain(value), leaf))
             if said is not None:
                 fitting.append((leaf, said))
-        picks = [trace for _, trace in flow.picks]
-        used = [(leaf, said) for leaf, said in fitting if any(leaf in p.leaves for p in picks)]
-        fitting = used or fitting
-        changed = [
-            leaf for leaf, _ in used if all(leaf in p.changed for p in picks if leaf in p.leaves)
+        used = [
+            (leaf, said) for leaf, said in fitting if any(leaf in t.leaves for _, t in flow.picks)
         ]
+        fitting = used or fitting
+        changed = [leaf for leaf, _ in used if not _is_picked(flow, leaf)]
         if changed:
             raise ValueError(
                 f"the loss picks classes by labels that the step makes from {place_of(flow.leaves[changed[0]][0])} of the "
@@ -200,6 +199,18 @@ def of_softmax(flow: Flow) -> list[Answer]:
             raise ValueError(f"the labels of the step may be {names} of the batch: {REMEDY}")
         found += [said for _, said in fitting]
     return found
+
+
+def _is_picked(flow: Flow, leaf: int) -> bool:
+    """Whether classes are picked by a tensor of the batch as it is, apart from ignored labels."""
+    value = plain(flow.leaves[leaf][1])
+    for tensor, trace in flow.picks:
+        if leaf not in trace.leaves or tensor.numel() != value.numel():
+            continue
+        picked = plain(tensor).reshape(value.shape)
+        if bool(((picked == value) | (value == IGNORED)).all()):
+            return True
+    return False
 
 
 def _output(flow: Flow, event: Event, target: Target) -> Answer | None:
