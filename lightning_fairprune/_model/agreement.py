@@ -13,17 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_fairprune._model.answer import (
-    REMEDY,
-    Answer,
-    equal,
-    fit,
-    has_logits,
-    place_of,
-)
+from lightning_fairprune._model.answer import Answer, equal, fit, has_logits, place_of
 from lightning_fairprune._model.candidates import is_plain, of_losses, of_metrics, of_softmax
 from lightning_fairprune._model.flow import Event, Flow
-from lightning_fairprune._model.losses import Seen, plain
+from lightning_fairprune._model.losses import REMEDY, Seen, plain
 from lightning_fairprune._model.targets import Target, target_of
 
 _DOCUMENTED = ("logits", "target")
@@ -49,8 +42,8 @@ def answer(flow: Flow, outputs: Any, size: int | None = None) -> Answer | None:
             # Logits or probabilities: the network's output is the former.
             _check_same(returned, said)
         if size is not None and said.leaf is None and said.loss is not None:
-            check_order(flow, said)
-        first = first_plain(flow, len(said.seen.target))
+            _check_order(flow, said)
+        first = _first_plain(flow, len(said.seen.target))
         return replace(said, by_loss=said.by_loss and said.loss == first)
 
 
@@ -81,7 +74,7 @@ def _check_same(returned: Answer, said: Answer) -> None:
         )
 
 
-def check_order(flow: Flow, said: Answer) -> None:
+def _check_order(flow: Flow, said: Answer) -> None:
     """Raises if the labels are those of the batch in another order, so that samples have those of others."""
     losses = [event for event in flow.events if event.loss is not None]
     labels = said.seen.target
@@ -89,11 +82,9 @@ def check_order(flow: Flow, said: Answer) -> None:
         value = plain(flow.leaves[leaf][1])
         if value.shape != labels.shape or value.ndim != 1 or value.is_floating_point():
             continue
-        pairs = torch.stack([value.long(), labels.long()])
-        pairs = torch.unique(pairs, dim=1)
-        is_function = pairs.shape[1] == len(
-            torch.unique(value)
-        )  # the step gives classes other numbers
+        pairs = torch.unique(torch.stack([value.long(), labels.long()]), dim=1)
+        # Then the step only gives the classes other numbers.
+        is_function = pairs.shape[1] == len(torch.unique(value))
         if not is_function and torch.equal(value.long().sort().values, labels.long().sort().values):
             raise ValueError(
                 f"the step changes the order of its samples: the loss is given {place_of(flow.leaves[leaf][0])} of the "
@@ -101,7 +92,7 @@ def check_order(flow: Flow, said: Answer) -> None:
             )
 
 
-def first_plain(flow: Flow, size: int) -> int | None:
+def _first_plain(flow: Flow, size: int) -> int | None:
     """Returns the number of the loss that `LossCapture.pick` takes."""
     losses = [event for event in flow.events if event.loss is not None]
     fitting = [i for i, e in enumerate(losses) if is_plain(e) and len(e.input) == size]
@@ -118,11 +109,7 @@ def _agreed(flow: Flow, found: list[Answer]) -> Answer:
         if event.metric is not None and (target := target_of(flow, event)) is not None
     ]
     if others:
-        confirmed = [
-            said
-            for said in found
-            if any(_confirms(event, target, said) for event, target in metrics)
-        ]
+        confirmed = [said for said in found if any(_confirms(*of, said) for of in metrics)]
         if confirmed and all(_alike(confirmed[0].seen, said.seen) for said in confirmed):
             return confirmed[0]
         raise ValueError(
@@ -132,18 +119,15 @@ def _agreed(flow: Flow, found: list[Answer]) -> Answer:
     own = (said for said in found if said.leaf is not None and _same_logits(said, first))
     first = next(own, first)
     same = [(event, target) for event, target in metrics if _same_labels(target.labels, first.seen)]
-    if same:
-        for said in found:
-            if _same_logits(said, first) and any(_confirms(*of, first) for of in same):
-                return first
-            if any(_confirms(*of, said) for of in same):
-                return said
-        event = same[0][0]
-        raise ValueError(
-            f"two answers disagree: {event.name} is given other predictions than {first.name}, for the same "
-            f"labels: {REMEDY}"
-        )
-    return first
+    if not same:
+        return first
+    for said in (first, *found):
+        if any(_confirms(*of, said) for of in same):
+            return said
+    raise ValueError(
+        f"two answers disagree: {same[0][0].name} is given other predictions than {first.name}, for the same "
+        f"labels: {REMEDY}"
+    )
 
 
 def _same_logits(one: Answer, other: Answer) -> bool:
@@ -176,6 +160,6 @@ def _confirms(event: Event, target: Target, said: Answer) -> bool:
     if preds.is_floating_point():  # of two classes: a logit or a probability
         if preds.numel() != len(chosen) or logits.shape[1] != 2:
             return False
-        edge = 0.0 if bool(((preds < 0) | (preds > 1)).any()) else 0.5
-        return bool(((preds.reshape(-1) > edge).long() == chosen).all()) or edge == 0.5
+        # Numbers between 0 and 1 may be either.
+        return any(equal((preds.reshape(-1) > edge).long(), chosen) for edge in (0.0, 0.5))
     return preds.numel() == len(chosen) and bool((preds.reshape(-1) == chosen).all())

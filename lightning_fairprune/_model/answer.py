@@ -14,8 +14,6 @@ from torchmetrics import Metric
 from lightning_fairprune._model.losses import Seen, plain, two_classes
 from lightning_fairprune._model.paths import Path
 
-REMEDY = "return {'loss': ..., 'logits': [B, C], 'target': [B]} from the step or pass `logits_fn`."
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
@@ -24,7 +22,7 @@ class Answer:
     Args:
         seen: of the step.
         name: what they are, in words.
-        returned: keys of predictions and target in what the step returns; the second None for a target elsewhere.
+        returned: keys of predictions and target in what the step returns.
         output: the module that returned the logits, the number of its call and the place of the tensor.
         loss: number of the loss call that has the logits (without `output`) or the target (without `leaf`).
         leaf: where the target is in the batch.
@@ -37,7 +35,7 @@ class Answer:
 
     seen: Seen
     name: str
-    returned: tuple[Any, Any] | None = None
+    returned: tuple[str, str] | None = None
     output: tuple[ref[nn.Module], int, int] | None = None
     loss: int | None = None
     leaf: Path | None = None

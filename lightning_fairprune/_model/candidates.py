@@ -8,9 +8,9 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from lightning_fairprune._model.answer import REMEDY, Answer, called, equal, fit, formed, place_of
+from lightning_fairprune._model.answer import Answer, called, equal, fit, formed, place_of
 from lightning_fairprune._model.flow import Event, Flow, Output
-from lightning_fairprune._model.losses import IGNORED, Seen, ignoring, plain
+from lightning_fairprune._model.losses import IGNORED, REMEDY, Seen, ignoring, plain
 from lightning_fairprune._model.targets import Target, is_whole, target_of
 
 # Logits [B, C, ...], how they come out of a tensor, whether classes are its last axis, and a target of another shape.
@@ -18,6 +18,7 @@ Form = tuple[Tensor, str, bool, Tensor | None]
 
 
 def of_losses(flow: Flow, size: int | None) -> list[Answer]:
+    """Returns what each loss shows whose labels are of the batch; of all losses if none are."""
     found, number, blocked = [], -1, None
     for event in flow.events:
         if event.loss is None:
@@ -156,6 +157,7 @@ def shaped(value: Tensor, target: Target, event: Event) -> Form | None:
 
 
 def of_metrics(flow: Flow) -> list[Answer]:
+    """Returns what each metric is updated with, or the network's output behind it."""
     found = []
     for event in flow.events:
         target = None if event.metric is None else target_of(flow, event)

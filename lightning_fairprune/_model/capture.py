@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lightning_fairprune._model.losses import LossCall, ignoring, plain
+from lightning_fairprune._model.losses import REMEDY, LossCall, ignoring, other_samples, plain
 
 # The loss sits within a few nodes of the value that is sent backward: divided by the accumulation,
 # scaled for half precision, added to a penalty, weighted in a mixup.
@@ -67,7 +67,6 @@ class LossCapture(TorchFunctionMode):
     softmax.
 
     Example:
-        >>> import torch
         >>> import torch
         >>> import torch.nn.functional as F
         >>> capture = LossCapture()
@@ -139,27 +138,22 @@ class LossCapture(TorchFunctionMode):
         raise ValueError(self.why_nothing_fits(batch_size))
 
     def why_nothing_fits(self, batch_size: int | None) -> str:
-        remedy = "return {'loss': ..., 'logits': [B, C], 'target': [B]} from the step or pass `logits_fn`."
         if not self.calls:
             return (
                 "the step returned no 'logits' and 'target' and never called "
-                f"torch.nn.functional.cross_entropy or another loss that is known: {remedy}"
+                f"torch.nn.functional.cross_entropy or another loss that is known: {REMEDY}"
             )
         logits, target = self.calls[0].input, self.calls[0].target
         if target.is_floating_point():
             return (
                 "targets must be one class index per sample, got class probabilities of shape "
                 f"{list(target.shape)}; soft and multi-label targets have no class to balance. "
-                f"If each sample has one true class, {remedy}"
+                f"If each sample has one true class, {REMEDY}"
             )
         if logits.ndim == 2 and len(logits) == len(target):
-            return (
-                f"the loss saw {len(logits)} samples of a batch with {batch_size} indices: the "
-                "collate function and the step must neither drop nor repeat samples, or their "
-                f"indices are unknown; if the loss needs that, {remedy}"
-            )
+            return other_samples(len(logits), batch_size)
         wanted = "[B, C]" if batch_size is None else f"[{batch_size}, C]"
         return (
             f"the loss must be given logits {wanted} and one class index per sample, got logits "
-            f"{list(logits.shape)} and targets {list(target.shape)}: {remedy}"
+            f"{list(logits.shape)} and targets {list(target.shape)}: {REMEDY}"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from lightning_fairprune._model.compiled import has_compiled_parts, outside
 from lightning_fairprune._model.losses import LossCall, plain
 from lightning_fairprune._model.paths import outputs_in, tensors_of
 from lightning_fairprune._model.taps import metric_input, tapped
+from lightning_fairprune._model.trees import leaves
 
 _MOST_ELEMENTS = 1 << 26  # that are held
 
@@ -176,7 +177,7 @@ class Flow(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").strip("_")
-        given = list(_tensors((args, kwargs)))
+        given = list(leaves((args, kwargs)))
         trace = Trace()
         for tensor in given:
             trace = trace | self.trace(tensor)
@@ -206,7 +207,7 @@ class Flow(TorchFunctionMode):
             if isinstance(value, Tensor) and value.is_floating_point():
                 self.events.append(Event(name, value, self.trace(value)))
         if name in operations.PICKS:
-            for tensor in _tensors((args, kwargs)):
+            for tensor in leaves((args, kwargs)):
                 trace = self.trace(tensor)
                 if trace.leaves and not tensor.is_floating_point() and tensor.dtype != torch.bool:
                     self.picks.append((tensor, trace))
@@ -218,7 +219,7 @@ class Flow(TorchFunctionMode):
             trace = trace | Trace(normalised=True)
         if name == "setitem":
             out = args[0]
-        for tensor in _tensors(out):
+        for tensor in leaves(out):
             self._set(tensor, trace)
 
     def _returned(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -267,15 +268,4 @@ def _are_labels(given: list[Tensor], out: Any) -> bool:
 
 
 def _is_floating(tree: Any) -> bool:
-    return any(tensor.is_floating_point() for tensor in _tensors(tree))
-
-
-def _tensors(tree: Any, depth: int = 3) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif depth and isinstance(tree, (tuple, list)):
-        for value in tree:
-            yield from _tensors(value, depth - 1)
-    elif depth and isinstance(tree, Mapping):
-        for value in tree.values():
-            yield from _tensors(value, depth - 1)
+    return any(tensor.is_floating_point() for tensor in leaves(tree))

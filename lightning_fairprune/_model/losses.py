@@ -13,6 +13,8 @@ from torch import Tensor
 IGNORED = -100
 """The label of a sample or position without a class, whatever `ignore_index` the loss has."""
 
+REMEDY = "return {'loss': ..., 'logits': [B, C], 'target': [B]} from the step or pass `logits_fn`."
+
 # One class per sample; one logit per class, each for itself; the same with probabilities.
 Kind = Literal["classes", "logits_each", "probabilities_each"]
 
@@ -85,6 +87,14 @@ class LossCall:
     def labels(self) -> Tensor:
         """Returns the class indices of `target`, `IGNORED` where the loss ignores them."""
         return ignoring(plain(self.target), self.ignore_index)
+
+
+def other_samples(found: int, expected: int | None) -> str:
+    """Returns the message for a loss of other samples than those of the batch."""
+    return (
+        f"the loss saw {found} samples of a batch with {expected} indices: the collate function and the step must "
+        f"neither drop nor repeat samples, or their indices are unknown; if the loss needs that, {REMEDY}"
+    )
 
 
 def ignoring(target: Tensor, ignore_index: int | None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from itertools import islice
 from typing import Any, Literal
 
 from torch import Tensor
@@ -55,4 +56,4 @@ def outputs_in(output: Any) -> list[Tensor]:
     """Returns the first tensors that a module returned."""
     if is_dataclass(output) and not isinstance(output, (type, Mapping)):
         output = [getattr(output, field.name) for field in fields(output)]
-    return [tensor for tensor, _ in zip(leaves(output), range(8), strict=False)]
+    return list(islice(leaves(output), 8))

@@ -13,6 +13,16 @@ from lightning_fairprune._model.losses import LossCall, ignoring, plain
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Target:
+    """The labels of a loss or metric.
+
+    Args:
+        labels: class indices [B, ...], or with `per_label` whether each label holds, [B, C].
+        leaf: number of the tensor of the batch that they are equal to; None if they are made from others.
+        per_label: see `Seen`.
+        ignore_index: of the loss or metric.
+        mixed: see `Seen`.
+    """
+
     labels: Tensor
     leaf: int | None
     per_label: bool = False

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from lightning_fairprune._model.agreement import answer
-from lightning_fairprune._model.answer import REMEDY, Answer, has_logits
+from lightning_fairprune._model.answer import Answer, has_logits
 from lightning_fairprune._model.borrowed import evaluating
 from lightning_fairprune._model.capture import from_graph
 from lightning_fairprune._model.compiled import is_compiled
 from lightning_fairprune._model.flow import Flow
-from lightning_fairprune._model.losses import Seen, plain
+from lightning_fairprune._model.losses import Seen, other_samples, plain
 from lightning_fairprune._model.reading import Reading
 from lightning_fairprune._observe.groups import LogitsFn
 from lightning_fairprune._observe.late import LateCapture
@@ -243,11 +243,7 @@ def checked(seen: Seen, batch_size: int | None) -> Seen:
         )
     expected = len(target) if batch_size is None else batch_size
     if len(logits) == len(target) != expected:
-        raise ValueError(
-            f"the loss saw {len(logits)} samples of a batch with {expected} indices: the collate function and the step "
-            "must neither drop nor repeat samples, or their indices are unknown; if the loss needs that, "
-            f"{REMEDY}"
-        )
+        raise ValueError(other_samples(len(logits), expected))
     if not len(logits) == len(target) == expected:
         raise ValueError(
             f"logits and targets must be of the {expected} samples of the batch, got "

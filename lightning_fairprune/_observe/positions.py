@@ -30,13 +30,11 @@ def sample_signals(names: Sequence[str], logits: Tensor, target: Tensor) -> dict
 
     Whether a sample is correct is whether at least half of its positions are. 0 for a sample without a class.
     """
-    known = target != IGNORED
-    inside = target.clamp(0, logits.shape[1] - 1)
-    rows = rows_of(logits, inside)
+    rows = rows_of(logits, target.clamp(0, logits.shape[1] - 1))
     values = signals.compute(names, rows[0], rows[1])
     if logits.ndim == 2:
         return values
-    known = known.reshape(len(target), -1)
+    known = (target != IGNORED).flatten(1)
     means = {}
     for name, value in values.items():
         of = value.to(torch.promote_types(value.dtype, torch.float32)).reshape(known.shape)

@@ -53,8 +53,8 @@ class Observer:
                     at="input",
                     forward=lambda _, batch: targets.append(sample_labels(self._read(batch)[1])),
                 )
-            target = torch.cat(targets).cpu().masked_fill(torch.cat(targets).cpu() == IGNORED, -1)
-            return {"features": rows.float(), "target": target}
+            target = torch.cat(targets).cpu()
+            return {"features": rows.float(), "target": target.masked_fill(target == IGNORED, -1)}
         parts: dict[str, list[Tensor]] = {name: [] for name in self.wanted.names}
         with torch.no_grad():
             for batch in batches:
