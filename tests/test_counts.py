@@ -377,3 +377,33 @@ def test_a_reference_has_the_same_classes() -> None:
     one, two = (ClassCounts(torch.zeros(k).long(), torch.ones(k).long()) for k in (2, 3))
     with pytest.raises(ValueError, match="must have the 2 classes of the model, it has 3"):
         one.check_comparable(two, "val")
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_slots_of_many_pixels_are_folded(several: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images have a slot for each pixel, which would not fit on a device."""
+    from lightning_fairprune.counts import _tally
+
+    def filled() -> Tally:
+        generator, tally = torch.Generator().manual_seed(0), Tally(0, -100)
+        for k, size in enumerate((50, 70, 30, 90)):
+            logits = torch.randn(size, 3 + (k > 1), generator=generator)
+            target = torch.randint(0, 3, (size,), generator=generator)
+            if several:
+                tally.update_labels(logits, torch.nn.functional.one_hot(target, logits.shape[1]))
+            else:
+                tally.update(logits, target.masked_fill(target == 2, -100))
+        return tally
+
+    whole = filled()
+    expected = whole.compute()
+    monkeypatch.setattr(_tally, "_MOST_SLOTS", 60)
+    monkeypatch.setattr(_tally, "_MOST_BATCHES", 1)
+    folded = filled()
+    assert (
+        folded.slots("cpu").shape[1] < 60 * 4 < whole.slots("cpu").shape[1] * (4 if several else 2)
+    )
+    found = folded.compute()
+    assert torch.equal(found.tp, expected.tp)
+    assert torch.equal(found.support, expected.support)
+    assert len(folded) == len(whole)

@@ -19,6 +19,7 @@ from lightning_fairprune.counts._counting import (
 )
 
 _MOST_BATCHES, _MOST_LOGITS = 16, 1 << 22  # that wait to be counted
+_MOST_SLOTS = 1 << 22  # kept before they are counted: images have one for each pixel
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -35,12 +36,14 @@ class Tally:
     def __init__(self, groupings: int = 0, ignore_index: int | None = None) -> None:
         self.groupings, self.num_classes, self.ignore_index = groupings, 0, ignore_index
         self._slots: list[Tensor] = []  # [1 + G, n] each
+        self._folded: Tensor | None = None  # the count of earlier slots
         self._waiting: list[tuple[Tensor, ...]] = []
         self._waiting_logits = 0
 
     def __len__(self) -> int:
         waiting = sum(len(target) for _, target, *_ in self._waiting)
-        return waiting + sum(slots.shape[1] for slots in self._slots)
+        folded = 0 if self._folded is None else int(self._folded.sum())
+        return waiting + folded + sum(slots.shape[1] for slots in self._slots)
 
     def update(self, logits: Tensor, target: Tensor, *groups: Tensor) -> None:
         """Adds a batch: logits [B, C] (-inf for a closed class), target int64 [B] and G groups, int64 [B] each."""
@@ -64,7 +67,22 @@ class Tally:
             slots = slots_of(logits, target.long(), logits.shape[1])
             if self.ignore_index is not None:
                 slots.masked_fill_(target == self.ignore_index, LEFT_OUT)
-            self._slots.append(torch.stack([slots, *(regrouped(slots, g) for g in groups)]))
+            self._keep(torch.stack([slots, *(regrouped(slots, g) for g in groups)]))
+
+    def _keep(self, slots: Tensor) -> None:
+        self._slots.append(slots)
+        # How many groups there are is not known before the end, how many classes is.
+        if self.groupings or sum(s.shape[1] for s in self._slots) < _MOST_SLOTS:
+            return
+        count = counted(torch.cat(self._slots, 1)[0], self.num_classes)
+        self._folded = (
+            count if self._folded is None else _widened(self._folded, self.num_classes) + count
+        )
+        self._slots = []
+
+    def folded(self, size: int) -> Tensor | int:
+        """Returns the count of `size` classes of the samples that have no slot any more, int64 [2 size + 4]."""
+        return 0 if self._folded is None else _widened(self._folded, size)
 
     def update_labels(self, logits: Tensor, target: Tensor, *groups: Tensor) -> None:
         """Adds a batch with any number of labels a sample: logits and whether each label holds, both [B, L].
@@ -77,7 +95,7 @@ class Tally:
         slots = torch.add(logits > 0, label, alpha=2).masked_fill_(~holds, LEFT_OUT)
         slots.masked_fill_(holds & ~logits.isfinite(), NOT_FINITE)
         rows = [regrouped(slots, group.unsqueeze(1)) for group in groups]
-        self._slots.append(torch.stack([slots, *rows]).flatten(1))
+        self._keep(torch.stack([slots, *rows]).flatten(1))
 
     def slots(self, device: torch.device | str) -> Tensor:
         """Returns the slots of all samples by class and by each grouping, int64 [1 + G, N]."""
@@ -95,6 +113,12 @@ class Tally:
     ) -> ClassCounts:
         """Returns the counts over all ranks by class, or by the first grouping: see `counts_of`."""
         return counts_of([self], reduce_sum, reduce_max, device)[0][grouped]
+
+
+def _widened(count: Tensor, size: int) -> Tensor:
+    """Returns a count of more classes, none of which was seen; the faults stay at the end."""
+    classes, faults = count[: FAULTS[0]], count[FAULTS[0] :]
+    return torch.cat([classes, count.new_zeros(2 * size - len(classes)), faults])
 
 
 def counts_of(
@@ -124,6 +148,11 @@ def counts_of(
     last[::rows] = [slots[0].new_tensor(tally.num_classes - 1) for tally in tallies]
     sizes = (reduce_max(torch.stack(last)).clamp(min=-1) + 1).tolist()
     local = [counted(row, size) for row, size in zip(slots, sizes, strict=True)]
+    # Without groupings each tally has one row.
+    if rows == 1:
+        local = [
+            count + t.folded(size) for count, t, size in zip(local, tallies, sizes, strict=True)
+        ]
     total = reduce_sum(torch.cat(local)).cpu()
     parts = torch.split_with_sizes(total, [len(count) for count in local])
     found = [_read(count, i % rows > 0) for i, count in enumerate(parts)]
