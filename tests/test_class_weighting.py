@@ -502,7 +502,9 @@ def test_a_state_is_a_moment_and_moves_to_the_device_of_the_module() -> None:
     assert [state.tolist() for state in states[:-1]] == model.per_epoch(4)[1:]
     again: Any = ClassWeighting()
     again.load_state_dict(callback.state_dict())
-    again.on_train_start(SimpleNamespace(current_epoch=4), SimpleNamespace(device="meta"))
+    trainer = users.trainer()
+    trainer.fit_loop.epoch_progress.current.completed = 4
+    again.on_train_start(trainer, SimpleNamespace(device="meta"))
     assert again.weight.device.type == "meta"
 
 

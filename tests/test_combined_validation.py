@@ -140,3 +140,14 @@ def test_loader_that_is_loaded_late_is_checked_before_it_counts() -> None:
         ValueError, match=r"loader 3 \(`recall_dataloader`\), but there are 1 loaders"
     ):
         trainer.fit(users.Model(), datamodule=users.Data())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_class_weights_of_mixed_batches_are_refused_before_training(mode: str) -> None:
+    weighting, probe = lfp.ClassWeighting(loss=None), users.Probe()
+    trainer = users.trainer(callbacks=[weighting, probe], max_epochs=2)
+    with pytest.raises(
+        ValueError, match=f"a CombinedLoader of mode '{mode}' gives the validation step"
+    ):
+        trainer.fit(Model(), datamodule=Data(mode, "list"))
+    assert not probe.samples

@@ -42,7 +42,7 @@ WINGS: dict[str, set[str]] = {
     "scores": {"records"},
     "figures": {"recalls", "records", "statistics"},
     "table": {"_files", "quotas", "records", "selection"},
-    "_loading": {"_files", "_lightning", "selection"},
+    "_loading": {"_files", "_lightning", "_model", "selection"},
     "_observe": {"_files", "_loading", "_model", "counts", "records", "signals"},
     "report": {
         "_files",
@@ -105,11 +105,10 @@ WINGS: dict[str, set[str]] = {
 # Files, and folders, that import Lightning.
 LIGHTNING = (
     "_lightning/",
-    "_loading/labels.py",
     "_loading/served.py",
     "_loading/source.py",
-    "_loading/stream.py",
     "_loading/wrapper.py",
+    "_observe/combined.py",
     "_observe/groups.py",
     "_observe/observer.py",
     "_observe/ranks.py",

@@ -9,9 +9,10 @@ from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
+
+from lightning_fairprune._model.borrowed import isolated_rng
 
 LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 _FEW = 8
@@ -63,7 +64,7 @@ def is_label(labels: Tensor, dataset: Any) -> bool | None:
     Reads a few samples, without changing the state of a random generator.
     """
     places = torch.linspace(0, len(labels) - 1, min(_FEW, len(labels))).long().tolist()
-    with isolate_rng(include_cuda=False):
+    with isolated_rng():
         try:
             said = [(_own_label(dataset[i]), int(labels[i])) for i in places]
         except Exception:  # the user's, such as a file that only workers open

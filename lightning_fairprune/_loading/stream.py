@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import Sampler
+
+from lightning_fairprune._model.borrowed import isolated_rng
 
 
 class UsersStream:
@@ -73,7 +74,7 @@ def batch_size_of(batch_sampler: Any) -> int:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    with isolate_rng(include_cuda=False):
+    with isolated_rng():
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         random.seed(seed)

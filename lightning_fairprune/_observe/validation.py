@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_fairprune._model.losses import IGNORED
+from lightning_fairprune._observe.combined import one_loader_a_batch
 from lightning_fairprune._observe.groups import GroupBy, groups_of
 from lightning_fairprune._observe.observer import StepObserver, capture_of
 from lightning_fairprune._observe.positions import rows_of
@@ -202,8 +203,10 @@ class Validation:
         if trainer in _running:
             _running[trainer].renew()
         if wanted:
-            running = _running.setdefault(trainer, _Running(trainer))
-            running.want(self._loaders(trainer), self._group_by)
+            one_loader_a_batch(trainer)
+            if trainer not in _running:
+                _running[trainer] = _Running(trainer)
+            _running[trainer].want(self._loaders(trainer), self._group_by)
 
     def _loaders(self, trainer: pl.Trainer) -> range:
         batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_fairprune._observe.combined import one_loader_a_batch
 from lightning_fairprune._observe.groups import LogitsFn
 from lightning_fairprune._observe.validation import (
     CountsValidation,
@@ -145,7 +146,8 @@ class ClassWeighting(CountsValidation):
         self._criterion = None if name is None else _find(pl_module, name)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Continues with the weights of a checkpoint."""
+        """Continues with the weights of a checkpoint; raises for what no validation could count."""
+        one_loader_a_batch(trainer)
         if self._weight is not None:
             self._weight = self._weight.to(pl_module.device)
         if self._resumed:

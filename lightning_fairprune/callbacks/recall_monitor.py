@@ -13,10 +13,10 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_fairprune._files import write_whole
+from lightning_fairprune._observe.combined import one_loader_a_batch
 from lightning_fairprune._observe.groups import GroupBy, LogitsFn
 from lightning_fairprune._observe.validation import CountsValidation, Validation, abandon
 from lightning_fairprune.callbacks._arguments import given
-from lightning_fairprune.callbacks._combined import one_loader_a_batch
 from lightning_fairprune.callbacks._monitor import values
 from lightning_fairprune.callbacks._monitor.reference import Reference, ReferenceCounts
 from lightning_fairprune.callbacks._monitor.settings import MonitorSettings
@@ -187,8 +187,6 @@ class RecallMonitor(CountsValidation):
         # Any count before pruning may be the last one.
         wanted = due or (self._reference.comes_before_pruning and not values.pruned(trainer))
         wanted = wanted or trainer.sanity_checking or trainer.state.fn != "fit"
-        if wanted:
-            one_loader_a_batch(trainer)
         self._validation.begin(trainer, wanted=wanted)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

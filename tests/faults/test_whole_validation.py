@@ -26,7 +26,11 @@ def trainer(**options: Any) -> Any:
         "num_training_batches": 11,
         "val_check_batch": 11,
         "enable_validation": True,
-        "fit_loop": SimpleNamespace(total_batch_idx=21),
+        "fit_loop": SimpleNamespace(
+            total_batch_idx=21,
+            epoch_loop=SimpleNamespace(val_loop=SimpleNamespace(_combined_loader=None)),
+        ),
+        "state": SimpleNamespace(fn="fit"),
         "num_val_batches": [3, 2],
         "sanity_checking": False,
         "testing": False,
