@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
+from weakref import ref
 
 import lightning.pytorch as pl
 import pytest
@@ -14,7 +16,7 @@ import users
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.classification import BinaryAccuracy, MulticlassAccuracy
 from users import DIM, NUM_CLASSES, Blobs
 
 import lightning_fairprune as lfp
@@ -34,6 +36,7 @@ class User(pl.LightningModule):
         self.net = nn.Sequential(nn.Linear(DIM, 16), nn.ReLU(), nn.Linear(16, outputs))
         self.coarse, self.project = nn.Linear(DIM, 2), nn.Linear(DIM, 5)
         self.accuracy, self.mean = MulticlassAccuracy(NUM_CLASSES), MeanMetric()
+        self.binary = BinaryAccuracy()
         self.loss, self.validation = loss, validation or loss
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -339,6 +342,23 @@ def test_two_classes_made_from_more() -> None:
     assert torch.equal(prune.dynamics.target, Blobs(N).y % 2)
 
 
+def test_a_metric_of_other_probabilities_is_named() -> None:
+    def other(m: Any, x: Tensor, y: Tensor) -> Tensor:
+        z = m.net(x)[:, 0]
+        m.binary((-z).sigmoid(), y)
+        return F.binary_cross_entropy_with_logits(z, y.float())
+
+    with pytest.raises(ValueError, match="the metric `binary` is given other predictions than"):
+        fitted(User(other, outputs=1), lambda y: y % 2)
+
+    def own(m: Any, x: Tensor, y: Tensor) -> Tensor:
+        z = m.net(x)[:, 0]
+        m.binary(z.sigmoid(), y)
+        return F.binary_cross_entropy_with_logits(z, y.float())
+
+    assert fitted(User(own, outputs=1), lambda y: y % 2)[0].pruned
+
+
 @pytest.mark.parametrize("name", BINARY)
 def test_one_logit_per_sample_is_read_as_two_classes(name: str) -> None:
     model = User(BINARY[name], outputs=1)
@@ -615,3 +635,32 @@ def test_one_logits_fn_is_for_all_callbacks() -> None:
         ValueError, match="`logits_fn` is one for all callbacks of a Trainer, but 2"
     ):
         users.trainer(callbacks=others, max_epochs=2).fit(User(CASES["plain"]), Module())
+
+
+def test_the_first_step_leaves_no_tensor_behind() -> None:
+    alive: list[Any] = []
+
+    def noted(m: Any, x: Tensor, y: Tensor) -> Tensor:
+        z = m.net(x)
+        alive.append(ref(z.untyped_storage()))
+        return F.cross_entropy(z + PRIOR.log(), y)
+
+    model = User(noted)
+    found = fitted(model)
+    gc.collect()
+    assert found[0].pruned
+    assert not any(storage() is not None for storage in alive)
+
+
+def test_a_scoring_pass_with_a_compiled_loss() -> None:
+    class Own(User):
+        def __init__(self) -> None:
+            super().__init__(lambda m, x, y: m.criterion(m.net(x), y))
+            self.criterion = torch.compile(nn.CrossEntropyLoss(), backend="eager")
+
+    model = Own()
+    loader = data()[0]
+    score = lfp.score_pass(model, loader, lfp.scores.el2n, progress=False)
+    z, y = model.net(Blobs(N).x), Blobs(N).y
+    expected = (z.softmax(1) - F.one_hot(y, NUM_CLASSES)).norm(dim=1)
+    torch.testing.assert_close(score, expected.detach(), atol=1e-5, rtol=0)

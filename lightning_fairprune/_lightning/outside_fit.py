@@ -13,8 +13,8 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
 
 from lightning_fairprune._lightning.kinds import is_module, is_overridden
-from lightning_fairprune._model.agreement import answer
-from lightning_fairprune._model.answer import has_logits
+from lightning_fairprune._model.agreement import first_answer
+from lightning_fairprune._model.answer import Answer, has_logits
 from lightning_fairprune._model.borrowed import State, borrowed, device_of
 from lightning_fairprune._model.capture import LossCapture
 from lightning_fairprune._model.compiled import is_compiled
@@ -110,39 +110,41 @@ class _Step:
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self._answer: Answer | None = None
         self._reading: Reading | None = None
 
     def __call__(self, module: Any, batch: Any) -> tuple[Tensor, Tensor]:
         step = getattr(module, self._name)
         first, rest = _zeros(step)
-        watching: LossCapture | Flow | Reading
-        if self._reading is None:
-            watching = LossCapture() if is_compiled(module) else Flow(module, batch)
-        else:
-            watching = self._reading
-        watching.enter()
-        try:
+        capture, flow = LossCapture(), None
+        with ExitStack() as watching:
+            if self._reading is not None:
+                self._reading.enter()
+                watching.callback(self._reading.leave)
+            else:
+                capture.enter()
+                watching.callback(capture.leave)
+            if self._answer is None and not is_compiled(module):
+                flow = Flow(module, batch)
+                flow.enter()
+                watching.callback(flow.leave)
             outputs = step(batch, *first, **rest)
-        finally:
-            watching.leave()
         try:
-            seen = self._seen(watching, outputs, batch)
+            logits, target, *_ = self._seen(capture, flow, outputs, batch)
         except ValueError as error:
             raise ValueError(f"{self._name}: {error}") from None
-        return seen.logits, seen.target
+        return logits, target
 
-    def _seen(self, watching: LossCapture | Flow | Reading, outputs: Any, batch: Any) -> Seen:
-        if isinstance(watching, LossCapture):
-            if has_logits(outputs):
-                return Seen(plain(outputs["logits"]), plain(outputs["target"]))
-            return Seen(*watching.pick())
-        if isinstance(watching, Reading):
-            return watching.read(outputs, batch)
-        found = answer(watching, outputs)
-        if found is None:
-            raise ValueError(LossCapture().why_nothing_fits(None))
-        self._reading = Reading(found)
-        return found.seen
+    def _seen(self, capture: LossCapture, flow: Flow | None, outputs: Any, batch: Any) -> Seen:
+        if self._reading is not None:
+            return self._reading.read(outputs, batch)
+        if flow is not None:
+            self._answer = found = first_answer(flow, capture, outputs)
+            self._reading = None if found.by_loss else Reading(found)
+            return found.seen
+        if has_logits(outputs):
+            return Seen(plain(outputs["logits"]), plain(outputs["target"]))
+        return Seen(*capture.pick())
 
 
 def _zeros(step: Callable[..., Any]) -> tuple[list[int], dict[str, int]]:

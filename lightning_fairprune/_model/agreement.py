@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_fairprune._model.answer import Answer, equal, fit, has_logits, place_of
 from lightning_fairprune._model.candidates import is_plain, of_losses, of_metrics, of_softmax
+from lightning_fairprune._model.capture import LossCapture
 from lightning_fairprune._model.flow import Event, Flow
 from lightning_fairprune._model.losses import REMEDY, Seen, plain
 from lightning_fairprune._model.targets import Target, target_of
@@ -22,6 +23,18 @@ from lightning_fairprune._model.targets import Target, target_of
 _DOCUMENTED = ("logits", "target")
 _PREDICTIONS = ("logits", "preds", "pred", "predictions", "y_hat", "y_pred")
 _TARGETS = ("target", "targets", "labels", "label", "y", "y_true")
+
+
+def first_answer(flow: Flow, capture: LossCapture, outputs: Any, size: int | None = None) -> Answer:
+    """Returns what a step says that `flow` and, around it, `capture` have observed; raises if it says nothing.
+
+    Losses in compiled code are seen by the capture alone.
+    """
+    said = answer(flow, outputs, size)
+    if said is not None:
+        return said
+    logits, labels = capture.pick(size)
+    return Answer(Seen(logits, labels), "what a compiled loss was given", by_loss=True)
 
 
 def answer(flow: Flow, outputs: Any, size: int | None = None) -> Answer | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import ref
 
@@ -44,6 +44,12 @@ class Answer:
     flat: bool = False
     ignore_index: int | None = None
     by_loss: bool = False
+
+    def without_tensors(self) -> Answer:
+        """Returns the answer for other steps: the tensors of the first one may be large."""
+        nothing, (*_, per_label, mixed) = torch.empty(0), self.seen
+        seen = Seen(nothing, nothing, per_label, None if mixed is None else nothing)
+        return replace(self, seen=seen)
 
 
 def has_logits(outputs: Any) -> bool:

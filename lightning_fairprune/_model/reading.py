@@ -26,7 +26,7 @@ class Reading:
     """
 
     def __init__(self, answer: Answer) -> None:
-        self.answer = answer
+        self.answer = answer.without_tensors()
         self._stack = ExitStack()
         self._calls = 0
         self._value: Tensor | None = None

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_fairprune._model.agreement import answer
+from lightning_fairprune._model.agreement import first_answer
 from lightning_fairprune._model.answer import Answer, has_logits
 from lightning_fairprune._model.borrowed import evaluating
 from lightning_fairprune._model.capture import from_graph
@@ -63,6 +63,7 @@ class StepObserver:
         self._kind: Hashable = None
         self._readings: dict[Hashable, Reading] = {}
         self._module: ref[pl.LightningModule] | None = None
+        self._is_compiled = False
 
     def open(
         self,
@@ -79,6 +80,7 @@ class StepObserver:
             return
         if self._module is None or self._module() is not module:
             self._module, self._readings = ref(module), {}
+            self._is_compiled = is_compiled(module)
         self._open, self._batch, self._kind = True, batch, kind
         reading = self._readings.get(kind)
         if reading is not None and not reading.answer.by_loss:
@@ -89,7 +91,7 @@ class StepObserver:
             self._capture.enter()
         else:
             self._capture.begin(batch_idx)
-        if reading is None and not is_compiled(module):
+        if reading is None and not self._is_compiled:
             self._flow = Flow(module, batch)
             self._flow.enter()
             self._capture.within.callback(self._flow.leave)
@@ -125,25 +127,17 @@ class StepObserver:
         reading = self._readings.get(self._kind)
         try:
             if own is not None:
-                seen: Seen | None = own
+                seen = own
             elif flow is not None:
-                found = answer(flow, outputs, batch_size)
-                if (
-                    found is None and self._capture.noted
-                ):  # in compiled code, which the flow leaves out
-                    given = Seen(*self._capture.pick(batch_size))
-                    found = Answer(given, "what a compiled loss was given", by_loss=True)
-                seen = None if found is None else found.seen
-                if found is not None:
-                    self._readings[self._kind] = Reading(found)
+                found = first_answer(flow, self._capture, outputs, batch_size)
+                seen = checked(found.seen, batch_size)
+                self._readings[self._kind] = Reading(found)
             elif reading is not None and not reading.answer.by_loss:
                 seen = reading.read(outputs, batch)
             elif has_logits(outputs):
                 seen = Seen(outputs["logits"], outputs["target"])
             else:
                 seen = Seen(*self._capture.pick(batch_size))
-            if seen is None:
-                raise ValueError(self._capture.why_nothing_fits(batch_size))
             return checked(seen, batch_size)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
