@@ -11,9 +11,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 import users
 from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryAccuracy, MulticlassAccuracy
@@ -175,9 +175,16 @@ def smoothed(model: User, x: Tensor, y: Tensor) -> Tensor:
     return (0.9 * hard - 0.1 * log_p.mean(dim=-1)).mean()
 
 
+def focal(z: Tensor, target: Tensor) -> Tensor:
+    """The sigmoid focal loss, over `binary_cross_entropy_with_logits` as torchvision has it."""
+    p = z.sigmoid()
+    wrong = p * (1 - target) + (1 - p) * target
+    losses = F.binary_cross_entropy_with_logits(z, target, reduction="none")
+    return (wrong**2 * losses).mean()
+
+
 def sigmoid_focal(model: User, x: Tensor, y: Tensor) -> Tensor:
-    hot = F.one_hot(y, NUM_CLASSES).float()
-    return torchvision.ops.sigmoid_focal_loss(model.net(x), hot, reduction="mean")
+    return focal(model.net(x), F.one_hot(y, NUM_CLASSES).float())
 
 
 def focal_by_class(model: User, x: Tensor, y: Tensor) -> Tensor:
@@ -222,7 +229,27 @@ def negative_distance(model: User, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(-model.net(x), y)
 
 
+def gradients_first(model: User, x: Tensor, y: Tensor) -> Tensor:
+    """The gradient of each sample, by transforms of torch.func, whose tensors have no values afterwards."""
+    weights = {name: value.detach() for name, value in model.net.named_parameters()}
+
+    def of_one(given: dict[str, Tensor], one: Tensor, label: Tensor) -> Tensor:
+        return F.cross_entropy(functional_call(model.net, given, (one[None],)), label[None])
+
+    if model.training:
+        vmap(grad(of_one), in_dims=(None, 0, 0))(weights, x, y)
+    return F.cross_entropy(model.net(x) + PRIOR.log(), y)
+
+
+def together(model: User, x: Tensor, y: Tensor) -> Tensor:
+    weights = {name: torch.stack([p, p]) for name, p in model.net.named_parameters()}
+    outputs = vmap(lambda w: functional_call(model.net, w, (x,)))(weights)
+    return F.cross_entropy(outputs.mean(0), y)
+
+
 CASES: dict[str, Loss] = {
+    "gradients_first": gradients_first,
+    "members_by_vmap": together,
     "plain": lambda m, x, y: F.cross_entropy(m.net(x), y),
     "logit_adjusted": lambda m, x, y: F.cross_entropy(m.net(x) + 3 * PRIOR.log(), y),
     "temperature": lambda m, x, y: F.cross_entropy(m.net(x) / 0.2, y),
@@ -279,6 +306,24 @@ def test_networks_that_take_no_hooks(part: str, name: str) -> None:
     check(model, fitted(model))
 
 
+def test_a_compiled_loss_before_the_one_that_counts() -> None:
+    """Losses are numbered with those in compiled code, which the first step does not follow."""
+
+    def both(m: Any, x: Tensor, y: Tensor) -> Tensor:
+        m.criterion(m.coarse(x), y // 2)
+        return F.cross_entropy(m.net(x) + PRIOR.log(), (y + 1) % NUM_CLASSES)
+
+    model = User(both)
+    model.criterion = torch.compile(nn.CrossEntropyLoss(), backend="eager")
+    prune, monitor, _ = fitted(model)
+    assert torch.equal(prune.dynamics.target, (Blobs(N).y + 1) % NUM_CLASSES)
+    val = Blobs(VAL, seed=1)
+    labels = (val.y + 1) % NUM_CLASSES
+    right = model.net(val.x).argmax(1) == labels
+    expected = [int((right & (labels == k)).sum()) for k in range(NUM_CLASSES)]
+    assert monitor.counts["val"].tp.tolist() == expected
+
+
 def test_a_compiled_network_in_a_mode_of_the_step() -> None:
     def on_device(m: Any, x: Tensor, y: Tensor) -> Tensor:
         with torch.device("cpu"):
@@ -328,9 +373,7 @@ BINARY: dict[str, Loss] = {
     "logit": lambda m, x, y: F.binary_cross_entropy_with_logits(m.net(x).squeeze(1), y.float()),
     "column": lambda m, x, y: F.binary_cross_entropy_with_logits(m.net(x), y.float().unsqueeze(1)),
     "probability": lambda m, x, y: F.binary_cross_entropy(m.net(x).sigmoid().view(-1), y.float()),
-    "focal": lambda m, x, y: torchvision.ops.sigmoid_focal_loss(
-        m.net(x).flatten(), y.float(), reduction="mean"
-    ),
+    "focal": lambda m, x, y: focal(m.net(x).flatten(), y.float()),
 }
 
 

@@ -125,7 +125,7 @@ class _Step:
                 capture.enter()
                 watching.callback(capture.leave)
             if self._answer is None and not is_compiled(module):
-                flow = Flow(module, batch)
+                flow = Flow(module, batch, capture)
                 flow.enter()
                 watching.callback(flow.leave)
             outputs = step(batch, *first, **rest)

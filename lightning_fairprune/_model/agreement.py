@@ -89,9 +89,9 @@ def _check_same(returned: Answer, said: Answer) -> None:
 
 def _check_order(flow: Flow, said: Answer) -> None:
     """Raises if the labels are those of the batch in another order, so that samples have those of others."""
-    losses = [event for event in flow.events if event.loss is not None]
+    assert said.loss is not None
     labels = said.seen.target
-    for leaf in losses[said.loss or 0].target_trace.changed:
+    for leaf in flow.losses[said.loss].target_trace.changed:
         value = plain(flow.leaves[leaf][1])
         if value.shape != labels.shape or value.ndim != 1 or value.is_floating_point():
             continue
@@ -107,9 +107,8 @@ def _check_order(flow: Flow, said: Answer) -> None:
 
 def _first_plain(flow: Flow, size: int) -> int | None:
     """Returns the number of the loss that `LossCapture.pick` takes."""
-    losses = [event for event in flow.events if event.loss is not None]
-    fitting = [i for i, e in enumerate(losses) if is_plain(e) and len(e.input) == size]
-    return fitting[0] if fitting else None
+    fitting = (i for i, e in flow.losses.items() if is_plain(e) and len(e.input) == size)
+    return next(fitting, None)
 
 
 def _agreed(flow: Flow, found: list[Answer]) -> Answer:

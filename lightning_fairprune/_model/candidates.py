@@ -19,11 +19,8 @@ Form = tuple[Tensor, str, bool, Tensor | None]
 
 def of_losses(flow: Flow, size: int | None) -> list[Answer]:
     """Returns what each loss shows whose labels are of the batch; of all losses if none are."""
-    found, number, blocked = [], -1, None
-    for event in flow.events:
-        if event.loss is None:
-            continue
-        number += 1
+    found, blocked = [], None
+    for number, event in flow.losses.items():
         target = target_of(flow, event)
         if target is None:
             continue
@@ -46,8 +43,7 @@ def of_losses(flow: Flow, size: int | None) -> list[Answer]:
 def _is_of_batch(flow: Flow, said: Answer) -> int:
     """Returns 2 if the labels are integers of the batch, 1 if they are of the batch at all, else 0."""
     assert said.loss is not None
-    losses = [event for event in flow.events if event.loss is not None]
-    of = [flow.leaves[leaf][1] for leaf in losses[said.loss].target_trace.leaves]
+    of = [flow.leaves[leaf][1] for leaf in flow.losses[said.loss].target_trace.leaves]
     return 2 if any(not tensor.is_floating_point() for tensor in of) else int(bool(of))
 
 

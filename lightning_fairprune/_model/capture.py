@@ -13,7 +13,14 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lightning_fairprune._model.losses import REMEDY, LossCall, ignoring, other_samples, plain
+from lightning_fairprune._model.losses import (
+    REMEDY,
+    LossCall,
+    ignoring,
+    in_transform,
+    other_samples,
+    plain,
+)
 
 # The loss sits within a few nodes of the value that is sent backward: divided by the accumulation,
 # scaled for half precision, added to a penalty, weighted in a mixup.
@@ -126,15 +133,16 @@ class LossCapture(TorchFunctionMode):
         sample counts. Raises a ValueError that says what the step called instead.
         """
         for call in self.calls:
-            logits, target = plain(call.input), plain(call.target)
+            logits, target = call.input, call.target
             if (
                 call.whole
+                and not in_transform(call.input)
                 and logits.ndim == 2
                 and target.ndim == 1
                 and len(logits) == len(target)
                 and (batch_size is None or len(logits) == batch_size)
             ):
-                return logits, call.labels()
+                return plain(logits), call.labels()
         raise ValueError(self.why_nothing_fits(batch_size))
 
     def why_nothing_fits(self, batch_size: int | None) -> str:

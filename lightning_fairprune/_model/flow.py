@@ -15,8 +15,9 @@ from torch.overrides import TorchFunctionMode
 from torchmetrics import Metric
 
 from lightning_fairprune._model import operations
+from lightning_fairprune._model.capture import LossCapture
 from lightning_fairprune._model.compiled import has_compiled_parts, outside
-from lightning_fairprune._model.losses import LossCall, plain
+from lightning_fairprune._model.losses import LossCall, in_transform, plain
 from lightning_fairprune._model.paths import outputs_in, tensors_of
 from lightning_fairprune._model.taps import metric_input, tapped
 from lightning_fairprune._model.trees import leaves
@@ -79,6 +80,7 @@ class Event:
         input: what it was given.
         trace: of the input.
         loss: the call, if it is a loss.
+        number: of the call among those that the capture around the flow sees, also in compiled code.
         target: of a loss or metric.
         target_trace: of the target.
         ignore_index: of a metric.
@@ -89,6 +91,7 @@ class Event:
     input: Tensor
     trace: Trace
     loss: LossCall | None = None
+    number: int = -1
     target: Tensor | None = None
     target_trace: Trace = Trace()
     ignore_index: int | None = None
@@ -98,12 +101,13 @@ class Event:
 class Flow(TorchFunctionMode):
     """Observes one whole step of a module on a batch.
 
-    It costs microseconds at each function that the step calls, and is meant for the first step of a fit.
+    It costs microseconds at each function that the step calls, and is meant for the first step of a fit. It runs inside a
+    capture, which numbers the losses.
     """
 
-    def __init__(self, module: nn.Module, batch: Any) -> None:
+    def __init__(self, module: nn.Module, batch: Any, capture: LossCapture) -> None:
         super().__init__()
-        self.module = module
+        self.module, self._capture = module, capture
         self.leaves = list(tensors_of(batch))
         self.outputs: dict[int, Output] = {}
         self.events: list[Event] = []
@@ -157,6 +161,11 @@ class Flow(TorchFunctionMode):
         """Stops observing; safe to call more than once."""
         self._stack.close()
 
+    @property
+    def losses(self) -> dict[int, Event]:
+        """The losses by their numbers."""
+        return {event.number: event for event in self.events if event.loss is not None}
+
     def trace(self, tensor: Tensor) -> Trace:
         """Returns what a tensor was computed from."""
         found = self._traces.get(id(tensor))
@@ -178,6 +187,8 @@ class Flow(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").strip("_")
         given = list(leaves((args, kwargs)))
+        if any(map(in_transform, given)):
+            return func(*args, **kwargs)
         trace = Trace()
         for tensor in given:
             trace = trace | self.trace(tensor)
@@ -200,7 +211,16 @@ class Flow(TorchFunctionMode):
         if loss is not None:
             traces = self.trace(loss.input), self.trace(loss.target)
             self.events.append(
-                Event(name, loss.input, traces[0], loss, loss.target, traces[1], loss.ignore_index)
+                Event(
+                    name,
+                    loss.input,
+                    traces[0],
+                    loss=loss,
+                    number=len(self._capture.calls),
+                    target=loss.target,
+                    target_trace=traces[1],
+                    ignore_index=loss.ignore_index,
+                )
             )
         elif name in operations.NORMALISED or name in operations.CHOSEN:
             value = args[0] if args else kwargs.get("input")
@@ -228,7 +248,7 @@ class Flow(TorchFunctionMode):
         if self._paused or isinstance(module, Metric):
             return
         for place, tensor in enumerate(outputs_in(output)):
-            if not tensor.is_floating_point() or tensor.ndim == 0:
+            if not tensor.is_floating_point() or tensor.ndim == 0 or in_transform(tensor):
                 continue
             own = self.trace(tensor).leaves
             with torch._C.DisableTorchFunction():
@@ -250,7 +270,15 @@ class Flow(TorchFunctionMode):
                 traces = self.trace(preds), self.trace(target)
                 called = f"the metric `{name}`" if name else "a metric"
                 self.events.append(
-                    Event(called, preds, traces[0], None, target, traces[1], ignore, metric)
+                    Event(
+                        called,
+                        preds,
+                        traces[0],
+                        target=target,
+                        target_trace=traces[1],
+                        ignore_index=ignore,
+                        metric=metric,
+                    )
                 )
             earlier, self._paused = self._paused, True
 

@@ -104,6 +104,11 @@ def ignoring(target: Tensor, ignore_index: int | None) -> Tensor:
     return target.masked_fill(target == ignore_index, IGNORED)
 
 
+def in_transform(tensor: Tensor) -> bool:
+    """Whether a tensor lives inside a transform of `torch.func` (vmap, grad), and has no values after it."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+
+
 def plain(tensor: Tensor) -> Tensor:
     """Returns the values of a tensor without gradient, and without the behaviour of a subclass."""
     tensor = tensor.detach()

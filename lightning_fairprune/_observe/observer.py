@@ -92,7 +92,7 @@ class StepObserver:
         else:
             self._capture.begin(batch_idx)
         if reading is None and not self._is_compiled:
-            self._flow = Flow(module, batch)
+            self._flow = Flow(module, batch, self._capture)
             self._flow.enter()
             self._capture.within.callback(self._flow.leave)
 
