@@ -316,7 +316,6 @@ def test_manual_optimisation() -> None:
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6),
     reason="older compilers do not show the losses inside",
 )
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # the compiler's
 @pytest.mark.parametrize("what", ["loss", "module"])
 def test_compiled_losses_see_the_weights(what: str) -> None:
     compiled: Any = LossModel()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import ref
 
@@ -131,6 +132,14 @@ def check(
         tp[y] += int(logits_of(model.net(x)).argmax()) == y
     assert (counts.tp.tolist(), counts.support.tolist()) == (tp, support)
     assert memory.samples[WARMUP] == set(prune.selection.indices.tolist())
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled() -> Iterator[None]:
+    """Compiled code of one test would be found by the others."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
 
 
 # ------------------------------------------------------------------------------- one class per sample
