@@ -13,12 +13,11 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
 
 from lightning_fairprune._lightning.kinds import is_module, is_overridden
-from lightning_fairprune._model.agreement import first_answer
 from lightning_fairprune._model.answer import Answer, has_logits
 from lightning_fairprune._model.borrowed import State, borrowed, device_of
 from lightning_fairprune._model.capture import LossCapture
 from lightning_fairprune._model.compiled import is_compiled
-from lightning_fairprune._model.flow import Flow
+from lightning_fairprune._model.first import FirstStep
 from lightning_fairprune._model.losses import Seen, plain
 from lightning_fairprune._model.reading import Reading
 
@@ -116,7 +115,7 @@ class _Step:
     def __call__(self, module: Any, batch: Any) -> tuple[Tensor, Tensor]:
         step = getattr(module, self._name)
         first, rest = _zeros(step)
-        capture, flow = LossCapture(), None
+        capture, begun = LossCapture(), None
         with ExitStack() as watching:
             if self._reading is not None:
                 self._reading.enter()
@@ -125,21 +124,23 @@ class _Step:
                 capture.enter()
                 watching.callback(capture.leave)
             if self._answer is None and not is_compiled(module):
-                flow = Flow(module, batch, capture)
-                flow.enter()
-                watching.callback(flow.leave)
+                begun = FirstStep(module, batch, capture)
+                begun.enter()
+                watching.callback(begun.leave)
             outputs = step(batch, *first, **rest)
         try:
-            logits, target, *_ = self._seen(capture, flow, outputs, batch)
+            logits, target, *_ = self._seen(capture, begun, outputs, batch)
         except ValueError as error:
             raise ValueError(f"{self._name}: {error}") from None
         return logits, target
 
-    def _seen(self, capture: LossCapture, flow: Flow | None, outputs: Any, batch: Any) -> Seen:
+    def _seen(
+        self, capture: LossCapture, begun: FirstStep | None, outputs: Any, batch: Any
+    ) -> Seen:
         if self._reading is not None:
             return self._reading.read(outputs, batch)
-        if flow is not None:
-            self._answer = found = first_answer(flow, capture, outputs)
+        if begun is not None:
+            self._answer = found = begun.answer(outputs)
             self._reading = None if found.by_loss else Reading(found)
             return found.seen
         if has_logits(outputs):

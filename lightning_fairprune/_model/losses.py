@@ -125,3 +125,35 @@ def two_classes(logit: Tensor) -> Tensor:
     """
     logit = logit.squeeze(1) if logit.ndim > 1 and logit.shape[1] == 1 else logit
     return torch.stack([torch.zeros_like(logit), logit], 1)
+
+
+def labels_in(loss: LossCall, per_label: bool = False) -> Tensor | None:
+    """Returns the class indices [B, ...] that a loss was given, or with `per_label` which labels hold, [B, C].
+
+    Of class probabilities the highest counts, of one probability its rounded value. A row of several labels has no
+    class: it gets one that does not exist.
+    """
+    if loss.whole:
+        return loss.labels()
+    values = plain(loss.target)
+    if per_label:
+        return (values > 0.5).long()
+    if loss.kind != "classes" and values.ndim and _is_single(values):
+        held = values > 0.5
+        return (held.squeeze(1) if values.ndim > 1 and values.shape[1] == 1 else held).long()
+    if values.ndim < 2:
+        return None
+    highest = values.argmax(1)
+    if loss.kind == "classes" or values.ndim > 2:
+        return highest
+    return highest.masked_fill(~has_one_label(values), values.shape[1])
+
+
+def _is_single(values: Tensor) -> bool:
+    """Whether probabilities are of one class for each sample or position, [B], [B, 1, ...] or [B, H, W]."""
+    return values.ndim in (1, 3) or values.shape[1] == 1
+
+
+def has_one_label(values: Tensor) -> Tensor:
+    """Whether each row has one label in total, as one-hot, smoothed and mixed rows do."""
+    return (values.float().sum(1) - 1).abs() < 0.5

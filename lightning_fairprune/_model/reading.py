@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from lightning_fairprune._model.answer import Answer, formed
 from lightning_fairprune._model.capture import LossCapture
 from lightning_fairprune._model.compiled import hooked
-from lightning_fairprune._model.losses import Seen, ignoring, plain
+from lightning_fairprune._model.losses import Seen, ignoring, labels_in, plain
 from lightning_fairprune._model.paths import at, outputs_in
 from lightning_fairprune._model.taps import metric_input, tapped
-from lightning_fairprune._model.targets import labels_in
 
 
 class Reading:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_fairprune._model.flow import Event, Flow
-from lightning_fairprune._model.losses import LossCall, ignoring, plain
+from lightning_fairprune._model.losses import has_one_label, ignoring, labels_in, plain
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,44 +51,12 @@ def target_of(flow: Flow, event: Event) -> Target | None:
                 return Target(labels, leaf)
     values = plain(target)
     many = loss.kind != "classes" and values.ndim == 2 and values.shape[1] > 1
-    per_label = many and not bool(_is_one(values).all())
+    per_label = many and not bool(has_one_label(values).all())
     found = labels_in(loss, per_label)
     if found is None:
         return None
     mixed = values if values.ndim == 2 and not per_label and _is_mixed(values) else None
     return Target(found, None, per_label, mixed=mixed)
-
-
-def labels_in(loss: LossCall, per_label: bool = False) -> Tensor | None:
-    """Returns the class indices [B, ...] that a loss was given, or with `per_label` which labels hold, [B, C].
-
-    Of class probabilities the highest counts, of one probability its rounded value. A row of several labels has no
-    class: it gets one that does not exist.
-    """
-    if loss.whole:
-        return loss.labels()
-    values = plain(loss.target)
-    if per_label:
-        return (values > 0.5).long()
-    if loss.kind != "classes" and values.ndim and _is_single(values):
-        held = values > 0.5
-        return (held.squeeze(1) if values.ndim > 1 and values.shape[1] == 1 else held).long()
-    if values.ndim < 2:
-        return None
-    highest = values.argmax(1)
-    if loss.kind == "classes" or values.ndim > 2:
-        return highest
-    return highest.masked_fill(~_is_one(values), values.shape[1])
-
-
-def _is_single(values: Tensor) -> bool:
-    """Whether probabilities are of one class for each sample or position, [B], [B, 1, ...] or [B, H, W]."""
-    return values.ndim in (1, 3) or values.shape[1] == 1
-
-
-def _is_one(values: Tensor) -> Tensor:
-    """Whether each row has one label in total, as one-hot, smoothed and mixed rows do."""
-    return (values.float().sum(1) - 1).abs() < 0.5
 
 
 def _is_mixed(values: Tensor) -> bool:

@@ -10,12 +10,11 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_fairprune._model.agreement import first_answer
 from lightning_fairprune._model.answer import Answer, has_logits
 from lightning_fairprune._model.borrowed import evaluating
 from lightning_fairprune._model.capture import from_graph
 from lightning_fairprune._model.compiled import is_compiled
-from lightning_fairprune._model.flow import Flow
+from lightning_fairprune._model.first import FirstStep
 from lightning_fairprune._model.losses import Seen, other_samples, plain
 from lightning_fairprune._model.reading import Reading
 from lightning_fairprune._observe.groups import LogitsFn
@@ -58,7 +57,7 @@ class StepObserver:
         self._logits_fn = logits_fn_of(trainer)
         self._open = False
         self._own: Seen | None = None
-        self._flow: Flow | None = None
+        self._first: FirstStep | None = None
         self._batch: Any = None
         self._kind: Hashable = None
         self._readings: dict[Hashable, Reading] = {}
@@ -92,9 +91,9 @@ class StepObserver:
         else:
             self._capture.begin(batch_idx)
         if reading is None and not self._is_compiled:
-            self._flow = Flow(module, batch, self._capture)
-            self._flow.enter()
-            self._capture.within.callback(self._flow.leave)
+            self._first = FirstStep(module, batch, self._capture)
+            self._first.enter()
+            self._capture.within.callback(self._first.leave)
 
     def close(self) -> None:
         """Stops after the forward pass; safe to call more than once."""
@@ -105,15 +104,15 @@ class StepObserver:
     def abandon(self) -> None:
         """Stops observing after an exception, and forgets the step."""
         self.close()
-        self._flow = self._batch = self._own = None
+        self._first = self._batch = self._own = None
 
     @property
     def saw_nothing(self) -> bool:
         """Whether the last step computed no loss that could be observed."""
         if self._own is not None:
             return False
-        if self._flow is not None:
-            return not self._flow.events and not self._capture.noted
+        if self._first is not None:
+            return self._first.saw_nothing
         reading = self._readings.get(self._kind)
         if reading is not None and not reading.answer.by_loss:
             return reading.saw_nothing
@@ -122,14 +121,14 @@ class StepObserver:
     def read(self, outputs: Any, batch_size: int | None, where: str) -> Seen:
         """Returns logits [B, C, ...] and target of the last step."""
         self.close()
-        flow, batch, own = self._flow, self._batch, self._own
-        self._flow = self._batch = self._own = None
+        first, batch, own = self._first, self._batch, self._own
+        self._first = self._batch = self._own = None
         reading = self._readings.get(self._kind)
         try:
             if own is not None:
                 seen = own
-            elif flow is not None:
-                found = first_answer(flow, self._capture, outputs, batch_size)
+            elif first is not None:
+                found = first.answer(outputs, batch_size)
                 seen = checked(found.seen, batch_size)
                 self._readings[self._kind] = Reading(found)
             elif reading is not None and not reading.answer.by_loss:
