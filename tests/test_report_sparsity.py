@@ -406,7 +406,7 @@ def test_the_layers_are_drawn_as_they_are_given() -> None:
     assert figure.axes[0].lines[0].get_xdata() == pytest.approx([math.log10(4)] * 2)
     words = said(figure)
     assert "Sparsest: dead.weight, 100 %; densest: conv.weight, 50 %" in words
-    assert "all weights together: 75 %" in words
+    assert "all these layers together: 75 %" in words
     assert "Without any weight left: dead.weight." in words
     even = figures.layer_sparsity({"a": 0.5, "b": 0.5})
     assert "Every layer: 50 %" in said(even)

@@ -45,8 +45,9 @@ class WeightPruning(pl.Callback):
         every: epochs between prunings.
         interval: ``"epoch"``, or ``"step"`` to count `start`, `end` and `every` in optimiser steps.
         scope: how layers share the sparsity, a function of :mod:`lightning_fairprune.masks`.
-        include: patterns such as ``"encoder.*.weight"`` of parameters to prune; by default the
-            weights of all linear and convolution layers, never biases or normalisation.
+        include: patterns such as ``"encoder.*.weight"`` of parameters to prune; by default those of
+            :func:`~lightning_fairprune.criteria.prunable`, the matrices and kernels of linear, convolution,
+            recurrent and attention layers, never biases, normalisation or embeddings.
         exclude: patterns of parameters to leave alone.
         keep_classifier: whether the last trained linear layer stays dense. A class that loses its few
             weights there is never predicted.

@@ -8,41 +8,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_fairprune._model.matrices import lookups_of, matrices_of
 from lightning_fairprune._model.parameters import named
-
-_LAYERS = (
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
-)  # fmt: skip
-_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
-# Its own name, and those that `torch.nn.utils.prune` and `torch.nn.utils.parametrize` give it.
-_WEIGHT = ("weight", "weight_orig", "parametrizations.weight.original")
 
 
 def prunable(model: nn.Module) -> tuple[str, ...]:
     """Return the names of the weights that are pruned by default, as in `model.named_parameters()` and in its order.
 
-    These are the weights of linear and convolution layers (1d, 2d, 3d, also transposed) and of layers derived from them; a
-    shared weight once, under its first name. Biases, normalisation layers and embeddings are not pruned, nor is a linear
-    weight tied to an embedding; raw parameters, such as `in_proj_weight` of attention, have to be named. A weight that
+    These are the matrices and kernels that are multiplied with activations: the weights of linear and convolution
+    layers (1d, 2d, 3d, also transposed) and of layers derived from them, those of recurrent layers and cells, the
+    projections of `nn.MultiheadAttention`, and every `weight` with two axes or more of a layer of any other class (bilinear,
+    graph convolutions, linear layers of other libraries). A shared weight has its first name; one that
     `torch.nn.utils.prune` or `torch.nn.utils.parametrize` replaced has the name of its original.
+
+    Biases, normalisation layers and embeddings are not pruned, nor is a linear weight tied to an embedding; other
+    parameters, such as matrices that a module uses under names of its own, have to be named.
 
     Example:
         >>> prunable(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2)))
         ('0.weight', '2.weight')
+        >>> prunable(nn.LSTM(3, 4))
+        ('weight_ih_l0', 'weight_hh_l0')
     """
     wanted, embedded = set(), set()
     for module in model.modules():
-        if isinstance(module, _LAYERS):
-            wanted |= _weights(module)
-        elif isinstance(module, _EMBEDDINGS):
-            embedded |= _weights(module)
+        embedded |= {id(tensor) for tensor in lookups_of(module)}
+        wanted |= {id(tensor) for tensor in matrices_of(module)}
     wanted -= embedded
     return tuple(name for name, tensor in model.named_parameters() if id(tensor) in wanted)
-
-
-def _weights(module: nn.Module) -> set[int]:
-    own = dict(module.named_parameters())
-    return {id(own[name]) for name in _WEIGHT if name in own}
 
 
 def chosen(model: nn.Module, parameters: Iterable[str] | None) -> dict[str, nn.Parameter]:

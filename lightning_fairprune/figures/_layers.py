@@ -40,7 +40,7 @@ def layer_sparsity(
 
     Args:
         layers: sparsity of each layer, in [0, 1]; NaN is not drawn.
-        total: sparsity of all weights together, for a dashed line; None draws none.
+        total: sparsity of all these layers together, for a dashed line; None draws none.
         narrow: for a phone.
 
     Raises:
@@ -62,7 +62,7 @@ def layer_sparsity(
         if total is not None:
             from matplotlib.lines import Line2D
 
-            text = f"all weights together: {in_percent(total)} %"
+            text = f"all these layers together: {in_percent(total)} %"
             sheet.legend([Line2D([], [], label=text, **TOTAL)])
         _bars(sheet, drawn, total)
         empty = [name for name, value in drawn.items() if value == 1]

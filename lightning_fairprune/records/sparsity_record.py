@@ -23,8 +23,10 @@ class PruneStep(NamedTuple):
         epoch: training epoch, counted from 1; 0 before training.
         step: optimiser steps done before it.
         target: requested sparsity, in [0, 1].
-        total: sparsity afterwards, the fraction of the weights that are removed, in [0, 1].
+        total: sparsity afterwards, the fraction removed of the weights that may be pruned, in [0, 1].
         layers: sparsity of each pruned parameter, by its name; NaN for one without weights.
+        of_all: the fraction removed of all parameters of the model, biases and embeddings among them, in [0, 1];
+            None in records of earlier releases.
     """
 
     epoch: int
@@ -32,6 +34,7 @@ class PruneStep(NamedTuple):
     target: float
     total: float
     layers: dict[str, float]
+    of_all: float | None = None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -61,8 +64,9 @@ class SparsityRecord:
     def __post_init__(self) -> None:
         before = 0
         for i, step in enumerate(self.steps):
-            for name, value in (("target", step.target), ("total", step.total)):
-                if not 0 <= value <= 1:
+            for name in ("target", "total", "of_all"):
+                value = getattr(step, name)
+                if value is not None and not 0 <= value <= 1:
                     raise ValueError(
                         f"`{name}` must be a sparsity in [0, 1], got {value} of pruning {i + 1}."
                     )
@@ -131,4 +135,6 @@ def _step(entry: Mapping[str, Any]) -> PruneStep:
         name: math.nan if value is None else float(value) for name, value in entry["layers"].items()
     }
     target, total = float(entry["target"]), float(entry["total"])
-    return PruneStep(int(entry["epoch"]), int(entry["step"]), target, total, layers)
+    of_all = entry.get("of_all")  # not in files of earlier releases
+    of_all = None if of_all is None else float(of_all)
+    return PruneStep(int(entry["epoch"]), int(entry["step"]), target, total, layers, of_all)

@@ -64,7 +64,7 @@ def drawings(comparison: Comparison) -> list[Drawing]:
         layers, total = _layers(one.runs)
         if layers:
             alt = f"Sparsity of each layer with {one.label} after the last pruning."
-            caption = "Mean over the runs." if len(one.runs) > 1 else ""
+            caption = _of_all(one.runs)
             name = f"{LAYERS}_{one.setting + 1}"
             draw = partial(figures.layer_sparsity, layers, total=total)
             found.append(Drawing(LAYERS, one.setting, name, alt, caption, draw))
@@ -145,6 +145,17 @@ def _caption(comparison: Comparison, curves: Sequence[SparsityCurve]) -> str:
         labels = [one.label for one in curves if one.whose == whose]
         of = f" of {listed(labels)}" if len(ways) > 1 or len(labels) < len(curves) else ""
         parts.append(f"α{of} and dashed: relative to {whose}.")
+    return " ".join(parts)
+
+
+def _of_all(runs: Sequence[Run]) -> str:
+    """Returns in words what the total is a fraction of, and that of all parameters if it was recorded."""
+    last = [run.sparsity.steps[-1] for run in runs if run.sparsity is not None]
+    parts = ["Mean over the runs."] if len(runs) > 1 else []
+    known = [step.of_all for step in last if step.of_all is not None]
+    if known and len(known) == len(last):
+        share = 100 * sum(known) / len(known)
+        parts.append(f"All layers that may be pruned; {share:.3g} % of all parameters are removed.")
     return " ".join(parts)
 
 

@@ -17,6 +17,7 @@ from torchmetrics import Metric
 
 from lightning_fairprune import criteria, masks
 from lightning_fairprune._files import pack_bits, unpack_bits
+from lightning_fairprune._model.matrices import layers_weight
 from lightning_fairprune._observe.ranks import max_over_ranks
 
 Masks = dict[str, Tensor]
@@ -126,8 +127,7 @@ def selected(
     module: nn.Module, include: list[str] | None, exclude: list[str] | None, keep_classifier: bool
 ) -> tuple[str, ...]:
     """Returns the names of the parameters to prune, in the order of the model."""
-    measuring = {id(p) for m in module.modules() if isinstance(m, Metric) for p in m.parameters()}
-    parameters = {n: p for n, p in module.named_parameters() if id(p) not in measuring}
+    parameters = outside_metrics(module)
     prunable = tuple(name for name in criteria.prunable(module) if name in parameters)
     every = list(parameters)
     named = prunable if include is None else _matching("include", include, every)
@@ -139,7 +139,7 @@ def selected(
     if not names:
         raise ValueError(
             "WeightPruning must have weights to prune, but `include`, `exclude` and `keep_classifier`="
-            f"{keep_classifier} leave none of {type(module).__name__}, whose linear and convolution "
+            f"{keep_classifier} leave none of {type(module).__name__}, whose prunable "
             f"weights are {', '.join(prunable) or 'none'}."
         )
     frozen = [name for name in names if not parameters[name].requires_grad]
@@ -152,12 +152,19 @@ def selected(
     return tuple(names)
 
 
+def outside_metrics(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Returns the parameters of a model by name, without those of networks that metrics have."""
+    measuring = {id(p) for m in module.modules() if isinstance(m, Metric) for p in m.parameters()}
+    return {n: p for n, p in module.named_parameters() if id(p) not in measuring}
+
+
 def _classifier(
     module: nn.Module, prunable: tuple[str, ...], parameters: Mapping[str, nn.Parameter]
 ) -> str | None:
     """Returns the weight of the last linear layer, else of the last convolution; None without any."""
     # The classifier of a frozen teacher may come after that of the model.
-    trained = [name for name in prunable if parameters[name].requires_grad] or list(prunable)
+    layers = [name for name in prunable if layers_weight(name)] or list(prunable)
+    trained = [name for name in layers if parameters[name].requires_grad] or layers
     # By shape, because a parametrisation renames the weight.
     names = [name for name in trained if parameters[name].ndim == 2] or trained
     return names[-1] if names else None

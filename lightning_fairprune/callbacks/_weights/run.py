@@ -19,6 +19,7 @@ from lightning_fairprune.callbacks._weights.masks import (
     MaskedWeights,
     agreed,
     averages,
+    outside_metrics,
     selected,
     unpack,
 )
@@ -43,6 +44,7 @@ class WeightRun:
         self.settings = settings
         self.history: list[PruneStep] = []
         self._sizes: dict[str, int] = {}  # of the parameters to prune
+        self._all = 0  # parameters of the model
         self._plan: Plan | None = None
         self._done = 0  # prunings of the plan
         self._working: MaskedWeights | None = None
@@ -65,16 +67,21 @@ class WeightRun:
     @property
     def logged(self) -> dict[str, float]:
         """The current sparsity, by the names that are logged."""
-        found = [0.0] * 3
+        found = [0.0] * 4
         if self.history:
-            layers = self.history[-1].layers.values()
-            found = [self._sparsity, min(layers), max(layers)]
-        names = ("sparsity/total", "sparsity/layer/min", "sparsity/layer/max")
-        return dict(zip(names, found, strict=True))
+            layers, of_all = self.history[-1].layers.values(), self.history[-1].of_all
+            of_all = self._share(self._sparsity) if of_all is None else of_all
+            found = [self._sparsity, of_all, min(layers), max(layers)]
+        names = ("total", "of_all", "layer/min", "layer/max")
+        return {f"sparsity/{name}": value for name, value in zip(names, found, strict=True)}
 
     @property
     def _sparsity(self) -> float:
         return self.history[-1].total if self.history else 0.0
+
+    def _share(self, sparsity: float) -> float:
+        """Returns the fraction removed of all parameters, where `sparsity` of those to prune is."""
+        return round(sparsity * sum(self._sizes.values())) / max(self._all, 1)
 
     # ------------------------------------------------------------------------------- start and end
 
@@ -90,6 +97,7 @@ class WeightRun:
         check_criterion(settings, module)
         named = dict(module.named_parameters())
         self._sizes = {name: named[name].numel() for name in names}
+        self._all = sum(parameter.numel() for parameter in outside_metrics(module).values())
         checks.sizes(settings, self._sizes)
 
     def start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -187,7 +195,10 @@ class WeightRun:
         if not self.history:
             check_reference(trainer)
         sparsity = masks.sparsity_of(new)
-        step = PruneStep(epoch, trainer.global_step, target, sparsity.total, sparsity.layers)
+        of_all = self._share(sparsity.total)
+        step = PruneStep(
+            epoch, trainer.global_step, target, sparsity.total, sparsity.layers, of_all
+        )
         self.history.append(step)
         self._announce(trainer, step)
         self._save(trainer)
@@ -201,7 +212,8 @@ class WeightRun:
         total = sum(self._sizes.values())
         rank_zero_info(
             f"WeightPruning: after {step.step} steps {round(step.total * total):,} of {total:,} weights are "
-            f"removed ({step.total:.2%}); the sparsest layer is `{sparsest}` ({step.layers[sparsest]:.2%})."
+            f"removed ({step.total:.2%}), {step.of_all:.2%} of all {self._all:,} parameters of the model; the "
+            f"sparsest layer is `{sparsest}` ({step.layers[sparsest]:.2%})."
         )
 
     @rank_zero_only
