@@ -42,7 +42,7 @@ def matrices_of(module: nn.Module) -> Iterator[nn.Parameter]:
         for name in _PROJECTIONS:
             yield from _originals(module, name)
     elif not _OTHER_CLASSES.search(_classes(module)):
-        yield from filter(_is_matrix, _originals(module, "weight"))
+        yield from filter(is_matrix, _originals(module, "weight"))
 
 
 def _classes(module: nn.Module) -> str:
@@ -50,7 +50,8 @@ def _classes(module: nn.Module) -> str:
     return " ".join([*kinds, str(getattr(module, "original_name", ""))])  # of a scripted module
 
 
-def _is_matrix(tensor: Tensor) -> bool:
+def is_matrix(tensor: Tensor) -> bool:
+    """Whether a parameter has two axes or more that are longer than 1."""
     return is_lazy(tensor) or sum(size > 1 for size in tensor.shape) > 1
 
 

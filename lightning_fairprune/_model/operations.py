@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_PRODUCTS = {
+PRODUCTS = {
     "linear",
     "bilinear",
     "matmul",
@@ -15,14 +15,12 @@ _PRODUCTS = {
     "addmv",
     "einsum",
 }
-_CONVOLUTIONS = {f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3)}
+CONVOLUTIONS = {f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3)}
 _CELLS = {"embedding", "embedding_bag", "lstm", "gru", "rnn_tanh", "rnn_relu"}
 _ATTENTION = {"scaled_dot_product_attention", "multi_head_attention_forward"}
 _SIGNS = {"neg", "negative", "rsub"}
 # What comes out of these is no longer a prediction that was only rescaled: a layer lies between, or the sign.
-LAYERS = frozenset(
-    _PRODUCTS | _CONVOLUTIONS | _CELLS | _ATTENTION | _SIGNS | {"tensordot", "cdist"}
-)
+LAYERS = frozenset(PRODUCTS | CONVOLUTIONS | _CELLS | _ATTENTION | _SIGNS | {"tensordot", "cdist"})
 # These take a shape, and no values.
 SHAPES = frozenset(
     {f"{kind}_like" for kind in ("zeros", "ones", "full", "empty", "rand", "randn", "randint")}

@@ -70,7 +70,8 @@ class WeightPruning(pl.Callback):
 
     Raises:
         ValueError: If an argument is out of range; at fit start, if the plan does not fit into training
-            or does not work with model, optimiser or Trainer.
+            or does not work with model, optimiser or Trainer; there or in the first step, if a layer computes with
+            a weight that does not have the zeros of its parameter.
         TypeError: At fit start, if the criterion needs batches that the callback cannot provide.
 
     Example:
@@ -166,8 +167,15 @@ class WeightPruning(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Rewinds after a pruning."""
+        """Rewinds after a pruning, and has the first step observed."""
         self._run.rewind_if_due(trainer, pl_module)
+        self._run.before_step(pl_module, batch)
+
+    def on_before_backward(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Any
+    ) -> None:
+        """Stops observing the first step."""
+        self._run.before_backward()
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any

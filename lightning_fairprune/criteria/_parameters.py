@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_fairprune._model.hidden import check_layers
 from lightning_fairprune._model.matrices import lookups_of, matrices_of
 from lightning_fairprune._model.parameters import named
 
@@ -62,6 +63,7 @@ def chosen(model: nn.Module, parameters: Iterable[str] | None) -> dict[str, nn.P
             raise ValueError(
                 f"every parameter must be floating point, got `{name}` of {tensor.dtype}."
             )
+    check_layers(model, found)
     return found
 
 

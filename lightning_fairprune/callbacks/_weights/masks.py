@@ -130,8 +130,8 @@ def selected(
     parameters = outside_metrics(module)
     prunable = tuple(name for name in criteria.prunable(module) if name in parameters)
     every = list(parameters)
-    named = prunable if include is None else _matching("include", include, every)
-    left_out = () if exclude is None else _matching("exclude", exclude, every)
+    named = prunable if include is None else matching("include", include, every)
+    left_out = () if exclude is None else matching("exclude", exclude, every)
     names = [name for name in every if name in named and name not in left_out]
     if keep_classifier:
         last = _classifier(module, prunable, parameters)
@@ -170,7 +170,8 @@ def _classifier(
     return names[-1] if names else None
 
 
-def _matching(argument: str, patterns: list[str] | str, names: list[str]) -> set[str]:
+def matching(argument: str, patterns: list[str] | str, names: list[str]) -> set[str]:
+    """Returns the names that patterns match; raises for a pattern that matches none."""
     if isinstance(patterns, str):
         raise TypeError(f"`{argument}` must be a list of patterns, got the string {patterns!r}.")
     found: set[str] = set()

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from lightning_fairprune import masks
 from lightning_fairprune._lightning.snapshot import Snapshot
+from lightning_fairprune._model.hidden import check_finite, check_layers
 from lightning_fairprune.callbacks._run_folder import run_folder
 from lightning_fairprune.callbacks._together import check_reference
 from lightning_fairprune.callbacks._weights import checks
+from lightning_fairprune.callbacks._weights.first_step import FirstStep
 from lightning_fairprune.callbacks._weights.masks import (
     MaskedWeights,
     agreed,
@@ -45,6 +47,7 @@ class WeightRun:
         self.history: list[PruneStep] = []
         self._sizes: dict[str, int] = {}  # of the parameters to prune
         self._all = 0  # parameters of the model
+        self._first: FirstStep | None = None
         self._plan: Plan | None = None
         self._done = 0  # prunings of the plan
         self._working: MaskedWeights | None = None
@@ -94,11 +97,13 @@ class WeightRun:
         """Finds the weights to prune, and checks what can be checked before training."""
         settings = self.settings
         names = selected(module, settings.include, settings.exclude, settings.keep_classifier)
+        check_layers(module, names, masked=True)
         check_criterion(settings, module)
         named = dict(module.named_parameters())
         self._sizes = {name: named[name].numel() for name in names}
         self._all = sum(parameter.numel() for parameter in outside_metrics(module).values())
         checks.sizes(settings, self._sizes)
+        self._first = FirstStep(settings, names)
 
     def start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Prunes at initialisation, or continues where a checkpoint was taken."""
@@ -125,11 +130,23 @@ class WeightRun:
         self._save(trainer)  # also of a resumed fit that had nothing left to prune
 
     def detach(self) -> None:
-        """Removes the hooks from the optimisers and moves the masks to the host."""
+        """Removes what was attached to module and optimisers, and moves the masks to the host."""
+        if self._first is not None:
+            self._first.close()
         if self._working is not None:
             self._working.detach()
 
     # ---------------------------------------------------------------------------------- each step
+
+    def before_step(self, module: pl.LightningModule, batch: Any) -> None:
+        """Has the first step observed."""
+        if self._first is not None and not self._first.opened:
+            self._first.open(module, batch)
+
+    def before_backward(self) -> None:
+        """Stops observing."""
+        if self._first is not None:
+            self._first.stop()
 
     def zero_gradients(self, optimizer: Any) -> None:
         """Zeroes the gradients of removed weights."""
@@ -189,6 +206,7 @@ class WeightRun:
         new = agreed(trainer, new, from_data=reads_batches(settings.criterion))
         self._working.set(new)
         self._working.enforce()
+        check_finite(module, tuple(self._sizes))
         for average in averages(trainer):
             masks.apply(average, self._working.masks)
         self._rewind_due = settings.rewind is not None
