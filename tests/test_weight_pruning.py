@@ -906,7 +906,7 @@ ENDLESS = {"max_epochs": -1, "max_steps": 5}
     ("options", "match"),
     [
         ({"start": 66, "end": 66, "interval": "step"}, "at least one step .* after 66 of 66"),
-        ({"end": 3, "trainer": {"max_steps": 33}}, "at least one step .* 3 epochs of 11 steps"),
+        ({"end": 3, "trainer": {"max_steps": 33}}, r"at least one step .* 3 epochs \(33 steps\)"),
         ({"start": 0.5, "trainer": ENDLESS}, "length in epochs is unknown"),
         ({"start": 5, "end": 0.2}, "`end` must not be before `start`, got 0.2 and 5"),
         ({"exclude": ["no.such"]}, "`exclude`: no parameter has a name like 'no.such'"),

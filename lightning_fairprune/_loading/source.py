@@ -56,11 +56,16 @@ class TrainSource:
         self._fingerprint: dict[str, Any] | None = None
         self._epoch, self._batches_seen = 0, 0
         self._users_reload: int | None = None
+        self._last_validation: float | None = None
+        self._built: tuple[Tensor | None, int, int] = (None, 0, 0)
+        """Kept samples, epoch and position that the loader was built with."""
 
     def train_dataloader(self) -> Any:
         """Returns a new loader over the kept samples for the Trainer, in the form of the user's."""
         trainer = self.attached
         if self._users_reload is not None:
+            if self._users_reload == 0:
+                self._last_validation = getattr(trainer, "_last_val_time", None)
             trainer.reload_dataloaders_every_n_epochs = self._users_reload  # type: ignore[attr-defined]
             self._users_reload = None
         users = self._load()
@@ -76,6 +81,7 @@ class TrainSource:
                 "to share the samples among the ranks, so that it cannot be restricted to the kept ones: use a "
                 "DistributedSampler, or leave the sharing to the Trainer."
             )
+        self._built = self.kept, self._epoch, self._batches_seen
         self._loader = rebuild(
             one,
             kept=self.kept,
@@ -207,6 +213,12 @@ class TrainSource:
             self._users_reload = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
         trainer.reload_dataloaders_every_n_epochs = -1 if at_once else 1  # type: ignore[attr-defined]
 
+    def after_reload(self) -> None:
+        """Restores the time of the last validation: at a reload the Trainer starts the clock of validations again."""
+        if self._last_validation is not None:
+            self.attached._last_val_time = self._last_validation  # type: ignore[attr-defined]
+            self._last_validation = None
+
     def state_dict(self) -> dict[str, Any]:
         """Returns kept indices, epoch and position as CPU tensors and primitives."""
         epoch, batches_seen = self._position()
@@ -224,10 +236,16 @@ class TrainSource:
         self._epoch, self._batches_seen = state["epoch"], state["batches_seen"]
         self._fingerprint = state["fingerprint"]
         if self._loader is not None:
-            # Strategies that restore late (FSDP, DeepSpeed) have already built the loader, counted for
-            # epoch 0, which may be the epoch to resume in.
             self._check_same_data()
-            self.request_reload(at_once=True)
+            # Strategies that restore late (FSDP, DeepSpeed) have already built the loader, counted for
+            # epoch 0, which may be the epoch to resume in. Tuners restore the start, which it was built for.
+            kept, *place = self._built
+            if (
+                self.kept is not None
+                or kept is not None
+                or place != [self._epoch, self._batches_seen]
+            ):
+                self.request_reload(at_once=True)
 
     def _position(self) -> tuple[int, int]:
         """Returns the current or next epoch, and the number of its batches that are done."""

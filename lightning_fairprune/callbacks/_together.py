@@ -16,20 +16,6 @@ def pruning_run(trainer: pl.Trainer) -> PruningRun | None:
     return found[0].run if found else None
 
 
-def check_restart(trainer: pl.Trainer, first: int, per_epoch: int) -> None:
-    """Raises if weights are pruned before a restart, which would undo it.
-
-    `first` is the number of epochs or steps before the first pruning of weights, `per_epoch` 1 or the
-    steps of an epoch.
-    """
-    run = pruning_run(trainer)
-    if run is not None and run.settings.after == "restart" and first <= run.warmup * per_epoch:
-        raise ValueError(
-            f"DataPruning(after='restart') resets all weights after its warm-up of {run.warmup} "
-            "epochs, so weights must be pruned later: raise `start`."
-        )
-
-
 def check_reference(trainer: pl.Trainer) -> None:
     """Warns at the first pruning if a monitor has not validated the dense model it compares with."""
     for other in trainer.callbacks:  # type: ignore[attr-defined]

@@ -239,6 +239,7 @@ class DataPruning(CountsValidation):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restarts the model after the swap, if it is due."""
+        self.run.source.after_reload()
         if isinstance(self.run.phase, Pruned):
             self.run.phase.restart(trainer, pl_module)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,7 +17,7 @@ from lightning_fairprune._lightning.kinds import is_strategy, shards_weights
 from lightning_fairprune._loading.source import TrainSource
 from lightning_fairprune._loading.wrapper import Wrapper
 from lightning_fairprune._observe.combined import one_loader_a_batch
-from lightning_fairprune.callbacks._data.length import limited, resolve_warmup
+from lightning_fairprune.callbacks._data.length import limited, resolve_warmup, steps_in
 from lightning_fairprune.callbacks._data.settings import DataSettings
 from lightning_fairprune.records.settings import called
 from lightning_fairprune.selection import Selection
@@ -166,7 +165,7 @@ def loader(density: float, budget: int, warmup: int, source: TrainSource) -> Non
                 f"batch normalisation `{norms[0]}` cannot train on: set drop_last=True, or change "
                 "the density or the batch size a little."
             )
-    every = trainer.val_check_interval
+    every = getattr(trainer, "val_check_interval", None)  # the Trainer has none by the clock
     if (
         isinstance(every, int)
         and every > batches
@@ -179,8 +178,10 @@ def loader(density: float, budget: int, warmup: int, source: TrainSource) -> Non
             "check_val_every_n_epoch=None to count across epochs."
         )
     full = limited(source.num_batches(source.num_samples), trainer)
-    steps = math.ceil(full / trainer.accumulate_grad_batches) * warmup
-    if 0 < trainer.max_steps <= steps and not getattr(trainer, "fast_dev_run", False):
+    steps = steps_in(range(warmup), full, trainer)
+    # With manual optimisation a batch may be any number of steps: a warning at the end says it.
+    is_known = module.automatic_optimization and not getattr(trainer, "fast_dev_run", False)
+    if is_known and 0 < trainer.max_steps <= steps:
         raise ValueError(
             f"`warmup_epochs` must end before training does, got {warmup} epochs of "
             f"{full} batches ({steps} steps) with max_steps={trainer.max_steps}."

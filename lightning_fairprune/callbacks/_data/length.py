@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+from typing import Any
+
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_fairprune._lightning.kinds import lightning_class
 
 
 def resolve_warmup(warmup_epochs: float, trainer: pl.Trainer) -> int:
@@ -35,3 +41,18 @@ def limited(batches: int, trainer: pl.Trainer) -> int:
     """Returns how many batches of an epoch the Trainer runs."""
     limit = trainer.limit_train_batches
     return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+
+def steps_in(epochs: Iterable[int], batches: int, trainer: pl.Trainer) -> int:
+    """Returns the optimiser steps of epochs of so many batches, with automatic optimisation."""
+    return sum(math.ceil(batches / _accumulated(trainer, epoch)) for epoch in epochs)
+
+
+def _accumulated(trainer: pl.Trainer, epoch: int) -> int:
+    """Returns how many batches make a step in an epoch."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        # It sets the Trainer's number only when the epoch starts.
+        if lightning_class(callback, "GradientAccumulationScheduler") is not None:
+            return int(callback.get_accumulate_grad_batches(epoch))
+    return trainer.accumulate_grad_batches

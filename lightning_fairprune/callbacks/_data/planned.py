@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import lightning.pytorch as pl
 
-from lightning_fairprune.callbacks._data.length import limited
+from lightning_fairprune.callbacks._data.length import limited, steps_in
 from lightning_fairprune.callbacks._data.run import PruningRun
 from lightning_fairprune.callbacks._together import pruning_run
 
@@ -15,7 +13,8 @@ def planned_stepping_batches(trainer: pl.Trainer) -> int:
     """Returns the optimiser steps of a fit whose training data is pruned.
 
     ``W ceil(B / a) + (E - W) ceil(b / a)`` for E epochs, W of them warm-up, with B batches in a full
-    epoch, b in a pruned one and a accumulated batches; at most ``max_steps``. Use it in
+    epoch, b in a pruned one and a accumulated batches (a GradientAccumulationScheduler may change a between
+    epochs); at most ``max_steps``. Use it in
     ``configure_optimizers`` in place of ``trainer.estimated_stepping_batches``, which assumes full
     epochs. With ``after="restart"`` the schedule restarts with the final model, so only the steps
     after the warm-up count. Without a DataPruning callback both are the same.
@@ -49,10 +48,11 @@ def planned_steps(run: PruningRun) -> int:
             )
         return max_steps
     full, short = (
-        math.ceil(limited(source.num_batches(size), trainer) / trainer.accumulate_grad_batches)
+        limited(source.num_batches(size), trainer)
         for size in (source.num_samples, run.decision.budget(source.num_samples))
     )
-    warmup_steps, steps = run.warmup * full, (epochs - run.warmup) * short
+    warmup_steps = steps_in(range(run.warmup), full, trainer)
+    steps = steps_in(range(run.warmup, epochs), short, trainer)
     if run.settings.after == "continue":
         steps += warmup_steps
     elif max_steps > 0:

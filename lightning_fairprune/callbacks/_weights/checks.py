@@ -5,9 +5,9 @@ from __future__ import annotations
 import lightning.pytorch as pl
 
 from lightning_fairprune._lightning.kinds import shards_weights
-from lightning_fairprune.callbacks._together import check_restart, pruning_run
+from lightning_fairprune.callbacks._together import pruning_run
 from lightning_fairprune.callbacks._weights.masks import averages
-from lightning_fairprune.callbacks._weights.plan import Plan, steps_per_epoch
+from lightning_fairprune.callbacks._weights.plan import Plan, steps_before
 from lightning_fairprune.callbacks._weights.settings import WeightSettings
 
 
@@ -34,10 +34,12 @@ def sizes(settings: WeightSettings, sizes: dict[str, int]) -> None:
 
 def plan(settings: WeightSettings, trainer: pl.Trainer, plan: Plan) -> None:
     """Raises if the plan does not fit the rewind, the steps of training or the restart of DataPruning."""
-    steps, interval = steps_per_epoch(trainer), settings.interval
-    per_epoch = 1 if interval == "epoch" else steps
-    first, last = plan.at[0], plan.at[-1]
-    if settings.rewind is not None and settings.rewind_epoch * per_epoch >= max(first, 1):
+    interval, first, last = settings.interval, plan.at[0], plan.at[-1]
+
+    def counted(epochs: int) -> int:
+        return epochs if interval == "epoch" else steps_before(epochs, trainer)
+
+    if settings.rewind is not None and counted(settings.rewind_epoch) >= max(first, 1):
         raise ValueError(
             f"`rewind` must be before the first pruning, got epoch {settings.rewind_epoch} and a first "
             f"pruning after {first} {interval}s."
@@ -47,11 +49,18 @@ def plan(settings: WeightSettings, trainer: pl.Trainer, plan: Plan) -> None:
             "`rewind` resets the weights, but not the average of them that another callback keeps: "
             "remove one of them."
         )
-    shrinks = pruning_run(trainer) is not None
-    if interval == "epoch" and not shrinks and 0 <= trainer.max_steps <= last * steps:
+    run = pruning_run(trainer)
+    # With manual optimisation a batch may be any number of steps.
+    is_known = run is None and trainer.lightning_module.automatic_optimization
+    steps = steps_before(last, trainer)
+    if interval == "epoch" and is_known and 0 <= trainer.max_steps <= steps:
         raise ValueError(
             "the last pruning must leave at least one step of training after it, but it comes after "
-            f"{last} epochs of {steps} steps with max_steps={trainer.max_steps}: lower `end`, or train "
-            "for longer."
+            f"{last} epochs ({steps} steps) with max_steps={trainer.max_steps}: lower `end`, or train for "
+            "longer."
         )
-    check_restart(trainer, first, per_epoch)
+    if run is not None and run.settings.after == "restart" and first <= counted(run.warmup):
+        raise ValueError(
+            f"DataPruning(after='restart') resets all weights after its warm-up of {run.warmup} "
+            "epochs, so weights must be pruned later: raise `start`."
+        )

@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lightning_fairprune.callbacks._arguments import check_same
+from lightning_fairprune.callbacks._data.length import steps_in
 from lightning_fairprune.callbacks._data.planned import planned_steps
 from lightning_fairprune.callbacks._together import pruning_run
 from lightning_fairprune.callbacks._weights.settings import WeightSettings
@@ -123,19 +124,21 @@ def end_of_training(trainer: pl.Trainer, interval: str) -> float:
         return trainer.max_steps if trainer.max_steps >= 0 else math.inf
     run = pruning_run(trainer)
     if run is None:
-        return int(trainer.estimated_stepping_batches)
+        assert epochs is not None
+        steps = steps_before(epochs, trainer)
+        return min(steps, trainer.max_steps) if trainer.max_steps >= 0 else steps
     steps = planned_steps(run)
     if run.settings.after == "restart":
-        steps += run.warmup * steps_per_epoch(trainer)
+        steps += steps_before(run.warmup, trainer)
     return steps
 
 
-def steps_per_epoch(trainer: pl.Trainer) -> int:
-    """Returns the optimiser steps of an epoch of the current loader, at least 1."""
+def steps_before(epoch: int, trainer: pl.Trainer) -> int:
+    """Returns the optimiser steps of the epochs before one; of a loader of unknown length one an epoch."""
     batches = trainer.num_training_batches
     if not math.isfinite(batches):
-        return 1
-    return max(1, math.ceil(batches / trainer.accumulate_grad_batches))
+        return epoch
+    return steps_in(range(epoch), int(batches), trainer)
 
 
 def training_is_over(trainer: pl.Trainer, epochs_done: int) -> bool:
