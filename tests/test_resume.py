@@ -122,7 +122,7 @@ def test_checkpoint_of_the_last_batch_is_told(quota: str, tmp_path: Path) -> Non
 def test_other_data_is_refused(tmp_path: Path) -> None:
     scenario.run(checkpoint={}, folder=str(tmp_path))
     for path in saved(tmp_path):
-        with pytest.raises(ValueError, match=r"104 samples.* 103, .*resume with the same data"):
+        with pytest.raises(ValueError, match=r"104 samples.* 103 .*resume with the same data"):
             scenario.run(resume=path, n=104)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import users
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch.utils.data import (
     DataLoader,
     Subset,
@@ -20,10 +23,14 @@ from lightning_fairprune.callbacks._data import checks as _checks
 
 
 def fit(
-    *, data: Any = None, model: Any = None, trainer: dict[str, Any] | None = None, **prune: Any
+    *others: Callback,
+    data: Any = None,
+    model: Any = None,
+    trainer: dict[str, Any] | None = None,
+    **prune: Any,
 ) -> lfp.DataPruning:
     callback = lfp.DataPruning(**({"density": 0.4, "warmup_epochs": 2} | prune))
-    t = users.trainer(callbacks=[callback], **(trainer or {}))
+    t = users.trainer(callbacks=[callback, *others], **(trainer or {}))
     t.fit(Model() if model is None else model, datamodule=Data() if data is None else data)
     return callback
 
@@ -114,3 +121,173 @@ def test_restart_needs_weights_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(users.pl.Trainer, "enable_validation", True)
     with pytest.raises(ValueError, match="one device and with DDP, got FSDPStrategy"):
         _checks.trainer(lfp.DataPruning(0.4, 2, after="restart").settings, t, Model())
+
+
+# ------------------------------------------------------------------------------------------ ends
+
+NOTHING = "nothing was trained on the kept samples"
+
+
+class Stops(Callback):
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        trainer.should_stop = trainer.global_step >= self.at
+
+
+@pytest.mark.parametrize(("at", "epoch"), [(1, 1), (11, 1), (12, 2), (22, 2)])
+def test_a_fit_that_stops_in_the_warm_up_says_that_nothing_was_pruned(at: int, epoch: int) -> None:
+    with pytest.warns(UserWarning, match=f"{NOTHING}: training ended at epoch {epoch}, after"):
+        fit(Stops(at), quota=lfp.quotas.proportional)
+
+
+def test_a_fit_that_ends_by_the_clock_in_the_warm_up_says_so() -> None:
+    with pytest.warns(UserWarning, match=f"{NOTHING}: training ended at epoch 0, after 0 steps"):
+        fit(trainer={"max_time": {"seconds": 0}})
+
+
+def test_a_fit_that_prunes_says_nothing() -> None:
+    with warnings.catch_warnings(record=True) as told:
+        fit(Stops(23))
+    assert not [w for w in told if NOTHING in str(w.message)]
+
+
+@pytest.mark.filterwarnings("ignore:no validation has finished")
+def test_no_validation_by_the_clock_is_said() -> None:
+    with pytest.warns(UserWarning, match=NOTHING):
+        fit(trainer={"val_check_interval": {"hours": 1}})
+
+
+class TwoOptimizers(Model):
+    """Two optimisers that both step on every batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD(self.net[i].parameters(), 0.1) for i in (0, 2)]
+
+
+def test_steps_of_two_optimizers_that_end_in_the_warm_up() -> None:
+    with pytest.warns(UserWarning, match=f"{NOTHING}.* after 30 steps, together with the warm-up"):
+        fit(model=TwoOptimizers(), trainer={"max_steps": 30})
+
+
+# ------------------------------------------------------------------------------- readers of recalls
+
+
+class Plateau(Model):
+    frequency = 1
+
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode="max")
+        config = {
+            "scheduler": plateau,
+            "monitor": "val/recall/worst",
+            "frequency": self.frequency,
+        }
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+
+def monitored(*callbacks: Callback, model: Any = None, every: int = 2, **options: Any) -> Any:
+    monitor = lfp.RecallMonitor(every_n_epochs=every, figures=False)
+    options["enable_checkpointing"] = any(isinstance(c, ModelCheckpoint) for c in callbacks)
+    trainer = users.trainer(callbacks=[monitor, *callbacks], **options)
+    trainer.fit(model or Model(), Data())
+    return monitor
+
+
+def worst(kind: Any, **options: Any) -> Any:
+    return kind(monitor="val/recall/worst", mode="max", **options)
+
+
+def test_what_reads_a_recall_that_is_not_logged_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"EarlyStopping reads 'val/recall/worst' every epoch, .*2"
+    ):
+        monitored(worst(EarlyStopping, strict=False))
+    with pytest.raises(ValueError, match=r"ModelCheckpoint reads .* every 3 epochs, .*=1, or"):
+        monitored(worst(ModelCheckpoint, dirpath=tmp_path, every_n_epochs=3))
+    with pytest.raises(ValueError, match=r"ReduceLROnPlateau reads .* every epoch"):
+        monitored(model=Plateau())
+    with pytest.raises(ValueError, match=r"every 2 epochs, .*logs it every 4 epochs only.*=2, or"):
+        monitored(worst(EarlyStopping), every=4, check_val_every_n_epoch=2)
+
+
+def test_what_reads_a_recall_where_it_is_logged_works(tmp_path: Path) -> None:
+    model = Plateau()
+    model.frequency = 2
+    saves = worst(ModelCheckpoint, dirpath=tmp_path, every_n_epochs=2, save_top_k=-1)
+    monitor = monitored(saves, model=model)
+    assert [e.epoch for e in monitor.history.evaluations] == [2, 4]
+    assert len(list(tmp_path.glob("*.ckpt"))) == 2
+    stops = worst(EarlyStopping)
+    monitor = monitored(stops, check_val_every_n_epoch=2)
+    best = max(e.counts.worst for e in monitor.history.evaluations)
+    assert float(stops.best_score) == pytest.approx(best)
+    monitored(EarlyStopping("val_loss"))  # reads another value
+
+
+# --------------------------------------------------------------------------------- changing samples
+
+
+class Grows(Data):
+    """Returns ten samples more at every reload."""
+
+    more = 0
+
+    def train_dataloader(self) -> Any:
+        self.train = Blobs(self.n + self.more)
+        self.more += 10
+        return super().train_dataloader()
+
+
+@pytest.mark.parametrize(("every", "found"), [(1, "113 samples"), (0, "113 samples")])
+def test_a_data_set_that_grows_at_a_reload_is_named(every: int, found: str) -> None:
+    with pytest.raises(
+        ValueError, match=f"has {found}, and had 103 at the last reload, .*every reload"
+    ):
+        fit(data=Grows(), trainer={"reload_dataloaders_every_n_epochs": every})
+
+
+class Named(Data):
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.train.classes = ["ant", "bee", "cat", "dog"]
+
+
+def nothing_for_two(sizes: torch.Tensor, budget: int) -> torch.Tensor:
+    quota = sizes.clone()
+    quota[1:3] = 0
+    quota[0] = budget - quota[3]
+    return quota
+
+
+def test_classes_that_keep_nothing_are_named_once() -> None:
+    with pytest.warns(
+        UserWarning, match=r"2 of 4 classes keep no sample.*: 1 \(bee\), 2 \(cat\)\. Set"
+    ):
+        fit(data=Named(), quota=nothing_for_two, update_every=1)
+    with pytest.warns(UserWarning, match=r"keep no sample.*: 1, 2\. Set") as told:
+        fit(quota=nothing_for_two, update_every=1)
+    assert sum("keep no sample" in str(w.message) for w in told) == 1
+
+
+def by_index(dynamics: lfp.Dynamics) -> torch.Tensor:
+    return -dynamics.target.double()  # the highest class is the easiest
+
+
+def test_classes_that_keep_nothing_without_quotas_are_named() -> None:
+    with pytest.warns(UserWarning, match=r"3 of 4 classes keep no sample.*: 1, 2, 3\. Use quotas"):
+        fit(quota=None, score=by_index, keep="hard")

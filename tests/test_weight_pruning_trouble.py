@@ -182,6 +182,7 @@ def test_steps_of_manual_optimisation_are_counted_as_they_come() -> None:
     assert [h.step for h in prune.history] == [22, 34, 44, 56, 66]
 
 
+@pytest.mark.filterwarnings("ignore:.*keep no sample")
 def test_epochs_that_become_shorter_fit_into_max_steps() -> None:
     """10 + 10 steps, then 3 an epoch."""
     prune = WeightPruning(sparsity=0.8, start=3, end=6)

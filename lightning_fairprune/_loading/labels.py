@@ -141,6 +141,16 @@ def _whole(stored: Any, dataset: Any) -> Tensor | None:
     return labels.long().cpu()
 
 
+def class_names(dataset: Any, count: int) -> list[str] | None:
+    """Returns the names of the classes that a data set has under `classes` (torchvision), or None."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    names = getattr(dataset, "classes", None)
+    if not isinstance(names, list | tuple) or len(names) != count:
+        return None
+    return [str(name) for name in names]
+
+
 def fingerprint(dataset: Any) -> dict[str, Any]:
     """Returns the length of a data set, and a hash of its labels if they are in memory."""
     labels = labels_of(dataset)

@@ -73,7 +73,7 @@ class TrainSource:
         self._carries, self._is_nested = self.carry_index, users is not one
         check_restrictable(one)
         self.dataset = sampled_dataset(one)
-        self._check_same_data()
+        self._check_same_data(resumed=self._loader is None)
         shard: dict[str, Any] = _shard(trainer)
         if trainer.world_size > 1 and not shard and drawing(one).is_own:
             raise TypeError(
@@ -236,7 +236,7 @@ class TrainSource:
         self._epoch, self._batches_seen = state["epoch"], state["batches_seen"]
         self._fingerprint = state["fingerprint"]
         if self._loader is not None:
-            self._check_same_data()
+            self._check_same_data(resumed=True)
             # Strategies that restore late (FSDP, DeepSpeed) have already built the loader, counted for
             # epoch 0, which may be the epoch to resume in. Tuners restore the start, which it was built for.
             kept, *place = self._built
@@ -257,24 +257,30 @@ class TrainSource:
             return self.trainer.current_epoch + 1, 0
         return self.trainer.current_epoch, done
 
-    def _check_same_data(self) -> None:
+    def _check_same_data(self, *, resumed: bool) -> None:
         found = fingerprint(self.dataset)
         expected, self._fingerprint = self._fingerprint, found
         if expected is None:
             return
+        before = "when the checkpoint was written" if resumed else "at the last reload"
+        remedy = (
+            "resume with the same data"
+            if resumed
+            else "let train_dataloader() return the same samples in the same order at every reload (after the "
+            "warm-up, and with reload_dataloaders_every_n_epochs)"
+        )
         if expected["length"] != found["length"]:
             raise ValueError(
-                f"the training set has {found['length']} samples, but pruning started with "
-                f"{expected['length']}, so the checkpoint's indices refer to other samples: resume "
-                "with the same data."
+                f"the training set has {found['length']} samples, and had {expected['length']} {before}, so indices "
+                f"of samples refer to others than were observed: {remedy}."
             )
         if None in (expected["labels"], found["labels"]) or expected == found:
             return
         labels = labels_of(self.dataset)
         if labels is not None and is_label(labels, self.dataset):
             raise ValueError(
-                f"the labels of the {found['length']} training samples are different from those "
-                "at the start of pruning: the data or its order changed; resume with the same data."
+                f"the labels of the {found['length']} training samples are different from those {before}, so the data "
+                f"or its order changed: {remedy}."
             )
 
     @property

@@ -216,8 +216,8 @@ class DataPruning(CountsValidation):
         self.run.start(pl_module)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Saves the record in the folder of the logger, for `fairprune report`."""
-        self.run.save()
+        """Saves the record in the folder of the logger, for `fairprune report`; warns if nothing was pruned."""
+        self.run.end()
 
     def on_exception(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         """Stops observing and restores the user's objects."""

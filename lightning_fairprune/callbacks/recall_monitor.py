@@ -18,6 +18,7 @@ from lightning_fairprune._observe.groups import GroupBy, LogitsFn
 from lightning_fairprune._observe.validation import CountsValidation, Validation, abandon
 from lightning_fairprune.callbacks._arguments import given
 from lightning_fairprune.callbacks._monitor import values
+from lightning_fairprune.callbacks._monitor.readers import check_readers
 from lightning_fairprune.callbacks._monitor.reference import Reference, ReferenceCounts
 from lightning_fairprune.callbacks._monitor.settings import MonitorSettings
 from lightning_fairprune.callbacks._run_folder import (
@@ -160,6 +161,7 @@ class RecallMonitor(CountsValidation):
         """Raises for what would fail after the first epoch."""
         one_loader_a_batch(trainer)
         values.check_any_batch(trainer.num_val_batches, trainer.limit_val_batches, "validation")
+        check_readers(trainer, self.settings.every_n_epochs)
         self._reference.at_train_start(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

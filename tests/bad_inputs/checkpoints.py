@@ -163,7 +163,7 @@ def said(where: str, form: str) -> tuple[type[Exception], str, str, str]:
 
 # fmt: off
 ROWS = [
-    Bad("checkpoint of another number of samples", resumed(data=users.Data(90)), ValueError, "the training set has 90 samples", "but pruning started with 103, so the", "resume with the same data", given=saved),
+    Bad("checkpoint of another number of samples", resumed(data=users.Data(90)), ValueError, "the training set has 90 samples", "and had 103 when the checkpoint was written", "resume with the same data", given=saved),
     *(
         Bad(f"checkpoint of another {name}", resumed(**{name: value} | more), ValueError, "a resumed fit must use the arguments of the original fit", f"but DataPruning has `{name}`=", "give the same, or start a new fit from the", given=saved)
         for name, value, more in (

@@ -14,6 +14,7 @@ from torch.nn import BatchNorm1d
 from torch.utils.data import WeightedRandomSampler
 
 from lightning_fairprune._lightning.kinds import is_strategy, shards_weights
+from lightning_fairprune._loading.labels import class_names
 from lightning_fairprune._loading.source import TrainSource
 from lightning_fairprune._loading.wrapper import Wrapper
 from lightning_fairprune._observe.combined import one_loader_a_batch
@@ -142,6 +143,11 @@ def loader(density: float, budget: int, warmup: int, source: TrainSource) -> Non
     """Raises if an epoch over the kept samples cannot work."""
     trainer, batch_size = source.attached, source.loader.batch_size
     batches = limited(source.num_batches(budget), trainer)
+    if batches == 0 and source.num_batches(budget) > 0:
+        raise ValueError(
+            f"`density`={density} keeps {budget} samples, {source.num_batches(budget)} batches of {batch_size}, of "
+            f"which Trainer(limit_train_batches={trainer.limit_train_batches}) leaves none: raise one of them."
+        )
     if batches == 0:
         raise ValueError(
             f"`density`={density} keeps {budget} samples, which is less than one batch of "
@@ -235,6 +241,36 @@ def stepping(trainer: pl.Trainer, *, planned: bool) -> None:
             "warm-up: plan it with lightning_fairprune.planned_stepping_batches(trainer) instead "
             "of trainer.estimated_stepping_batches, or it will not reach its end."
         )
+
+
+def without_samples(
+    settings: DataSettings, drawn: Selection, known: set[int], dataset: object
+) -> set[int]:
+    """Warns of classes that keep no sample, unless they are `known`; returns all of them."""
+    empty = ((drawn.quota == 0) & (drawn.sizes > 0)).nonzero().flatten().tolist()
+    new = [k for k in empty if k not in known]
+    if new:
+        count, grouped = len(drawn.sizes), settings.group_by is not None
+        names = None if grouped else class_names(dataset, count)
+        said = [f"{k}" if names is None else f"{k} ({names[k]})" for k in new[:10]]
+        remedy = "Use quotas" if settings.quota is None else "Set `floor`"
+        rank_zero_warn(
+            f"{len(new)} of {count} {'groups' if grouped else 'classes'} keep no sample, and training continues "
+            f"without them: {', '.join(said)}{', ...' if len(new) > 10 else ''}. {remedy}, or raise the density."
+        )
+    return set(empty)
+
+
+def trained_on_kept(trainer: pl.Trainer, warmup: int, swapped_at: int | None) -> None:
+    """Warns at the end of a fit without a step on the kept samples; `swapped_at` is the step of the swap."""
+    if swapped_at is not None and trainer.global_step > swapped_at:
+        return
+    rank_zero_warn(
+        f"nothing was trained on the kept samples: training ended at epoch {trainer.current_epoch}, after "
+        f"{trainer.global_step} steps, {'before' if swapped_at is None else 'together with'} the warm-up of {warmup} "
+        "epochs. Early stopping, max_time and max_steps end training early, and a missing validation prolongs the "
+        "warm-up: warm up for fewer epochs, or set Trainer(min_epochs=...)."
+    )
 
 
 def unobserved(target: Tensor, budget: int) -> None:

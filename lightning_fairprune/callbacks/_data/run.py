@@ -38,6 +38,10 @@ class PruningRun:
         self.validation = Validation(settings.recall_dataloader, settings.group_by)
         self.phase: WarmingUp | Pruned | None = None  # None until training starts
         self.steps_are_planned = False
+        self._swapped_at: int | None = (
+            None  # the Trainer's step, -1 in a fit that was resumed later
+        )
+        self._without_samples: set[int] = set()
         self._epochs_done = 0
         self._restored: Mapping[str, Any] | None = None
 
@@ -113,8 +117,15 @@ class PruningRun:
             raise
         self._epochs_done = epoch + 1
         if warming_up is not None and self.selection is not None:
+            self._swapped_at = self.trainer.global_step
             self._report(epoch, self.selection)
             self.save()
+
+    def end(self) -> None:
+        """Saves the record, and warns if nothing was trained on the kept samples."""
+        if not self.settings.dry_run and not getattr(self.trainer, "fast_dev_run", False):
+            checks.trained_on_kept(self.trainer, self.warmup, self._swapped_at)
+        self.save()
 
     def add_recalls(self, counts: ClassCounts) -> None:
         """Adds the counts of a validation; raises if training predicts other classes."""
@@ -153,6 +164,9 @@ class PruningRun:
             self.decision.estimate(epoch, recall)
         before, drawn = self.selection, self.decision.draw()
         check_same_on_all_ranks(self.trainer, drawn.indices)
+        self._without_samples = checks.without_samples(
+            self.settings, drawn, self._without_samples, self.source.dataset
+        )
         if isinstance(self.phase, Pruned):
             self.phase.selection = drawn
         else:
@@ -242,6 +256,7 @@ class PruningRun:
             self.source.classes = self.decision.target
         snapshot = Snapshot.from_state_dict(state["snapshot"]) if state["restart_due"] else None
         selection = Selection(indices=kept, **state["selection"])
+        self._swapped_at = -1
         # A tuner restores a state during the fit, whose warm-up is known.
         self.phase = Pruned(selection, self.warm_up, snapshot)
         self.source.carry_index = False
