@@ -159,3 +159,28 @@ def test_second_fit_starts_afresh() -> None:
         trainer.fit(scenario.users.Model(), datamodule=scenario.users.Data())
         kept.append(callback.selection.indices.tolist())
     assert kept[0] == kept[1]
+
+
+def length(max_epochs: int) -> dict[str, Any]:
+    return {"trainer": {"max_epochs": max_epochs}}
+
+
+def test_the_same_warm_up_may_be_given_as_a_fraction_or_in_epochs(tmp_path: Path) -> None:
+    drop = {"quota": "drop"}
+    scenario.run(prune=drop | {"warmup_epochs": 0.5}, checkpoint={}, folder=str(tmp_path))
+    full = scenario.run(prune=drop | {"warmup_epochs": 2}, **length(8))
+    for path in saved(tmp_path):
+        for warmup in (2, 0.25):  # 2 of 4 epochs, and now 2 of 8
+            prune = drop | {"warmup_epochs": warmup}
+            check(full, scenario.run(prune=prune, resume=path, **length(8)), f"{path} {warmup}")
+
+
+def test_a_fraction_that_means_another_warm_up_is_refused(tmp_path: Path) -> None:
+    scenario.run(prune={"warmup_epochs": 0.5}, checkpoint={}, folder=str(tmp_path))
+    for path in saved(tmp_path):
+        with pytest.raises(
+            ValueError, match=r"=0.5 of max_epochs=8, which is 4 .* has 2: give warmup_epochs=2\."
+        ):
+            scenario.run(prune={"warmup_epochs": 0.5}, resume=path, **length(8))
+        with pytest.raises(ValueError, match=r"`warmup_epochs`=3 where the checkpoint has 2"):
+            scenario.run(prune={"warmup_epochs": 3}, resume=path)

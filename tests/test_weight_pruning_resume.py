@@ -176,6 +176,7 @@ def test_a_checkpoint_is_small_and_plain(tmp_path: Path) -> None:
     assert own["snapshot"] is None
 
 
+@pytest.mark.filterwarnings("ignore:WeightPruning follows the plan of the checkpoint")
 def test_a_longer_training_keeps_the_plan(tmp_path: Path) -> None:
     """Fractions are those of the training that began, not of the one that goes on."""
     prune = {"criterion": "magnitude", "schedule": "cubic", "start": 0.4, "end": 0.7}
@@ -313,6 +314,47 @@ def test_two_ranks(tmp_path: Path) -> None:
     for (pair, path), resumed in zip(paths, found, strict=True):
         for rank in (0, 1):
             check(pair[rank], resumed[rank], path)
+
+
+def timed(at: Path | None, max_epochs: int = 6, **prune: Any) -> WeightPruning:
+    """Fits from a checkpoint after epoch 3, or up to it."""
+    callback = WeightPruning(**({"sparsity": SPARSITY} | prune))
+    epochs = {"min_epochs": 3, "max_epochs": max_epochs}
+    saves = ModelCheckpoint(at, filename="{epoch}", save_top_k=-1)
+    resume = at / "epoch=2.ckpt" if at is not None and (at / "epoch=2.ckpt").exists() else None
+    callbacks = [callback] if resume else [callback, saves]
+    t = users.trainer(callbacks=callbacks, enable_checkpointing=resume is None, **epochs)
+    t.fit(Net(), datamodule=users.Data(104, 10), ckpt_path=resume)
+    return callback
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_the_same_plan_may_be_given_otherwise(tmp_path: Path) -> None:
+    full = timed(tmp_path, start=2, end=4).history
+    assert [h.epoch for h in full] == [2, 3, 4]
+    for same in (
+        {"start": 1 / 3, "end": 2 / 3},
+        {"start": 2, "end": 2 / 3, "every": 1, "sparsity": SPARSITY},
+    ):
+        resumed = timed(tmp_path, **same).history
+        assert [(h.epoch, h.step, h.total) for h in resumed] == [
+            (h.epoch, h.step, h.total) for h in full
+        ]
+    with pytest.raises(ValueError, match=r"WeightPruning has `start`=1, `end`=5 where .* 2, 4"):
+        timed(tmp_path, start=1, end=5)
+    with pytest.raises(ValueError, match=r"WeightPruning has `sparsity`=0.5 where"):
+        timed(tmp_path, start=2, end=4, sparsity=0.5)
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_fractions_of_another_length_keep_the_plan_and_say_so(tmp_path: Path) -> None:
+    plan = {"start": 1 / 3, "end": 2 / 3}
+    full = timed(tmp_path, **plan).history
+    with pytest.warns(
+        UserWarning, match=r"checkpoint, which prunes up to epoch 4; .* up to epoch 8"
+    ):
+        resumed = timed(tmp_path, max_epochs=12, **plan).history
+    assert [h.epoch for h in resumed] == [h.epoch for h in full] == [2, 3, 4]
 
 
 if __name__ == "__main__":

@@ -228,16 +228,33 @@ class PruningRun:
             "recalls": self.recalls.state_dict(),
             "decision": self.decision.state_dict(),
             "selection": selection,
+            "warmup": self.warmup,
             "epochs_done": self._epochs_done,
             "validated": self.validation.step,
             "snapshot": snapshot,
             "restart_due": selection is not None and snapshot is not None,
         }
 
+    def _check_resumed(self, state: Mapping[str, Any]) -> None:
+        before = dict(state.get("settings", {}))  # older ones have none
+        original = state.get("warmup")
+        if original is not None and before.get("warmup_epochs") != self.settings.warmup_epochs:
+            # Said in another way, as a fraction or a number of epochs.
+            before["warmup_epochs"] = (
+                original if original != self.warmup else self.settings.warmup_epochs
+            )
+        self.settings.check_resumed(before)
+        if original not in (None, self.warmup):
+            raise ValueError(
+                f"a resumed fit must have the warm-up of the original fit, but DataPruning has `warmup_epochs`="
+                f"{self.settings.warmup_epochs} of max_epochs={self.trainer.max_epochs}, which is {self.warmup} epochs, "
+                f"where the checkpoint has {original}: give warmup_epochs={original}."
+            )
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues where `state_dict` was taken."""
         self._restored = state
-        self.settings.check_resumed(state.get("settings", {}))  # older ones have none
+        self._check_resumed(state)
         if state["source"] is not None:
             self.source.load_state_dict(state["source"])
         self.recalls.load_state_dict(state["recalls"])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_fairprune.callbacks._arguments import check_same
 from lightning_fairprune.callbacks._data.length import steps_in
@@ -99,13 +100,30 @@ def plan_state(settings: WeightSettings, plan: Plan | None) -> dict[str, Any]:
     return {"timing": _timing(settings), "plan": rows}
 
 
-def restored_plan(settings: WeightSettings, state: Mapping[str, Any]) -> Plan | None:
-    """Returns the plan of a checkpoint; raises if its arguments have changed."""
-    check_same("WeightPruning", _timing(settings), state["timing"])
+def restored_plan(
+    settings: WeightSettings, state: Mapping[str, Any], now: Plan | None
+) -> Plan | None:
+    """Returns the plan of a checkpoint; raises if the arguments that it was made from mean another one.
+
+    `now` is the plan that the arguments mean in this fit, which may have another length.
+    """
+    timing, before = _timing(settings), state["timing"]
     if state["plan"] is None:
+        check_same("WeightPruning", timing, before)
         return None
     at, sparsity = state["plan"]
-    return Plan(tuple(at), tuple(sparsity))
+    plan = Plan(tuple(at), tuple(sparsity))
+    if now == plan and settings.interval == before["interval"]:
+        said_otherwise = ("schedule", "start", "end", "every")
+        timing = {name: value for name, value in timing.items() if name not in said_otherwise}
+    check_same("WeightPruning", timing, before)
+    if now != plan and settings.interval == "epoch":
+        rank_zero_warn(
+            f"WeightPruning follows the plan of the checkpoint, which prunes up to epoch {plan.at[-1]}; in a training "
+            f"of this length `start`={settings.start} and `end`={settings.end} would mean up to epoch "
+            f"{now.at[-1] if now else plan.at[-1]}. To silence this give whole numbers of epochs."
+        )
+    return plan
 
 
 def _timing(settings: WeightSettings) -> dict[str, Any]:

@@ -268,7 +268,7 @@ class WeightRun:
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         assert self._working is not None
-        self._plan = restored_plan(self.settings, state["plan"]) or self._plan
+        self._plan = restored_plan(self.settings, state["plan"], self._plan) or self._plan
         found = unpack(state["masks"])
         if found and tuple(found) != tuple(self._sizes):
             raise ValueError(
