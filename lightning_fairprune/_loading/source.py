@@ -56,6 +56,8 @@ class TrainSource:
         self._fingerprint: dict[str, Any] | None = None
         self._epoch, self._batches_seen = 0, 0
         self._users_reload: int | None = None
+        self.shows_all = False
+        """Whether all samples are served for now, whatever is kept."""
         self._last_validation: float | None = None
         self._built: tuple[Tensor | None, int, int] = (None, 0, 0)
         """Kept samples, epoch and position that the loader was built with."""
@@ -81,10 +83,11 @@ class TrainSource:
                 "to share the samples among the ranks, so that it cannot be restricted to the kept ones: use a "
                 "DistributedSampler, or leave the sharing to the Trainer."
             )
-        self._built = self.kept, self._epoch, self._batches_seen
+        kept = self._shown_kept
+        self._built = kept, self._epoch, self._batches_seen
         self._loader = rebuild(
             one,
-            kept=self.kept,
+            kept=kept,
             classes=self.classes,
             carry_index=self.carry_index,
             seed=self.seed,
@@ -117,8 +120,16 @@ class TrainSource:
         """Returns a loader over the kept samples for others than the Trainer; it changes nothing."""
         shard: dict[str, Any] = {} if self.trainer is None else _shard(self.trainer)
         return rebuild(
-            self.users_loader(), kept=self.kept, classes=self.classes, seed=self.seed, **shard
+            self.users_loader(),
+            kept=self._shown_kept,
+            classes=self.classes,
+            seed=self.seed,
+            **shard,
         )
+
+    @property
+    def _shown_kept(self) -> Tensor | None:
+        return None if self.shows_all else self.kept
 
     def serve(self, trainer: pl.Trainer) -> Callable[[], None]:
         """Serves the Trainer from here; returns the function that undoes it.
@@ -127,6 +138,23 @@ class TrainSource:
         `train_dataloader()` of the module or data module get what the user wrote.
         """
         return _replaced(trainer.fit_loop._data_source, "dataloader", self.train_dataloader)
+
+    def show_all(self, trainer: pl.Trainer) -> Callable[[], None]:
+        """Serves all samples until the Trainer trains; returns the function that undoes it.
+
+        A fit that is resumed after the swap then plans its schedules, in `configure_optimizers`, for epochs as
+        long as those that the first fit planned for.
+        """
+        self.shows_all, users = True, trainer.fit_loop.run
+
+        def run() -> None:
+            if self.shows_all:
+                self.shows_all = False
+                if self._loader is not None and self._built[0] is not self.kept:
+                    self.request_reload(at_once=True)
+            users()
+
+        return _replaced(trainer.fit_loop, "run", run)
 
     def strip_indices(self, trainer: pl.Trainer) -> Callable[[], None]:
         """Removes the indices from each batch before the user's hooks; returns the function that undoes it.
@@ -191,7 +219,7 @@ class TrainSource:
 
     def detach(self) -> None:
         """Serves plain batches again, for a wrapper that is later used without the callback."""
-        self.carry_index, self.on_load = False, None
+        self.carry_index, self.shows_all, self.on_load = False, False, None
 
     def keep(self, kept: Tensor) -> None:
         """Trains on `kept` (sorted int64 indices) from the next epoch on."""

@@ -195,7 +195,7 @@ class DataPruning(CountsValidation):
         source.trainer, source.seed = trainer, settings.seed
         source.on_load = lambda loader: self._on_load(trainer, loader)
         source.carry_index = True
-        self._undo += [source.detach, source.strip_indices(trainer)]
+        self._undo += [source.detach, source.strip_indices(trainer), source.show_all(trainer)]
         self._run = PruningRun(settings, trainer, source)
 
     def _on_load(self, trainer: pl.Trainer, loader: DataLoader[Any]) -> None:

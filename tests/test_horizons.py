@@ -1,0 +1,235 @@
+"""A resumed fit plans the learning rates of the first one, and each phase has its own plan."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ranks
+import users
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.optim import lr_scheduler as schedules
+from torch.utils.data import DataLoader
+
+import lightning_fairprune as lfp
+
+pytestmark = [
+    # The resumed fits save nothing, so they have no ModelCheckpoint.
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used"),
+    pytest.mark.filterwarnings("ignore:a learning-rate schedule steps after every batch"),
+]
+EPOCHS, FULL, SHORT = 4, 11, 5  # two warm-up epochs of 11 batches, two pruned ones of 5
+
+
+def of_loop(module: Any) -> int:
+    module.trainer.fit_loop.setup_data()
+    return EPOCHS * int(module.trainer.num_training_batches)
+
+
+def of_trainers_loader(module: Any) -> int:
+    module.trainer.fit_loop.setup_data()
+    return EPOCHS * len(module.trainer.train_dataloader)
+
+
+HORIZONS: dict[str, Callable[[Any], int]] = {
+    "planned": lambda module: lfp.planned_stepping_batches(module.trainer),
+    "estimated": lambda module: int(module.trainer.estimated_stepping_batches),
+    "num_training_batches": of_loop,
+    "trainers_loader": of_trainers_loader,
+    "datamodules_loader": lambda m: EPOCHS * len(m.trainer.datamodule.train_dataloader()),
+    "own_loader": lambda module: EPOCHS * len(module.train_dataloader()),
+}
+
+
+def linear(optimizer: Any, steps: int) -> Any:
+    """Linear warm-up, then decay, as in transformers."""
+    first = max(1, steps // 10)
+    return schedules.LambdaLR(
+        optimizer,
+        lambda step: step / first if step < first else (steps - step) / max(1, steps - first),
+    )
+
+
+class Cosine:
+    """As in timm: the rate is a function of the step, which the module passes on."""
+
+    def __init__(self, optimizer: Any, steps: int) -> None:
+        self.optimizer, self.steps, self.last = optimizer, steps, 0
+        self.base = [group["lr"] for group in optimizer.param_groups]
+
+    def step(self, step: int | None = None) -> None:
+        self.last = self.last + 1 if step is None else step
+        for group, base in zip(self.optimizer.param_groups, self.base, strict=True):
+            group["lr"] = base / 2 * (1 + math.cos(math.pi * min(self.last / self.steps, 1)))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": self.last}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.last = state["last"]
+
+
+SCHEDULES: dict[str, Callable[[Any, int], Any]] = {
+    "one_cycle": lambda o, steps: schedules.OneCycleLR(o, 0.2, total_steps=steps),
+    "cosine": lambda o, steps: schedules.CosineAnnealingLR(o, T_max=steps),
+    "lambda": linear,
+    "timm": Cosine,
+}
+
+
+class Scheduled(users.Model):
+    def __init__(self, schedule: str, horizon: str) -> None:
+        super().__init__()
+        self.schedule, self.horizon = schedule, horizon
+        self.horizons: list[int] = []
+        self.rates: dict[int, float] = {}
+
+    def configure_optimizers(self) -> Any:
+        self.horizons.append(HORIZONS[self.horizon](self))
+        optimizer = super().configure_optimizers()
+        schedule = SCHEDULES[self.schedule](optimizer, self.horizons[-1])
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        scheduler.step()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.rates[self.trainer.global_step] = self.optimizers().param_groups[0]["lr"]
+
+
+class OwnData(Scheduled):
+    """A module that brings its own loaders."""
+
+    def setup(self, stage: str) -> None:
+        self.data = [users.Data()]
+        self.data[0].setup(stage)
+
+    def train_dataloader(self) -> Any:
+        return self.data[0].train_dataloader()
+
+    def val_dataloader(self) -> Any:
+        return self.data[0].val_dataloader()
+
+
+def run(
+    schedule: str,
+    horizon: str,
+    *,
+    form: str = "datamodule",
+    prune: dict[str, Any] | None = None,
+    trainer: dict[str, Any] | None = None,
+    batch_size: int = 10,
+    folder: str | None = None,
+    every_step: bool = False,
+    resume: str | None = None,
+) -> dict[str, Any]:
+    users.pl.seed_everything(1, verbose=False)
+    callback = lfp.DataPruning(0.4, 2, quota=lfp.quotas.Minimax(), **(prune or {}))
+    callbacks: list[Any] = [callback]
+    if folder is not None:
+        when = {"every_n_train_steps": 1} if every_step else {"save_on_train_epoch_end": True}
+        name = "{epoch}-{step}"
+        callbacks.append(ModelCheckpoint(folder, filename=name, save_top_k=-1, **when))
+    model = (OwnData if form == "module" else Scheduled)(schedule, horizon)
+    data = users.Data(batch_size=batch_size)
+    given: dict[str, Any] = {"datamodule": data}
+    if form == "module":
+        given = {}
+    elif form == "wrapper":
+        given = {"datamodule": lfp.FairPruneDataModule(data)}
+    elif form == "given":
+        data.setup("fit")
+        given = {
+            "train_dataloaders": DataLoader(data.train, batch_size=batch_size, shuffle=True),
+            "val_dataloaders": data.val_dataloader(),
+        }
+    options = {"enable_checkpointing": folder is not None} | (trainer or {})
+    fit = users.trainer(callbacks=callbacks, max_epochs=EPOCHS, **options)
+    fit.fit(model, ckpt_path=resume, weights_only=True if resume else None, **given)
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().numpy().tobytes())
+    return {
+        "horizons": model.horizons,
+        "rates": [[step, rate] for step, rate in model.rates.items()],
+        "weights": digest.hexdigest(),
+        "steps": fit.global_step,
+    }
+
+
+def saved(folder: Path) -> list[str]:
+    return [str(p) for p in sorted(folder.glob("*.ckpt"), key=step)]
+
+
+def step(path: Path) -> int:
+    return int(path.stem.split("step=")[1].split("-")[0])
+
+
+def check(full: dict[str, Any], resumed: dict[str, Any], path: str) -> None:
+    assert resumed["horizons"][-1:] == full["horizons"][-1:], path
+    assert resumed["rates"] == full["rates"][len(full["rates"]) - len(resumed["rates"]) :], path
+    assert resumed["weights"] == full["weights"], path
+
+
+FORMS = {
+    "planned": "datamodule",
+    "estimated": "wrapper",
+    "num_training_batches": "given",
+    "trainers_loader": "datamodule",
+    "datamodules_loader": "wrapper",
+    "own_loader": "module",
+}
+
+
+@pytest.mark.parametrize("horizon", HORIZONS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_resumed_at_every_epoch(schedule: str, horizon: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"form": FORMS[horizon]}
+    full = run(schedule, horizon, **settings, folder=str(tmp_path))
+    assert full["horizons"] == [32 if horizon == "planned" else EPOCHS * FULL]
+    checkpoints = saved(tmp_path)
+    assert len(checkpoints) == EPOCHS
+    for path in checkpoints:
+        check(full, run(schedule, horizon, **settings, resume=path), path)
+
+
+@pytest.mark.parametrize("form", ["datamodule", "wrapper", "given", "module"])
+def test_resumed_inside_an_epoch(form: str, tmp_path: Path) -> None:
+    trainer = {"accumulate_grad_batches": 2, "max_steps": 16}
+    settings: dict[str, Any] = {"form": form, "trainer": trainer}
+    full = run("lambda", "estimated", **settings, folder=str(tmp_path), every_step=True)
+    assert full["horizons"] == [16]
+    checkpoints = saved(tmp_path)
+    assert len(checkpoints) == 16
+    for path in checkpoints:
+        if step(Path(path)) in (3, 7, 10, 13):
+            check(full, run("lambda", "estimated", **settings, resume=path), path)
+
+
+def test_on_two_ranks(tmp_path: Path) -> None:
+    base: dict[str, Any] = {
+        "schedule": "lambda",
+        "horizon": "estimated",
+        "batch_size": 5,
+        "trainer": {"devices": 2, "strategy": "ddp"},
+    }
+    fits = [base | {"form": form, "folder": str(tmp_path / form)} for form in ("given", "wrapper")]
+    full = ranks.launch(__file__, fits, tmp_path)
+    again = [
+        (i, {k: v for k, v in fit.items() if k != "folder"} | {"resume": path})
+        for i, fit in enumerate(fits)
+        for path in saved(Path(fit["folder"]))
+    ]
+    assert len(again) == EPOCHS * len(fits)
+    found = ranks.launch(__file__, [settings for _, settings in again], tmp_path)
+    for (i, settings), records in zip(again, found, strict=True):
+        for rank in range(ranks.RANKS):
+            check(full[i][rank], records[rank], settings["resume"])
+
+
+if __name__ == "__main__":
+    ranks.main(run)
