@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -9,7 +10,6 @@ import stat
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,10 @@ from torch import Tensor
 # The folder for the files of this library, inside the folder of a run's logger.
 RUN_FOLDER = "fairprune"
 
-_SUM = "checksum"  # in the metadata; older files and those of other programs have none
+# Of all files: 2 requires the checksum of the content, which 1 may lack.
+VERSION = "2"
+_UNVERIFIED = "1"
+_SUM = "checksum"
 _AGAIN = "copy or write it again"
 
 
@@ -56,23 +59,27 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[Path], object]) -
 
 
 def write_tensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+    path: str | os.PathLike[str],
+    kind: str,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a safetensors file; `read_tensors` expects ``format`` and ``version`` in its metadata."""
+    """Writes a safetensors file that names its format `kind`, its version and its checksum in the metadata."""
     # Cloned: the format has neither strides nor tensors that share memory.
     whole = {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
-    about = {**metadata, _SUM: _checksum(whole, metadata)}
+    about = {"format": kind, "version": VERSION, **(metadata or {})}
+    about[_SUM] = _checksum(whole, about)
     write_whole(path, lambda temporary: save_file(whole, temporary, about))
 
 
 def read_tensors(
-    path: str | os.PathLike[str], kind: str, version: str
+    path: str | os.PathLike[str], kind: str
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Returns tensors and metadata of a safetensors file.
+    """Returns tensors and metadata of a safetensors file; warns of one of version 1.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, or its metadata has another ``format`` than `kind` or another ``version``.
+        ValueError: If it is damaged, lacks its checksum, or is of another format than `kind` or a later version.
     """
     name = os.fspath(path)
     if not Path(path).is_file():
@@ -82,19 +89,20 @@ def read_tensors(
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            check_format(name, metadata, kind, version)
+            _check_format(name, metadata, kind)
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
+        _refuse_pointer(Path(path))
         raise ValueError(
             f"{name!r} cannot be loaded: it is not a safetensors file, or it is truncated ({error}); "
             f"{_AGAIN}."
         ) from error
-    expected = metadata.pop(_SUM, None)
-    if expected is not None and expected != _checksum(tensors, metadata):
+    except (RuntimeError, TypeError, AttributeError, OverflowError) as error:  # of torch
         raise ValueError(
-            f"{name!r} cannot be loaded: it is damaged (its content does not have the checksum that "
-            f"it was written with); {_AGAIN}."
-        )
+            f"{name!r} cannot be loaded: it is damaged ({_why(error)}); {_AGAIN}."
+        ) from error
+    expected = metadata.pop(_SUM, None)
+    _check_sum(name, metadata, expected, lambda: _checksum(tensors, metadata))
     return tensors, metadata
 
 
@@ -113,39 +121,85 @@ def run_file(path: Path, names: Sequence[str]) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file for readers of text, too."""
-    text = json.dumps(content, indent=1) + "\n"
+def write_json(path: Path, kind: str, content: Mapping[str, Any]) -> None:
+    """Writes `json_text` to a file, whole or not at all."""
+    text = json_text(kind, content)
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def read_json(path: Path, kind: str, version: str) -> dict[str, Any]:
-    """Returns the content of a JSON file that names its format and version.
+def json_text(kind: str, content: Mapping[str, Any]) -> str:
+    """Returns JSON, for readers of text, too, that names its format `kind`, its version and its checksum."""
+    # Through text: keys become strings, tuples lists. JSON has no NaN and no infinity.
+    about = json.loads(json.dumps(content), parse_constant=lambda name: name)
+    about = {"format": kind, "version": VERSION, **about}
+    return json.dumps({**about, _SUM: _json_checksum(about)}, indent=1) + "\n"
+
+
+def read_json(path: Path, kind: str) -> dict[str, Any]:
+    """Returns the content of a JSON file that `write_json` wrote; warns of one of version 1.
 
     Raises:
-        ValueError: If it is damaged, of another kind or of another version.
+        ValueError: If it is damaged, lacks its checksum, or is of another format than `kind` or a later version.
     """
     with understanding(path):
-        content = dict(json.loads(path.read_text(encoding="utf-8")))
-    check_format(str(path), content, kind, version)
+        text = path.read_text(encoding="utf-8")
+    return parsed_json(str(path), text, kind)
+
+
+def parsed_json(name: str, text: str, kind: str) -> dict[str, Any]:
+    """Returns the content of `json_text`, from the file `name`; warnings and errors are those of `read_json`."""
+    with understanding(name):
+        content = json.loads(text, object_pairs_hook=_once)
+        if not isinstance(content, dict):
+            raise ValueError("it must hold an object")
+    _check_format(name, content, kind)
+    expected = content.pop(_SUM, None)
+    with understanding(name):
+        found = _json_checksum(content)
+    _check_sum(name, content, expected, lambda: found)
     return content
 
 
-@contextmanager
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("it names a key twice")
+    return content
+
+
+def _json_checksum(content: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
+
+
+@contextlib.contextmanager
 def understanding(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turns errors from parsing the content of a file into a ValueError that says which file is damaged."""
     wrong = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
     try:
         yield
     except (StopIteration, *wrong) as error:
-        # The text of a KeyError is only the key, that of a UnicodeError contains the whole file.
-        why = str(error) if isinstance(error, ValueError) else repr(error)
-        if isinstance(error, StopIteration):
-            why = "it has fewer entries than its header states"
-        why = why.rstrip(".")[:400]
+        _refuse_pointer(Path(path))
         raise ValueError(
-            f"{os.fspath(path)!r} cannot be loaded: it is damaged ({why}); {_AGAIN}."
+            f"{os.fspath(path)!r} cannot be loaded: it is damaged ({_why(error)}); {_AGAIN}."
         ) from error
+
+
+def _why(error: Exception) -> str:
+    # The text of a KeyError is only the key, that of a UnicodeError contains the whole file.
+    why = str(error) if isinstance(error, ValueError) else repr(error)
+    if isinstance(error, StopIteration):
+        why = "it has fewer entries than its header states"
+    return why.rstrip(".")[:400]
+
+
+def _refuse_pointer(path: Path) -> None:
+    """Raises a ValueError if a file is what Git leaves in place of a large file."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if file.read(40).startswith(b"version https://git-lfs"):
+            raise ValueError(
+                f"{str(path)!r} cannot be loaded: it is a pointer of Git LFS, not the file itself; "
+                "fetch it with `git lfs pull`."
+            )
 
 
 def read_checkpoint(path: Path) -> Any:
@@ -167,18 +221,53 @@ def read_checkpoint(path: Path) -> Any:
             ) from error
 
 
-def check_format(name: str, metadata: Mapping[str, object], kind: str, version: str) -> None:
-    """Raises a ValueError unless the metadata of a file name this format and version."""
+def _check_format(name: str, metadata: Mapping[str, object], kind: str) -> None:
+    """Raises a ValueError unless the metadata of a file name this format and a version that is known."""
     if metadata.get("format") != kind:
         raise ValueError(
             f"{name!r} cannot be loaded: it must be written by `{kind.rpartition('.')[2]}.save`, its "
-            f"format is {metadata.get('format')!r}; give a file of that kind."
+            f"format is {_short(metadata.get('format'))}; give a file of that kind."
         )
-    if str(metadata.get("version")) != version:
+    version = metadata.get("version")
+    if version not in (VERSION, _UNVERIFIED):
         raise ValueError(
-            f"{name!r} cannot be loaded: it has format version {metadata.get('version')}, this "
-            f"release reads {version}: upgrade lightning-fairprune or write the file again."
+            f"{name!r} cannot be loaded: it has format version {_short(version)}, this "
+            f"release reads {_UNVERIFIED} and {VERSION}: upgrade lightning-fairprune or write the file again."
         )
+
+
+def _check_sum(
+    name: str, metadata: Mapping[str, object], expected: object, found: Callable[[], str]
+) -> None:
+    """Raises a ValueError unless a file has the checksum of its content; warns of version 1, which needs none."""
+    old = metadata["version"] == _UNVERIFIED
+    if expected is None and not old:
+        raise ValueError(
+            f"{name!r} cannot be loaded: it is damaged or was edited (it must have the checksum of its "
+            f"content, and has none); {_AGAIN}."
+        )
+    if expected is not None and expected != found():
+        raise ValueError(
+            f"{name!r} cannot be loaded: it is damaged (its content does not have the checksum that "
+            f"it was written with); {_AGAIN}."
+        )
+    if old:
+        warn_of_old(name, verified=expected is not None)
+
+
+def warn_of_old(name: str, *, verified: bool) -> None:
+    """Warns of a file of version 1, whose checksum was optional."""
+    says = "is intact" if verified else "has no checksum, so damage would not be noticed"
+    warnings.warn(
+        f"{name!r} has format version 1, of an earlier release, and {says}: load and save it once "
+        f"for version {VERSION}.",
+        stacklevel=5,
+    )
+
+
+def _short(value: object) -> str:
+    text = str(value) if isinstance(value, str) and value.isalnum() else repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def pack_bits(values: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import lightning_fairprune as lfp
 from lightning_fairprune import representation
@@ -124,6 +127,82 @@ def test_no_index_in_a_parquet_file_changes_unnoticed(tmp_path: Path) -> None:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
         told = sentence(lambda path: same(lfp.Selection.from_parquet(path, target), kept), path)
         assert told is None or str(path) in told
+
+
+def stored(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors, or {}, and the metadata or the content of a JSON file."""
+    if path.suffix == ".json":
+        return {}, json.loads(path.read_text())
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+
+
+def store(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
+    if path.suffix == ".json":
+        path.write_text(json.dumps(about))
+    else:
+        save_file(tensors, path, about)
+
+
+VERSIONED = [name for name in FILES if not name.endswith(".parquet")]
+
+
+@pytest.mark.parametrize("name", VERSIONED)
+def test_the_checksum_is_required(name: str, tmp_path: Path) -> None:
+    write, read = FILES[name]
+    path = tmp_path / name
+    write(path)
+    tensors, about = stored(path)
+    assert about["version"] == "2"
+    del about["checksum"]
+    store(path, tensors, about)
+    with pytest.raises(ValueError, match="it must have the checksum of its content, and has none"):
+        read(path)
+    store(path, tensors, about | {"version": "1"})
+    with pytest.warns(UserWarning, match=f"{name}' has format version 1, .* has no checksum"):
+        read(path)
+    store(path, tensors, about | {"version": "3"})
+    with pytest.raises(ValueError, match="format version 3, this release reads 1 and 2: upgrade"):
+        read(path)
+
+
+def test_the_checksum_of_indices_in_parquet_is_required(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "kept.parquet"
+    selection().to_parquet(path)
+    table = parquet.read_table(path)
+    marks = table.schema.metadata
+    key, version = b"lightning_fairprune.Selection", b"lightning_fairprune.version"
+    for metadata, match in (
+        ({version: marks[version]}, "is damaged"),
+        ({key: marks[key].replace(b"checksum", b"other"), version: b"2"}, "must have the checksum"),
+        ({key: marks[key].replace(b'"seed": 0', b'"seed": 1'), version: b"2"}, "have the checksum"),
+    ):
+        parquet.write_table(table.replace_schema_metadata(metadata), path)
+        with pytest.raises(ValueError, match=match):
+            lfp.Selection.from_parquet(path, TARGET)
+    other = table.set_column(0, "index", [[0, 1, 5]])
+    parquet.write_table(other.replace_schema_metadata(marks), path)
+    with pytest.raises(ValueError, match="its indices do not have the checksum"):
+        lfp.Selection.from_parquet(path, TARGET)
+    settings = b'{"num_samples": 6, "num_classes": 3, "keep": "random", "seed": 4}'
+    parquet.write_table(table.replace_schema_metadata({key: settings}), path)
+    with pytest.warns(UserWarning, match="has format version 1, .* has no checksum"):
+        assert lfp.Selection.from_parquet(path, TARGET).seed == 4
+
+
+@pytest.mark.parametrize("name", VERSIONED)
+def test_a_pointer_of_git_lfs_is_called_so(name: str, tmp_path: Path) -> None:
+    oid = f"oid sha256:{'0' * 64}\nsize 12345\n"
+    (tmp_path / name).write_text(f"version https://git-lfs.github.com/spec/v1\n{oid}")
+    with pytest.raises(ValueError, match=f"{name}' .* is a pointer of Git LFS.* `git lfs pull`"):
+        FILES[name][1](tmp_path / name)
+
+
+def test_numbers_that_json_lacks_are_text(tmp_path: Path) -> None:
+    lfp.SparsityRecord({"a": float("inf"), "b": [float("nan")]}, ()).save(tmp_path)
+    json.loads((tmp_path / "sparsity.json").read_text(), parse_constant=pytest.fail)
+    assert lfp.SparsityRecord.load(tmp_path).settings == {"a": "Infinity", "b": ["NaN"]}
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from lightning_fairprune import Dynamics
-from lightning_fairprune._files import pack_bits, unpack_bits
+from lightning_fairprune._files import pack_bits, unpack_bits, write_tensors
 
 NAN = torch.nan
 
@@ -264,11 +264,11 @@ def test_tensors_that_share_memory_can_be_saved(tmp_path):
     assert_same(seen, Dynamics.load(tmp_path / "x"))
 
 
-def rewrite(path, change, version="1"):
+def rewrite(path, change):
     record().save(path)
     tensors = load_file(path)
     change(tensors)
-    save_file(tensors, path, {"format": "lightning_fairprune.Dynamics", "version": version})
+    write_tensors(path, "lightning_fairprune.Dynamics", tensors)
 
 
 @pytest.mark.parametrize(

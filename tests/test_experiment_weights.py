@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,11 +18,12 @@ from torch.optim import lr_scheduler
 
 import lightning_fairprune as lfp
 from lightning_fairprune import criteria, experiments
+from lightning_fairprune._files import write_json
 from lightning_fairprune.experiments import _config as config
 from lightning_fairprune.experiments import _worker
 from lightning_fairprune.experiments._cells import Cell, cells_of, needs
 from lightning_fairprune.experiments._results import rows_of, write_tables
-from lightning_fairprune.experiments._store import Store
+from lightning_fairprune.experiments._store import Store, read_result
 from lightning_fairprune.experiments._summary import summarise
 from lightning_fairprune.experiments._weights import Slower, check_dense
 from lightning_fairprune.records.sparsity_record import SparsityRecord
@@ -237,8 +237,8 @@ def test_an_undefined_alpha_is_left_out(tmp_path: Path) -> None:
     settings = plain(**WEIGHTS | changes)
     _worker.work(settings, store := Store(tmp_path), wanted=iter([True, False]).__next__)
     path = store.folder(Cell("baseline", 0, "full")) / "result.json"
-    equal = json.loads(path.read_text()) | {"recall": [0.5] * 4}
-    path.write_text(json.dumps(equal))
+    equal = read_result(path.parent) | {"recall": [0.5] * 4}
+    write_json(path, "ExperimentResult", equal)
     _worker.work(settings, store, wanted=lambda: True)
     found = result(store, Cell("weights", 0, "magnitude", sparsity=0.5))
     assert found["alpha"] is None

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_fairprune import representation
+from lightning_fairprune._files import write_json
 from lightning_fairprune.representation import compare_layers, linear_cka, load, save, svcca
 
 debiased_cka = partial(linear_cka, debiased=True)
@@ -447,15 +448,15 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
 def test_wrong_files_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"at least one layer"):
         save(tmp_path, {})
-    good = {"format": "representation", "version": "1", "measure": "CKA", "layers": {"a": 1.0}}
+    good = {"measure": "CKA", "layers": {"a": 1.0}}
     file = tmp_path / "similarity.json"
     for content, match in (
-        (json.dumps({**good, "layers": [1]}), "cannot be loaded: it is damaged"),
-        (json.dumps({**good, "layers": {"a": "b"}}), "cannot be loaded: it is damaged"),
-        (json.dumps({"format": "representation", "version": "1"}), "it is damaged"),
-        (json.dumps({**good, "layers": {"a": 7}}), r"damaged .*values in \[-1, 1\]"),
+        ({**good, "layers": [1]}, "cannot be loaded: it is damaged"),
+        ({**good, "layers": {"a": "b"}}, "cannot be loaded: it is damaged"),
+        ({}, "it is damaged"),
+        ({**good, "layers": {"a": 7}}, r"damaged .*values in \[-1, 1\]"),
     ):
-        file.write_text(content)
+        write_json(file, "representation", content)
         with pytest.raises(ValueError, match=match) as caught:
             load(tmp_path)
         assert re.search("similarity.json", str(caught.value))

@@ -17,9 +17,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from lightning_fairprune._files import write_tensors
 from lightning_fairprune.cli import main
 from lightning_fairprune.selection import Keep, Selection, _order, _record, select
 
@@ -312,16 +313,15 @@ def test_files_that_miss_a_part_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "kept.safetensors"
     example().save(path)
     tensors = load_file(path)
-    good = {"format": _record.FORMAT, "version": "1"}
-    good["selection"] = json.dumps({"num_samples": 6, "keep": "hard", "seed": 3})
-    save_file(tensors, path, metadata=good)
+    good = {"selection": json.dumps({"num_samples": 6, "keep": "hard", "seed": 3})}
+    write_tensors(path, _record.FORMAT, tensors, good)
     assert same(Selection.load(path), example())
     for missing, match in (("{}", "'num_samples'"), ("{", "")):
-        save_file(tensors, path, metadata=good | {"selection": missing})
+        write_tensors(path, _record.FORMAT, tensors, {"selection": missing})
         with pytest.raises(ValueError, match=f"it is damaged .*{match}"):
             Selection.load(path)
     del tensors["quota"]
-    save_file(tensors, path, metadata=good)
+    write_tensors(path, _record.FORMAT, tensors, good)
     with pytest.raises(ValueError, match=r"it is damaged .*'quota'"):
         Selection.load(path)
 
@@ -347,9 +347,9 @@ def test_a_selection_that_contradicts_itself_is_refused(
         dataclasses.replace(example(), **change)
     example().save(tmp_path / "bad.safetensors")
     record = {"num_samples": 6, "keep": "hard", "seed": 3}
-    metadata = {"format": _record.FORMAT, "version": "1", "selection": json.dumps(record)}
     tensors = load_file(tmp_path / "bad.safetensors") | change
-    save_file(tensors, tmp_path / "bad.safetensors", metadata=metadata)
+    metadata = {"selection": json.dumps(record)}
+    write_tensors(tmp_path / "bad.safetensors", _record.FORMAT, tensors, metadata)
     damaged = r"bad\.safetensors' cannot be loaded: it is damaged .*"
     with pytest.raises(ValueError, match=damaged + match):
         Selection.load(tmp_path / "bad.safetensors")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lightning_fairprune._files import write_json
 from lightning_fairprune.records.sparsity_record import PruneStep, SparsityRecord
 
 FIRST = PruneStep(2, 100, 0.5, 0.5, {"conv.weight": 0.25, "fc.weight": 0.75})
@@ -75,6 +76,7 @@ def test_parts_that_are_wrong_are_refused(tmp_path: Path) -> None:
     record(FIRST).save(tmp_path)
     file = tmp_path / "sparsity.json"
     whole = json.loads(file.read_text())
+    whole = {name: whole[name] for name in ("settings", "steps")}
     steps = whole["steps"]
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"steps": None}, "it is damaged"),
@@ -85,6 +87,6 @@ def test_parts_that_are_wrong_are_refused(tmp_path: Path) -> None:
         ({"steps": [{}]}, "it is damaged"),
     ]
     for changes, message in wrong:
-        file.write_text(json.dumps({**whole, **changes}))
+        write_json(file, "SparsityRecord", {**whole, **changes})
         with pytest.raises(ValueError, match=message):
             SparsityRecord.load(tmp_path)

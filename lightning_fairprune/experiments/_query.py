@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.experiments._cells import Cell
 from lightning_fairprune.experiments._parts import Method, score_name
 from lightning_fairprune.experiments._records import Experiment
+from lightning_fairprune.experiments._store import read_result
 from lightning_fairprune.experiments._train import (
     END,
     Meter,
@@ -33,7 +33,7 @@ from lightning_fairprune.experiments._train import (
 from lightning_fairprune.records.dynamics import Dynamics
 from lightning_fairprune.scoring import score_pass
 
-_KIND, _VERSION = "QueryScores", "1"
+_KIND = "QueryScores"
 
 
 def run_query(cell: Cell, experiment: Experiment, folder: Path, seed: int) -> dict[str, Any]:
@@ -138,8 +138,7 @@ def run_score(cell: Cell, experiment: Experiment, folder: Path, query: Path) -> 
     )
     validation.validate(model, datamodule=data, verbose=False)
     assert scoring.scores is not None
-    about = {"format": _KIND, "version": _VERSION}
-    write_tensors(folder / "scores.safetensors", {"score": scoring.scores}, about)
+    write_tensors(folder / "scores.safetensors", _KIND, {"score": scoring.scores})
     return {"pass_seconds": round(scoring.seconds, 3)}
 
 
@@ -183,7 +182,7 @@ def known(
 
     `queries` are their folders, `passes` those of the passes that the score is taken from, if any.
     """
-    facts = [json.loads((folder / "result.json").read_text()) for folder in queries]
+    facts = [read_result(folder) for folder in queries]
     counts = [ClassCounts(torch.tensor(f["tp"]), torch.tensor(f["support"])) for f in facts]
     most = max(c.num_classes for c in counts)
     shrinkage = experiment.query.shrinkage
@@ -197,10 +196,10 @@ def known(
         last = experiment.query.early_epoch if method.at == "early" else experiment.query.epochs
         scores = [method.score(_first(d, last)).detach().float().cpu() for d in dynamics]
     for folder in passes:
-        tensors, _ = read_tensors(folder / "scores.safetensors", _KIND, _VERSION)
+        tensors, _ = read_tensors(folder / "scores.safetensors", _KIND)
         found = tensors["score"]  # float64 keeps differences that float32 loses
         scores.append(found if found.dtype == torch.float64 else found.float())
-        seconds += json.loads((folder / "result.json").read_text())["pass_seconds"]
+        seconds += read_result(folder)["pass_seconds"]
     score = torch.stack(scores).nanmean(0) if scores else None
     if score is not None:
         target = target.masked_fill(score.isnan(), -1)

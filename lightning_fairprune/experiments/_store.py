@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
 import socket
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +18,38 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from filelock import FileLock, Timeout
 
-from lightning_fairprune._files import write_whole
+from lightning_fairprune._files import json_text, read_json, understanding, write_whole
 from lightning_fairprune.experiments._cells import Cell
 from lightning_fairprune.experiments._config import differences, settings_of
 
 RESULT, ERROR = "result.json", "error.txt"
+_KIND = "ExperimentResult"
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Returns what `Store.finish` wrote into the folder of a cell.
+
+    Raises:
+        FileNotFoundError: If the cell is not finished.
+        ValueError: If the file is damaged.
+    """
+    path = folder / RESULT
+    with understanding(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.keys() & {"format", "version", "checksum"}:
+            content = read_json(path, _KIND)
+            del content["format"], content["version"]
+        else:  # before results had a version; each of them would say so
+            _warn_of_old_results()
+        return dict(content)
+
+
+@functools.cache
+def _warn_of_old_results() -> None:
+    warnings.warn(
+        "results of an earlier release have no checksum, so damage would not be noticed.",
+        stacklevel=4,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +75,9 @@ class Store:
     def result(self, cell: Cell) -> dict[str, Any] | None:
         """Returns the result of a cell, None if it is not finished."""
         try:
-            found: dict[str, Any] = json.loads((self.folder(cell) / RESULT).read_text())
+            return read_result(self.folder(cell))
         except FileNotFoundError:
             return None
-        return found
 
     def error(self, cell: Cell) -> str | None:
         """Returns why a cell failed, None if it did not."""
@@ -91,7 +119,7 @@ class Store:
 
     def finish(self, cell: Cell, result: Mapping[str, Any]) -> None:
         """Writes the result, whole or not at all, and releases the cell."""
-        self._end(cell, RESULT, json.dumps(result, indent=1), "finished")
+        self._end(cell, RESULT, json_text(_KIND, result), "finished")
 
     def fail(self, cell: Cell, error: str) -> None:
         """Writes why a cell failed, and releases it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from lightning_fairprune import statistics
 from lightning_fairprune.experiments._cells import Cell, needs
 from lightning_fairprune.experiments._model import train_and_test
 from lightning_fairprune.experiments._records import Experiment
-from lightning_fairprune.experiments._store import RESULT, Store
+from lightning_fairprune.experiments._store import Store, read_result
 from lightning_fairprune.experiments._train import END, loaded
 
 
@@ -36,7 +35,7 @@ def run_weights(
     callbacks = [Slower(finetune.lr_factor), prune]
     limits: Any = {"max_epochs": finetune.epochs, "limit_val_batches": 0}
     found = train_and_test(experiment, folder, model, data, data, callbacks, **limits)
-    before = json.loads((dense / RESULT).read_text())["recall"]
+    before = read_result(dense)["recall"]
     alpha = float(statistics.intensification_ratio(_numbers(before), _numbers(found["recall"])))
     return found | {"alpha": alpha if math.isfinite(alpha) else None}
 

@@ -21,7 +21,6 @@ from lightning_fairprune._files import (
 )
 
 _FORMAT = "lightning_fairprune.Dynamics"
-_VERSION = "1"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _RESERVED = ("index", "target", "group", "observed")
 _ROWS_PER_GROUP = 65_536  # of a Parquet file: bounds the memory for writing
@@ -154,7 +153,7 @@ class Dynamics:
         for name, values in self.signals.items():
             packed = pack_bits(values) if values.dtype == torch.bool else values
             tensors[f"signals/{name}"] = packed
-        write_tensors(path, tensors, {"format": _FORMAT, "version": _VERSION})
+        write_tensors(path, _FORMAT, tensors)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Dynamics:
@@ -162,9 +161,9 @@ class Dynamics:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If the file is damaged or not written by `save` of this format version.
+            ValueError: If the file is damaged or not written by `save`.
         """
-        tensors, _ = read_tensors(path, _FORMAT, _VERSION)
+        tensors, _ = read_tensors(path, _FORMAT)
         with understanding(path):
             return cls._from_tensors(tensors)
 

@@ -23,7 +23,7 @@ from lightning_fairprune._files import (
 from lightning_fairprune.selection import Selection
 from lightning_fairprune.selection.decision import Estimate
 
-_KIND, _VERSION = "PruningRecord", "1"
+_KIND = "PruningRecord"
 _FILE = "pruning.safetensors"
 _ESTIMATED = ("recall", "quota")
 
@@ -92,10 +92,9 @@ class PruningRecord:
             "seed": chosen.seed,
             "epochs": [estimate.epoch for estimate in self.history],
         }
-        head = {"format": _KIND, "version": _VERSION}
-        write_tensors(folder / _FILE, tensors, {**head, "record": json.dumps(about)})
+        write_tensors(folder / _FILE, _KIND, tensors, {"record": json.dumps(about)})
         classes = {"quota": chosen.quota.tolist(), "sizes": chosen.sizes.tolist()}
-        write_json(folder / "pruning.json", {**head, **about, **classes})
+        write_json(folder / "pruning.json", _KIND, {**about, **classes})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PruningRecord:
@@ -111,7 +110,7 @@ class PruningRecord:
         path = Path(path)
         if path.is_dir():
             path = run_file(path, [_FILE]) or path / RUN_FOLDER / _FILE
-        tensors, metadata = read_tensors(path, _KIND, _VERSION)
+        tensors, metadata = read_tensors(path, _KIND)
         with understanding(path):
             about = json.loads(metadata["record"])
             values: dict[str, Any] = {name: tensors[name] for name in ("indices", "quota", "sizes")}

@@ -23,7 +23,7 @@ from lightning_fairprune._files import (
 )
 from lightning_fairprune.counts import ClassCounts
 
-_KIND, _VERSION = "RecallHistory", "1"
+_KIND = "RecallHistory"
 FILES = ("recalls.safetensors", "recalls.json")
 GROUPS = "/groups"
 
@@ -154,11 +154,10 @@ class RecallHistory:
         tensors["order"] = order.to(torch.int32)
         called = {"class_names": self.class_names, "group_names": self.group_names}
         about = {**called, "seed": self.seed, "names": self.names}
-        head = {"format": _KIND, "version": _VERSION}
-        write_tensors(folder / FILES[0], tensors, {**head, "history": json.dumps(about)})
+        write_tensors(folder / FILES[0], _KIND, tensors, {"history": json.dumps(about)})
         last = {name: _readable(self.last(name)) for name in self.names}
         reference = {name: _numbers(c) for name, c in self.reference.items()}
-        write_json(folder / FILES[1], {**head, **about, "last": last, "reference": reference})
+        write_json(folder / FILES[1], _KIND, {**about, "last": last, "reference": reference})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RecallHistory:
@@ -174,10 +173,10 @@ class RecallHistory:
         """
         path = _find(Path(path))
         if path.suffix == ".json":
-            content = read_json(path, _KIND, _VERSION)
+            content = read_json(path, _KIND)
             with understanding(path):
                 return cls._from_json(content)
-        tensors, metadata = read_tensors(path, _KIND, _VERSION)
+        tensors, metadata = read_tensors(path, _KIND)
         with understanding(path):
             return cls._from_tensors(tensors, json.loads(metadata["history"]))
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from lightning_fairprune._files import read_json, run_file, understanding, write_json
 
-_KIND, _VERSION = "SparsityRecord", "1"
+_KIND = "SparsityRecord"
 _FILE = "sparsity.json"
 
 
@@ -91,8 +91,7 @@ class SparsityRecord:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         steps = [_readable(step) for step in self.steps]
-        head = {"format": _KIND, "version": _VERSION}
-        write_json(folder / _FILE, {**head, "settings": self.settings, "steps": steps})
+        write_json(folder / _FILE, _KIND, {"settings": self.settings, "steps": steps})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SparsityRecord:
@@ -106,7 +105,7 @@ class SparsityRecord:
             ValueError: If the file is damaged, of another kind or version, or contradicts itself.
         """
         file = _find(Path(path))
-        content = read_json(file, _KIND, _VERSION)
+        content = read_json(file, _KIND)
         with understanding(file):
             steps = tuple(_step(entry) for entry in content["steps"])
             return cls(dict(content["settings"]), steps)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from lightning_fairprune._files import RUN_FOLDER, read_json, understanding, write_json
 
-_KIND, _VERSION = "representation", "1"
+_KIND = "representation"
 FILE = "similarity.json"
 
 
@@ -52,8 +52,7 @@ def save(
     _check(values)
     file.parent.mkdir(parents=True, exist_ok=True)
     numbers = {name: None if math.isnan(v) else v for name, v in values.items()}
-    content = {"format": _KIND, "version": _VERSION, "measure": measure, "layers": numbers}
-    write_json(file, content)
+    write_json(file, _KIND, {"measure": measure, "layers": numbers})
 
 
 def load(path: str | os.PathLike[str]) -> Similarity:
@@ -72,7 +71,7 @@ def load(path: str | os.PathLike[str]) -> Similarity:
     file = file if file.is_file() else _file(path)
     if not file.is_file():
         raise FileNotFoundError(f"There is no file {str(file)!r}.")
-    content = read_json(file, _KIND, _VERSION)
+    content = read_json(file, _KIND)
     with understanding(file):
         values = {k: math.nan if v is None else float(v) for k, v in content["layers"].items()}
         _check(values)

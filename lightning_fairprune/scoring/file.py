@@ -19,7 +19,7 @@ from lightning_fairprune._files import read_tensors, understanding, write_tensor
 
 __all__ = ["PassFile", "digest", "text_of"]
 
-_FORMAT, _VERSION = "lightning_fairprune.score_pass", "1"
+_FORMAT = "lightning_fairprune.score_pass"
 
 
 def digest(model: nn.Module, *facts: object) -> str:
@@ -61,7 +61,7 @@ class PassFile:
         """Returns values and number of batches done; nothing and 0 unless it is of this very pass."""
         if not self.path.is_file():
             return {}, 0
-        tensors, metadata = read_tensors(self.path, _FORMAT, _VERSION)
+        tensors, metadata = read_tensors(self.path, _FORMAT)
         with understanding(self.path):
             if metadata["fingerprint"] != fingerprint:
                 return {}, 0
@@ -75,9 +75,9 @@ class PassFile:
 
     def write(self, fingerprint: str, values: Mapping[str, Tensor], batches: int) -> None:
         """Records that the first `batches` batches are done; a full disk does not stop the pass."""
-        facts = {"format": _FORMAT, "version": _VERSION, "fingerprint": fingerprint}
+        facts = {"fingerprint": fingerprint, "batches": str(batches)}
         try:
-            write_tensors(self.path, values, facts | {"batches": str(batches)})
+            write_tensors(self.path, _FORMAT, values, facts)
         except (OSError, SafetensorError) as error:
             warnings.warn(
                 f"a scoring pass cannot write {str(self.path)!r} and continues without it ({error}): "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_fairprune._files import understanding, write_whole
+from lightning_fairprune._files import (
+    VERSION,
+    json_text,
+    parsed_json,
+    understanding,
+    warn_of_old,
+    write_whole,
+)
 
-KEY = b"lightning_fairprune.Selection"  # of the settings as JSON in the metadata of the file
+# In the metadata of the file: the settings as JSON, and the version, which says that they must be there.
+KEY, MARK = b"lightning_fairprune.Selection", b"lightning_fairprune.version"
 
 
 def write_indices(
@@ -21,8 +30,9 @@ def write_indices(
 ) -> None:
     """Write the column ``index``, and the settings as metadata of the file."""
     pa, pq = _pyarrow("to_parquet")
+    about = json_text("Selection", {**settings, "indices": _sum(indices)})
     table = pa.table({"index": indices.numpy()}).replace_schema_metadata(
-        {KEY: json.dumps(settings)}
+        {KEY: about, MARK: VERSION}
     )
     write_whole(path, lambda name: pq.write_table(table, name, write_page_checksum=True))
 
@@ -54,13 +64,23 @@ def read_indices(path: str | os.PathLike[str]) -> tuple[Tensor, dict[str, Any]]:
     except pa.ArrowInvalid as error:
         raise ValueError(f"{name!r} holds an index that is not int64 ({error}).") from error
     indices = torch.tensor(values, dtype=torch.int64).sort().values
-    settings = (table.schema.metadata or {}).get(KEY)
-    if settings is None:
+    metadata = table.schema.metadata or {}
+    if not any(key.startswith(b"lightning_fairprune.") for key in metadata):
         return indices, {}
     with understanding(path):
-        found = json.loads(settings)
-        whole = {name: int(found[name]) for name in ("num_samples", "num_classes", "seed")}
-        return indices, whole | {"keep": str(found["keep"])}
+        about: dict[str, Any] = json.loads(metadata[KEY])
+        if MARK in metadata or "version" in about:
+            about = parsed_json(name, metadata[KEY].decode(), "Selection")
+            if about["indices"] != _sum(indices):
+                raise ValueError("its indices do not have the checksum that they were written with")
+        else:  # before there was a version
+            warn_of_old(name, verified=False)
+        whole = {name: int(about[name]) for name in ("num_samples", "num_classes", "seed")}
+        return indices, whole | {"keep": str(about["keep"])}
+
+
+def _sum(indices: Tensor) -> str:
+    return f"{zlib.crc32(indices.numpy().tobytes()):08x}"
 
 
 def _pyarrow(method: str) -> tuple[Any, Any]:

@@ -15,7 +15,6 @@ from lightning_fairprune.selection._labels import class_sizes, labels
 from lightning_fairprune.selection._parquet import read_indices, write_indices
 
 FORMAT = "lightning_fairprune.Selection"
-VERSION = "1"
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -108,9 +107,8 @@ class Selection:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the selection to a safetensors file, whole or not at all."""
         record = {"num_samples": self.num_samples, "keep": self.keep, "seed": self.seed}
-        metadata = {"format": FORMAT, "version": VERSION, "selection": json.dumps(record)}
         tensors = {"indices": self.indices, "quota": self.quota, "sizes": self.sizes}
-        write_tensors(path, tensors, metadata)
+        write_tensors(path, FORMAT, tensors, {"selection": json.dumps(record)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Selection:
@@ -120,7 +118,7 @@ class Selection:
             FileNotFoundError: there is no such file.
             ValueError: the file is damaged, of another kind or version, or contradicts itself.
         """
-        tensors, metadata = read_tensors(path, FORMAT, VERSION)
+        tensors, metadata = read_tensors(path, FORMAT)
         with understanding(path):
             record = json.loads(metadata["selection"])
             return cls(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_fairprune._files import write_whole
+from lightning_fairprune._files import json_text, write_whole
 
 FORMAT = "lightning_fairprune.TableSelection"
-VERSION = "1"
 
 # A class as the table names it: (label,), or (label, group).
 Cell = tuple[int | str, ...]
@@ -87,8 +85,6 @@ class TableSelection:
             own = {"size": size, "recall": known, "kept": kept}
             classes.append({**dict(zip(keys, cell, strict=False)), **own})
         record = {
-            "format": FORMAT,
-            "version": VERSION,
             "tables": list(self.tables),
             "num_samples": self.num_samples,
             "kept": self.budget,
@@ -99,7 +95,7 @@ class TableSelection:
             "ids": None if self.path is None else self.path.name,
             "classes": classes,
         }
-        return json.dumps(record, indent=1) + "\n"
+        return json_text(FORMAT, record)
 
     def save_summary(self, path: str | os.PathLike[str]) -> None:
         """Write `to_json` to a file, whole or not at all."""

@@ -16,6 +16,7 @@ import lightning_fairprune as lfp
 from bad_inputs import Bad
 from bad_inputs.checkpoints import Payload
 from lightning_fairprune import representation
+from lightning_fairprune._files import write_json
 from lightning_fairprune.history import Evaluation
 from lightning_fairprune.records.sparsity_record import PruneStep
 
@@ -135,7 +136,7 @@ SENTENCES = {
     "that is a folder": ("There (is|are) no", "file|recalls|sparsity", ""),
     "with a flipped bit": ("cannot be loaded", "does not have the checksum", AGAIN),
     "of a later release": (
-        "this release reads 1",
+        "this release reads 1 and 2",
         "it has format version 9",
         "upgrade lightning-fairprune",
     ),
@@ -169,7 +170,8 @@ def edited(change: dict[str, Any]) -> Callable[[Path], None]:
         (at / "recalls.safetensors").unlink()
         content = json.loads((at / "recalls.json").read_text())
         content["last"]["val"] |= change
-        (at / "recalls.json").write_text(json.dumps(content))
+        del content["version"], content["checksum"]
+        write_json(at / "recalls.json", content.pop("format"), content)
 
     return write
 
@@ -185,7 +187,7 @@ def fifo(at: Path) -> None:
 # fmt: off
 ROWS = [
     *(row for kind in KINDS for row in rows_of(kind)),
-    Bad("recalls with NaN counts", read_recalls, ValueError, "it is damaged", "cannot be converted", AGAIN, given=edited({"tp": [float("nan"), 3]})),
+    Bad("recalls with NaN counts", read_recalls, ValueError, "it is damaged", "too many dimensions 'str'", AGAIN, given=edited({"tp": [float("nan"), 3]})),
     Bad("recalls with more hits than samples", read_recalls, ValueError, "`tp` must be between 0 and `support`", "got 90 of 10 for class 0", AGAIN, given=edited({"tp": [90, 3]})),
     Bad("recalls with counts beyond 64 bits", read_recalls, ValueError, "it is damaged", "(?i)overflow", AGAIN, given=edited({"tp": [2**70, 3]})),
     Bad("recalls with fewer names than classes", read_recalls, ValueError, "must name each of the 1 classes", "got 2", AGAIN, given=edited({"tp": [9], "support": [10]})),
