@@ -15,6 +15,17 @@ def given(local: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in local.items() if name != "self"}
 
 
+def without_fit(callback: object, **instead: Any) -> dict[str, Any]:
+    """Returns what a copy of a callback takes with it, with `instead` in place of what belongs to the fit.
+
+    The Trainer gives its callbacks the methods `log` and `log_dict` of the module.
+    """
+    state = {
+        name: value for name, value in vars(callback).items() if name not in ("log", "log_dict")
+    }
+    return state | instead
+
+
 def number(name: str, value: object, *, whole: bool = False) -> None:
     """Raises a TypeError unless a value is a number, of Python, numpy or torch."""
     value = _plain(value)

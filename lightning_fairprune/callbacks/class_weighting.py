@@ -19,7 +19,7 @@ from lightning_fairprune._observe.validation import (
     Validation,
     abandon,
 )
-from lightning_fairprune.callbacks._arguments import at_least, given
+from lightning_fairprune.callbacks._arguments import at_least, given, without_fit
 from lightning_fairprune.weighting import cdb_w
 
 __all__ = ["ClassWeighting"]
@@ -102,6 +102,10 @@ class ClassWeighting(CountsValidation):
         self.settings = WeightingSettings(**given(locals()))
         self._trainer: pl.Trainer | None = None
         self._forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickles settings and results, without Trainer and model."""
+        return without_fit(self, _trainer=None, _criterion=None, _own=None)
 
     def _forget(self) -> None:
         settings = self.settings

@@ -14,7 +14,7 @@ from lightning_fairprune._loading.source import TrainSource
 from lightning_fairprune._loading.wrapper import Wrapper
 from lightning_fairprune._observe.groups import GroupBy, LogitsFn
 from lightning_fairprune._observe.validation import CountsValidation, abandon
-from lightning_fairprune.callbacks._arguments import given
+from lightning_fairprune.callbacks._arguments import given, without_fit
 from lightning_fairprune.callbacks._data import checks
 from lightning_fairprune.callbacks._data.dry_run import dry_run as run_dry
 from lightning_fairprune.callbacks._data.phases import Pruned
@@ -132,6 +132,10 @@ class DataPruning(CountsValidation):
             False  # what a checkpoint holds is of a fit; the other stages restore it, too
         )
         self._undo: list[Callable[[], Any]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickles settings and results, without Trainer, model and data."""
+        return without_fit(self, _undo=[], _resumes=False)
 
     # ------------------------------------------------------------------------------------ results
 
@@ -294,7 +298,7 @@ class DataPruning(CountsValidation):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns CPU tensors and primitives; all ranks must call it, as the Trainer does."""
-        return {} if self._run is None else self._run.state_dict()
+        return {} if self._run is None or not self._run.is_attached else self._run.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues where `state_dict` was taken."""

@@ -16,7 +16,7 @@ from lightning_fairprune._files import write_whole
 from lightning_fairprune._observe.combined import one_loader_a_batch
 from lightning_fairprune._observe.groups import GroupBy, LogitsFn
 from lightning_fairprune._observe.validation import CountsValidation, Validation, abandon
-from lightning_fairprune.callbacks._arguments import given
+from lightning_fairprune.callbacks._arguments import given, without_fit
 from lightning_fairprune.callbacks._monitor import values
 from lightning_fairprune.callbacks._monitor.readers import check_readers
 from lightning_fairprune.callbacks._monitor.reference import Reference, ReferenceCounts
@@ -120,6 +120,10 @@ class RecallMonitor(CountsValidation):
     ) -> None:
         self.settings = MonitorSettings(**given(locals()))
         self._forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickles settings and results, without Trainer and model."""
+        return without_fit(self)
 
     def _forget(self) -> None:
         settings = self.settings

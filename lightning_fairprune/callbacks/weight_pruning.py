@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_fairprune import criteria, masks
 from lightning_fairprune._observe.groups import GroupBy
-from lightning_fairprune.callbacks._arguments import given
+from lightning_fairprune.callbacks._arguments import given, without_fit
 from lightning_fairprune.callbacks._weights import checks
 from lightning_fairprune.callbacks._weights.run import WeightRun
 from lightning_fairprune.callbacks._weights.settings import LossFn, WeightSettings
@@ -106,6 +106,10 @@ class WeightPruning(pl.Callback):
     ) -> None:
         self.settings = WeightSettings(**given(locals()))
         self._run = WeightRun(self.settings)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickles settings and results, without Trainer and model."""
+        return without_fit(self)
 
     @property
     def masks(self) -> dict[str, Tensor]:

@@ -55,6 +55,10 @@ class WarmingUp:
             by_class=settings.quota is not None,
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickles what was recorded, without Trainer, model and data."""
+        return {"snapshot": None, "_passed": self.dynamics}
+
     @property
     def dynamics(self) -> Dynamics:
         """What the warm-up recorded, or the pass."""
@@ -111,6 +115,10 @@ class Pruned:
         self, selection: Selection, warm_up: WarmingUp | None, snapshot: Snapshot | None
     ) -> None:
         self.selection, self.warm_up, self.snapshot = selection, warm_up, snapshot
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickles the results, without the weights of the snapshot."""
+        return {"selection": self.selection, "warm_up": self.warm_up, "snapshot": None}
 
     def restart(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Restarts the model, once. At the swap the Trainer would step epoch-wise schedules after it."""

@@ -45,6 +45,15 @@ class PruningRun:
         self._epochs_done = 0
         self._restored: Mapping[str, Any] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickles the results, without Trainer and data."""
+        return self.__dict__ | {"trainer": None, "source": None, "_restored": None}
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether Trainer and data are known; a copy of the callback has none."""
+        return self.trainer is not None
+
     @property
     def selection(self) -> Selection | None:
         """The samples in use; None in the warm-up."""

@@ -36,6 +36,10 @@ class ReferenceCounts:
     def __bool__(self) -> bool:
         return self.source is not None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickles the counts, without Trainer and model."""
+        return self.__dict__ | {"_undo": None, "_own": None, "_weights": None}
+
     @property
     def comes_before_pruning(self) -> bool:
         """Whether each evaluation before pruning updates the counts."""

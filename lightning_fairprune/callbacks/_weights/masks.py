@@ -42,6 +42,17 @@ class MaskedWeights:
         for optimizer in optimizers:
             self._follow(optimizer)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickles the masks, on the host, without model and optimisers."""
+        at_rest: dict[str, Any] = {
+            "_hooks": [],
+            "_optimizers": [],
+            "_factors": {},
+            "_pruned": {},
+            "_module": None,
+        }
+        return at_rest | {"masks": {name: mask.cpu() for name, mask in self.masks.items()}}
+
     def _follow(self, optimizer: Optimizer) -> None:
         if not any(optimizer is known for known in self._optimizers):
             self._optimizers.append(optimizer)

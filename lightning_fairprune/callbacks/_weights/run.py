@@ -55,6 +55,11 @@ class WeightRun:
         self._rewind_due = False
         self._restored: Mapping[str, Any] | None = None  # until training starts
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickles the results, without the weights to rewind to."""
+        restored = None if self._restored is None else dict(self._restored, snapshot=None)
+        return self.__dict__ | {"_first": None, "_snapshot": None, "_restored": restored}
+
     @property
     def masks(self) -> dict[str, Tensor]:
         """The current masks, by parameter name, bool, True = kept."""

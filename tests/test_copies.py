@@ -1,0 +1,144 @@
+"""Copies of callbacks: settings and results, and nothing of the fit."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import users
+from torch import nn
+
+import lightning_fairprune as lfp
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "pickle": lambda callback: pickle.loads(pickle.dumps(callback)),
+    "deepcopy": copy.deepcopy,
+}
+
+
+class WithLoss(users.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = nn.CrossEntropyLoss()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y = batch
+        return self.loss(self(x), y)
+
+
+def data_pruning(**options: Any) -> lfp.DataPruning:
+    return lfp.DataPruning(
+        0.3, 2, score=lfp.scores.el2n, keep="hard", quota=lfp.quotas.Minimax(), **options
+    )
+
+
+MAKES: dict[str, Callable[[], pl.Callback]] = {
+    "data": data_pruning,
+    "restart": lambda: data_pruning(after="restart"),
+    "weights": lambda: lfp.WeightPruning(sparsity=0.5, start=1, end=2),
+    "monitor": lambda: lfp.RecallMonitor(reference="fit_start"),
+    "weighting": lfp.ClassWeighting,
+}
+
+
+def fit(callback: pl.Callback, **options: Any) -> users.Model:
+    pl.seed_everything(1, verbose=False)
+    model = WithLoss()
+    users.trainer(callbacks=[callback], **options).fit(model, users.Data())
+    return model
+
+
+def plain(value: Any) -> Any:
+    """Results as text, with every number of their tensors."""
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+    if slots or hasattr(value, "__dict__"):
+        return {name: plain(getattr(value, name)) for name in [*slots, *vars_of(value)]}
+    return value
+
+
+def vars_of(value: Any) -> list[str]:
+    return [name for name in getattr(value, "__dict__", {}) if not name.startswith("_")]
+
+
+RESULTS = (
+    *("selection", "quota", "dynamics", "record", "pruned", "masks"),
+    *("history", "counts", "weight"),
+)
+
+
+def results(callback: Any) -> dict[str, Any]:
+    found = {name: getattr(callback, name) for name in RESULTS if hasattr(callback, name)}
+    return {name: repr(plain(value)) for name, value in found.items()}
+
+
+@pytest.mark.parametrize("way", COPIES)
+@pytest.mark.parametrize("name", MAKES)
+def test_a_copy_has_the_settings_and_results_and_fits_alike(name: str, way: str) -> None:
+    used = MAKES[name]()
+    fresh = COPIES[way](used)
+    first = fit(used)
+    assert results(used)
+    again = COPIES[way](used)
+    assert results(again) == results(used)
+    assert again.settings == again.settings
+    for other in (fresh, again):
+        second = fit(other)
+        assert results(other) == results(used)
+        for a, b in zip(first.parameters(), second.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", MAKES)
+def test_a_copy_takes_neither_model_nor_data(name: str) -> None:
+    class Huge(users.Data):
+        def setup(self, stage: str) -> None:
+            super().setup(stage)
+            self.train.ballast = torch.zeros(10**6)
+
+    used = MAKES[name]()
+    model = WithLoss()
+    model.register_buffer("ballast", torch.zeros(10**6))
+    users.trainer(callbacks=[used]).fit(model, Huge())
+    assert len(pickle.dumps(used)) < 10**5
+
+
+@pytest.mark.parametrize("way", COPIES)
+@pytest.mark.parametrize("name", MAKES)
+def test_a_copy_in_the_middle_of_a_fit_changes_nothing(name: str, way: str) -> None:
+    class Copies(pl.Callback):
+        copied: Any = None
+
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step in (5, 11, 14, 24):
+                self.copied = COPIES[way](trainer.callbacks[0])
+
+    alone, watched, copies = MAKES[name](), MAKES[name](), Copies()
+    fit(alone)
+    pl.seed_everything(1, verbose=False)
+    users.trainer(callbacks=[watched, copies]).fit(WithLoss(), users.Data())
+    assert results(watched) == results(alone)
+    fit(copies.copied)
+    assert results(copies.copied) == results(alone)
+
+
+@pytest.mark.parametrize("name", MAKES)
+def test_a_copy_can_validate_and_save(name: str, tmp_path: Any) -> None:
+    used = MAKES[name]()
+    fit(used)
+    again = copy.deepcopy(used)
+    trainer = users.trainer(callbacks=[again])
+    trainer.validate(WithLoss(), users.Data(), verbose=False)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    kept = {k: v for k, v in results(again).items() if k in ("selection", "masks", "weight")}
+    assert kept.items() <= results(used).items()
