@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -133,7 +137,7 @@ def test_a_copy_in_the_middle_of_a_fit_changes_nothing(name: str, way: str) -> N
 
 
 @pytest.mark.parametrize("name", MAKES)
-def test_a_copy_can_validate_and_save(name: str, tmp_path: Any) -> None:
+def test_a_copy_can_validate_and_save(name: str, tmp_path: Path) -> None:
     used = MAKES[name]()
     fit(used)
     again = copy.deepcopy(used)
@@ -142,3 +146,42 @@ def test_a_copy_can_validate_and_save(name: str, tmp_path: Any) -> None:
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     kept = {k: v for k, v in results(again).items() if k in ("selection", "masks", "weight")}
     assert kept.items() <= results(used).items()
+
+
+SPAWNS = """
+import sys
+import users
+from lightning.pytorch.loggers import CSVLogger
+import lightning_fairprune as lfp
+
+if __name__ == "__main__":
+    strategy, folder = sys.argv[1:]
+    used = [lfp.DataPruning(0.3, 2), lfp.WeightPruning(sparsity=0.5, start=1, end=2)]
+    trainer = users.trainer(callbacks=used, strategy=strategy, logger=CSVLogger(folder))
+    trainer.fit(users.Model(), users.Data())
+    print(used[0].selection, len(used[1].masks))
+"""
+
+
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
+def test_a_fit_in_processes_of_its_own_says_where_its_results_are(
+    strategy: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "spawns.py"
+    script.write_text(SPAWNS)
+    root, tests = Path(lfp.__file__).parents[1], Path(__file__).parent
+    path = os.pathsep.join([str(root), str(tests)])
+    done = subprocess.run(
+        [sys.executable, str(script), strategy, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1] == "None 0"
+    folder = next(tmp_path.glob("**/fairprune"))
+    said = " ".join(done.stderr.split())
+    assert "DataPruning has its results in the processes that DDPStrategy started" in said
+    assert "`masks`, `history` stay as they were before" in said
+    assert said.count(f"files in {str(folder)!r}") == 2
+    assert len(lfp.PruningRecord.load(folder).selection) == 31

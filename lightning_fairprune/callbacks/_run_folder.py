@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from lightning_fairprune._files import RUN_FOLDER
+from lightning_fairprune._lightning.kinds import lightning_class
 
 
 def run_folder(trainer: pl.Trainer) -> Path | None:
@@ -25,6 +27,21 @@ def run_folder(trainer: pl.Trainer) -> Path | None:
         if folder is not None:
             return Path(folder) / RUN_FOLDER
     return None
+
+
+@rank_zero_only
+def say_where(trainer: pl.Trainer, name: str, *results: str) -> None:
+    """Warns at the end of a fit in processes that do not hand back the callback (ddp_spawn, ddp_notebook)."""
+    launcher = getattr(trainer.strategy, "launcher", None)
+    if lightning_class(launcher, "_MultiProcessingLauncher") is None:
+        return
+    folder = run_folder(trainer)
+    files = "no logger has a folder for them" if folder is None else f"files in {str(folder)!r}"
+    rank_zero_warn(
+        f"{name} has its results in the processes that {type(trainer.strategy).__name__} started for the fit, and they "
+        f"end with it: where trainer.fit() was called, {', '.join(f'`{result}`' for result in results)} stay as they "
+        f"were before. What remains is in the checkpoints, and {files}. With strategy='ddp' the callback has them, too."
+    )
 
 
 def can_draw() -> bool:

@@ -20,6 +20,7 @@ from lightning_fairprune.callbacks._data.dry_run import dry_run as run_dry
 from lightning_fairprune.callbacks._data.phases import Pruned
 from lightning_fairprune.callbacks._data.run import PruningRun
 from lightning_fairprune.callbacks._data.settings import DataSettings, ScorePass
+from lightning_fairprune.callbacks._run_folder import say_where
 from lightning_fairprune.records.dynamics import Dynamics
 from lightning_fairprune.records.pruning_record import PruningRecord
 from lightning_fairprune.selection import Selection
@@ -222,6 +223,7 @@ class DataPruning(CountsValidation):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves the record in the folder of the logger, for `fairprune report`; warns if nothing was pruned."""
         self.run.end()
+        say_where(trainer, "DataPruning", "selection", "quota", "history")
 
     def on_exception(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         """Stops observing and restores the user's objects."""

@@ -24,6 +24,7 @@ from lightning_fairprune.callbacks._monitor.settings import MonitorSettings
 from lightning_fairprune.callbacks._run_folder import (
     can_draw,
     run_folder,
+    say_where,
     send_figure,
     takes_figures,
 )
@@ -171,6 +172,7 @@ class RecallMonitor(CountsValidation):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws the last evaluations into files."""
         self._draw_files(trainer)
+        say_where(trainer, "RecallMonitor", "history", "counts")
 
     def on_exception(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         """Stops observing and restores model and Trainer."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_fairprune import criteria, masks
 from lightning_fairprune._observe.groups import GroupBy
 from lightning_fairprune.callbacks._arguments import given, without_fit
+from lightning_fairprune.callbacks._run_folder import say_where
 from lightning_fairprune.callbacks._weights import checks
 from lightning_fairprune.callbacks._weights.run import WeightRun
 from lightning_fairprune.callbacks._weights.settings import LossFn, WeightSettings
@@ -152,6 +153,7 @@ class WeightPruning(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Warns if training ended before the last pruning, and saves the record."""
         self._run.end(trainer)
+        say_where(trainer, "WeightPruning", "masks", "history")
 
     def on_exception(self, *_: Any, **__: Any) -> None:
         """Removes the hooks from the optimisers."""
