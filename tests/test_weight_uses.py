@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_weight_pruning_kinds import WIDTH, Attention, Zeros, classifier, fit
+from test_weight_pruning_kinds import WIDTH, Attention, Zeros, classifier, fit, made
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from users import DIM, NUM_CLASSES, Data, Model, trainer
@@ -266,6 +266,98 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight @ self.other)
+
+
+class Sum(nn.Module):
+    """Splines with a scale for each, and an activation beside them, as Kolmogorov-Arnold networks have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base_weight = nn.Parameter(torch.randn(WIDTH, DIM) / 3)
+        self.spline_weight = nn.Parameter(torch.randn(WIDTH, DIM, 4) / 9)
+        self.scaler = nn.Parameter(torch.randn(WIDTH, DIM))
+
+    def forward(self, x: Tensor) -> Tensor:
+        splines = torch.stack([x.sin(), x.cos(), x, x**2], 2).flatten(1)
+        weight = self.spline_weight * self.scaler.unsqueeze(2)
+        return F.linear(F.silu(x), self.base_weight) + F.linear(splines, weight.flatten(1))
+
+
+class Dropped(nn.Module):
+    """Puts a dropped-out copy of its parameter into an LSTM before each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(1, WIDTH, batch_first=True)
+        self.raw = nn.Parameter(self.lstm.weight_hh_l0.detach().clone())
+        del self.lstm._parameters["weight_hh_l0"]
+        self.lstm.weight_hh_l0 = self.raw.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.lstm.weight_hh_l0 = F.dropout(self.raw, 0.5, True)
+        return self.lstm(x.unsqueeze(2))[0][:, -1]
+
+
+class Noise(nn.Module):
+    """A mean and a deviation, as noisy layers of reinforcement learning have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.deviation = (nn.Parameter(torch.rand(WIDTH, DIM)) for _ in "ab")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.mean + self.deviation * torch.randn(WIDTH, DIM))
+
+
+@pytest.mark.parametrize(
+    ("part", "names", "told"),
+    [
+        (Sum, ["base_weight", "spline_weight"], "`net.0.spline_weight` .*, `net.0.base_weight`"),
+        (Dropped, ["raw"], r"`net.0.raw` \(\d+\.\d%\)"),
+    ],
+)
+def test_parameters_under_other_names_and_what_is_made_of_them(
+    part: Any, names: list[str], told: str
+) -> None:
+    model = classifier(nn.Sequential(part(), nn.Linear(WIDTH, WIDTH)))
+    told = told.replace("net.0.", "net.0.0.")
+    with pytest.warns(UserWarning, match=f"stay dense: {told}"):
+        fit(WeightPruning(sparsity=0.5, start=1, end=1), model=model, max_epochs=2)
+    prune = WeightPruning(sparsity=0.5, start=1, end=1, include=[f"net.0.0.{n}" for n in names])
+    fit(prune, model=classifier(nn.Sequential(part(), nn.Linear(WIDTH, WIDTH))), max_epochs=2)
+    assert list(prune.masks) == [f"net.0.0.{name}" for name in names]
+
+
+def test_noise_on_a_weight_leaves_no_zeros() -> None:
+    prune = WeightPruning(sparsity=0.5, start=1, end=1, include=["net.0.mean"])
+    with pytest.raises(
+        ValueError, match=r"`net.0.mean` is not .*, which is made of `net.0.deviation`"
+    ):
+        fit(prune, model=classifier(Noise()), max_epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("lstm", "weight_hh_l0"), ("attention", "in_proj_weight")]
+)
+def test_masks_of_torch_on_matrices_of_other_layers(kind: str, name: str) -> None:
+    model = made(kind)
+    part = next(p for p in model.modules() if isinstance(p, nn.LSTM | nn.MultiheadAttention))
+    prune.l1_unstructured(part, name, 0.5)
+    with pytest.raises(ValueError, match=rf"`\S+{name}_orig` is not .* weights are masked there"):
+        fit(WeightPruning(sparsity=0.5, start=1, end=1), model=model, max_epochs=2)
+    prune.remove(part, name)
+    callback = WeightPruning(sparsity=0.75, start=1, end=1)
+    fit(callback, model=model, max_epochs=2)
+    assert any(mask.endswith(name) for mask in callback.masks)
+
+
+def test_weight_norm_of_a_recurrent_layer_is_named() -> None:
+    for normed in (parametrizations.weight_norm, nn.utils.weight_norm):
+        model = made("lstm")
+        part = next(p for p in model.modules() if isinstance(p, nn.LSTM))
+        normed(part, "weight_hh_l1")
+        with pytest.warns(UserWarning, match=r"stay dense: `net.0.layer.\S*(original1|_v)` "):
+            fit(WeightPruning(sparsity=0.5, start=1, end=1), model=model, max_epochs=2)
 
 
 @pytest.mark.parametrize("start", [0, 1])

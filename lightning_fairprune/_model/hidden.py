@@ -83,8 +83,8 @@ def _difference(name: str, made: Made, parameters: Mapping[str, nn.Parameter], m
         )
     if masked and own and not made.is_random:
         return (
-            f": {own} of {before.numel()} weights are masked there whatever their value, so that the sparsity would not be "
-            "that of the weight used; remove the mask (`torch.nn.utils.prune.remove`), which leaves the zeros in the "
+            f": {own} of {before.numel()} weights are masked there, and not in the parameter, so that the sparsity would not "
+            "be that of the weight used; remove the mask (`torch.nn.utils.prune.remove`), which leaves the zeros in the "
             "parameter, or leave it out with `exclude`."
         )
     return ""

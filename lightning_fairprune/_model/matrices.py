@@ -12,7 +12,7 @@ _LAYERS = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
 )  # fmt: skip
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
-_RECURRENT_WEIGHT = re.compile(r"weight_(ih|hh|hr)")
+_RECURRENT_WEIGHT = re.compile(r"weight_(ih|hh|hr)(_l\d+(_reverse)?)?")
 _PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 # Classes whose `weight` is looked up or scales, by a part of their name: many networks have their own.
 _OTHER_CLASSES = re.compile(r"embed|norm", re.IGNORECASE)
@@ -36,7 +36,7 @@ def matrices_of(module: nn.Module) -> Iterator[nn.Parameter]:
     elif isinstance(module, _RECURRENT):
         names = {name.removesuffix("_orig") for name, _ in module.named_parameters(recurse=False)}
         names |= set(getattr(module, "parametrizations", ()))
-        for name in filter(_RECURRENT_WEIGHT.match, sorted(names)):
+        for name in filter(_RECURRENT_WEIGHT.fullmatch, sorted(names)):
             yield from _originals(module, name)
     elif isinstance(module, nn.MultiheadAttention):
         for name in _PROJECTIONS:

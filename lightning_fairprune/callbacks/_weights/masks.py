@@ -151,7 +151,7 @@ def selected(
         raise ValueError(
             "WeightPruning must have weights to prune, but `include`, `exclude` and `keep_classifier`="
             f"{keep_classifier} leave none of {type(module).__name__}, whose prunable "
-            f"weights are {', '.join(prunable) or 'none'}."
+            f"weights are {', '.join(prunable) or 'none'}: name those to prune in `include`."
         )
     frozen = [name for name in names if not parameters[name].requires_grad]
     if frozen and include is None:
