@@ -77,21 +77,20 @@ def dynamic_uncertainty(values: Epochs, window: int) -> float:
     return math.fsum(deviations) / len(deviations) if deviations else math.nan
 
 
-def tdds(losses: Epochs, window: int, decay: float) -> float:
-    """TDDS of one sample in two classes, from the definition."""
+def move(before: list[float], after: list[float]) -> float:
+    """How far one softmax is from another, as TDDS measures it."""
+    return math.fsum(
+        abs(b * (math.log(b + 1e-8) - math.log(a + 1e-8)))
+        for a, b in zip(before, after, strict=True)
+    )
 
-    def distance(before: float, after: float) -> float:
-        old = (math.exp(-before), 1 - math.exp(-before))
-        new = (math.exp(-after), 1 - math.exp(-after))
-        return sum(
-            abs(q * (math.log(q + 1e-8) - math.log(p + 1e-8)))
-            for p, q in zip(old, new, strict=True)
-        )
 
+def tdds(values: Epochs, window: int, decay: float) -> float:
+    """TDDS of one sample from the moves of its softmax, the first of which is that to the first epoch."""
     deviations = []
-    for start in range(len(losses) - window + 1):
-        pairs = itertools.pairwise(losses[start : start + window])
-        moves = [distance(a, b) for a, b in pairs if a is not None and b is not None]
+    for start in range(len(values) - window + 1):
+        pairs = itertools.pairwise(values[start : start + window])
+        moves = [b for a, b in pairs if a is not None and b is not None]
         if len(moves) >= 2:
             deviations.append(statistics.stdev(moves))
     if not deviations:
@@ -108,13 +107,7 @@ def published_tdds(logits: list[list[list[float]]], window: int, decay: float) -
         p = [softmax(logits[e][i]) for e in range(epochs)]
         total = 0.0
         for k in range(epochs - window + 1):
-            moves = [
-                math.fsum(
-                    abs(b * (math.log(b + 1e-8) - math.log(a + 1e-8)))
-                    for a, b in zip(p[e], p[e + 1], strict=True)
-                )
-                for e in range(k, k + window - 1)
-            ]
+            moves = [move(p[e], p[e + 1]) for e in range(k, k + window - 1)]
             mean = math.fsum(moves) / len(moves)
             norm = math.sqrt(math.fsum((move - mean) ** 2 for move in moves))
             total += norm * decay * (1 - decay) ** (epochs - window - k)
@@ -141,6 +134,6 @@ SCORES: dict[str, tuple[str, Callable[[Epochs], float]]] = {
     "forgetting": ("correct", forgetting),
     "loss": ("loss", mean),
     "margin": ("margin", minus_last),
-    "tdds": ("loss", lambda values: tdds(values, 10, 0.9)),
+    "tdds": ("move", lambda values: tdds(values, 10, 0.9)),
     "variability": ("p_true", variability),
 }

@@ -233,8 +233,10 @@ def test_old_records_have_no_share_of_all(tmp_path: Any) -> None:
     prune.record.save(tmp_path)
     assert SparsityRecord.load(tmp_path).steps == prune.record.steps
     file = tmp_path / "sparsity.json"
-    content = json.loads(file.read_text())
+    content = json.loads(file.read_text()) | {"version": "1"}
     for step in content["steps"]:
         del step["of_all"]
     file.write_text(json.dumps({key: value for key, value in content.items() if key != "checksum"}))
-    assert SparsityRecord.load(tmp_path).steps == (prune.history[0]._replace(of_all=None),)
+    with pytest.warns(UserWarning, match="version 1"):
+        record = SparsityRecord.load(tmp_path)
+    assert record.steps == (prune.history[0]._replace(of_all=None),)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import UserDict
 from collections.abc import Callable, Mapping
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_fairprune import signals
+from lightning_fairprune._observe.moves import MOVE, log_p, moved
 from lightning_fairprune.records.dynamics import Dynamics
 
 _NUM_SAMPLES = 16
@@ -17,7 +19,7 @@ _NUM_CLASSES = 4
 
 
 def required_signals(score: Callable[[Dynamics], Tensor], *, num_epochs: int) -> tuple[str, ...]:
-    """Returns the signals that a score reads, names of `signals.__all__` in the order of first use.
+    """Returns the signals that a score reads, names of `signals.__all__` or `move`, in the order of first use.
 
     Runs the score once on 16 made-up samples with `num_epochs` recorded epochs of every signal. So a
     recorder keeps only what is needed, and a score that cannot work fails before training.
@@ -35,7 +37,7 @@ def required_signals(score: Callable[[Dynamics], Tensor], *, num_epochs: int) ->
     if num_epochs < 1:
         raise ValueError(f"`num_epochs` must be at least 1, got {num_epochs}.")
     dynamics = _made_up(num_epochs)
-    recording = _Recording(dynamics.signals)
+    recording = _Recording(dynamics.signals, _made_up_moves(num_epochs))
     object.__setattr__(dynamics, "signals", recording)
     try:
         with torch.no_grad():
@@ -62,6 +64,13 @@ def _made_up(num_epochs: int) -> Dynamics:
     )
 
 
+def _made_up_moves(num_epochs: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    shape = num_epochs + 1, _NUM_SAMPLES, _NUM_CLASSES
+    p = log_p(torch.randn(shape, generator=generator).flatten(0, 1)).view(shape)
+    return torch.stack([moved(before, now) for before, now in itertools.pairwise(p)])
+
+
 def _check(score: Callable[[Dynamics], Tensor], result: object) -> None:
     if isinstance(result, Tensor):
         found = f"{result.dtype} of shape {list(result.shape)}"
@@ -83,13 +92,20 @@ def _name(score: object) -> str:
 
 
 class _Recording(UserDict[str, Tensor]):
-    """A dictionary that records the order in which its values are read."""
+    """A dictionary that records the order in which its values are read.
 
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
+    It does not list `moves`, which take much memory: a score that reads everything does not need them.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], moves: Tensor) -> None:
         super().__init__(values)
+        self._moves = moves
         self.read: dict[str, None] = {}
 
+    def __contains__(self, name: object) -> bool:
+        return name == MOVE or name in self.data
+
     def __getitem__(self, name: str) -> Tensor:
-        value = self.data[name]
+        value = self._moves if name == MOVE else self.data[name]
         self.read[name] = None
         return value

@@ -10,10 +10,16 @@ from torch import Tensor
 
 from lightning_fairprune._files import pack_bits, unpack_bits
 from lightning_fairprune._model.losses import IGNORED
+from lightning_fairprune._observe.moves import MOVE, Moves
 from lightning_fairprune._observe.positions import sample_labels, sample_signals
 from lightning_fairprune.records.dynamics import Dynamics
 
-_HOST_DTYPE = {"correct": torch.bool, "loss": torch.float32, "margin": torch.float32}
+_HOST_DTYPE = {
+    "correct": torch.bool,
+    "loss": torch.float32,
+    "margin": torch.float32,
+    MOVE: torch.float32,
+}
 _UNSEEN = -1
 
 # Batches are buffered and computed together, because a dozen tensor functions on a small batch cost
@@ -25,12 +31,12 @@ class EpochRecorder:
     """Per-sample signals of the running epoch and of the epochs before it.
 
     The device holds one value per sample and signal, the label and a flag, in the narrowest types:
-    at most 24 bytes a sample, besides the logits of at most sixteen batches. A finished epoch moves to
-    host memory. Recording copies nothing to the host and never waits for the device.
+    at most 24 bytes a sample, besides the logits of at most sixteen batches, and 4 bytes a class for the
+    signal `move`. A finished epoch moves to host memory. Recording copies nothing to the host and never waits for the device.
 
     Args:
         num_samples: N of the training set.
-        names: the signals to record, from :mod:`lightning_fairprune.signals`; none for labels only.
+        names: the signals to record, from :mod:`lightning_fairprune.signals`, or `move`; none for labels only.
         grouped: whether every sample has a group id.
         device: of the training step.
     """
@@ -54,6 +60,7 @@ class EpochRecorder:
         self._now: dict[str, Tensor] = {}
         self._waiting: list[tuple[Tensor, Tensor, Tensor, Tensor | None]] = []
         self._waiting_logits = 0
+        self._moves = Moves(num_samples) if MOVE in self.names else None
         self.to(device)
 
     def to(self, device: torch.device | str) -> None:
@@ -70,15 +77,20 @@ class EpochRecorder:
                 for name, dtype in dtypes.items()
             }
         self._now = {name: buffer.to(device) for name, buffer in self._now.items()}
+        if self._moves is not None:
+            self._moves.to(device)
 
     def release(self) -> None:
         """Frees the device memory and keeps finished epochs."""
         self._now = {}
+        if self._moves is not None:
+            self._moves.release()
 
     @property
     def device_bytes(self) -> int:
         """Size of the buffers on the device."""
-        return sum(buffer.numel() * buffer.element_size() for buffer in self._now.values())
+        moves = 0 if self._moves is None else self._moves.device_bytes
+        return moves + sum(buffer.nbytes for buffer in self._now.values())
 
     @property
     def needed(self) -> bool:
@@ -124,7 +136,11 @@ class EpochRecorder:
                 now["group"].index_copy_(0, indices, group[0].to(torch.int32))
             if self.names:
                 # A label out of range must not crash the device; finish_epoch raises for it.
-                for name, value in sample_signals(self.names, logits, target).items():
+                of_batch = [name for name in self.names if name != MOVE]
+                values = sample_signals(of_batch, logits, target)
+                if self._moves is not None:
+                    values[MOVE] = self._moves.update(indices, logits)
+                for name, value in values.items():
                     now[name].index_copy_(0, indices, value.to(now[name].dtype))
             now["seen"].index_fill_(0, indices, 1)
 
@@ -162,6 +178,8 @@ class EpochRecorder:
             else:
                 row = torch.where(observed, row, torch.nan)
                 self._rows[name].append(row.to(_HOST_DTYPE.get(name, torch.float16)))
+        if self._moves is not None:
+            self._moves.finish_epoch(seen, reduce_sum)
         if self.names:
             self._observed.append(observed)
         for buffer in self._now.values():
@@ -232,6 +250,9 @@ class EpochRecorder:
             },
             "observed": [pack_bits(row) for row in self._observed],
             "running": self._means(running) if running and running["seen"].any() else None,
+            "moves": {}
+            if self._moves is None or not running
+            else self._moves.state_dict(running["seen"], reduce_sum),
         }
 
     def _means(self, total: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -269,3 +290,6 @@ class EpochRecorder:
             # so later steps do not overwrite them.
             for name, buffer in self._now.items():
                 buffer.copy_(state["running"][name])
+        if self._moves is not None:
+            device = self._now["seen"].device if self._now else "cpu"
+            self._moves.load_state_dict(state["moves"], device)

@@ -64,8 +64,9 @@ def run_query(cell: Cell, experiment: Experiment, folder: Path, seed: int) -> di
 
 
 def _all_signals(dynamics: Dynamics) -> Tensor:
-    # All of them, in 11 bytes a sample and epoch, so that methods can be added to a grid that was started.
-    return sum(dynamics.signal(name)[-1].float() for name in signals.__all__)  # type: ignore[return-value]
+    # All of them, in 15 bytes a sample and epoch, so that methods can be added to a grid that was started.
+    names = (*signals.__all__, "move")
+    return sum(dynamics.signal(name)[-1].float() for name in names)  # type: ignore[return-value]
 
 
 class _Observer(pl.Callback):

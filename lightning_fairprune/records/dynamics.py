@@ -35,8 +35,8 @@ class Dynamics:
     Attributes:
         target: True class of each sample, int64, [N]; -1 if it was never observed.
         signals: Per-sample values by name, [E, N] each. `correct` is bool, every other signal float16, bfloat16,
-            float32 or float64, NaN where the sample was not observed. Names are those of `signals.__all__` or
-            any other identifier.
+            float32 or float64, NaN where the sample was not observed. Names are those of `signals.__all__`,
+            `move` (see `scores.tdds`) or any other identifier.
         group: Group of each sample (e.g. label x background), int64, [N], or None.
         observed: Whether a sample was observed in an epoch, bool, [E, N]; by default where no float signal is
             NaN. If given, a NaN of an observed sample is an error, and values of unobserved ones become NaN.

@@ -14,12 +14,15 @@ from torch import Tensor, nn
 
 from lightning_fairprune._lightning.outside_fit import to_device
 from lightning_fairprune._model.losses import IGNORED
+from lightning_fairprune._observe.moves import MOVE, log_p, one_each
 from lightning_fairprune._observe.positions import sample_labels, sample_signals
 from lightning_fairprune.geometry import features_of
 from lightning_fairprune.scoring.file import PassFile, digest, text_of
 from lightning_fairprune.scoring.share import Share
 from lightning_fairprune.scoring.wanted import Wanted, scores_in
 
+LOG_P = "log_p"
+"""What a pass keeps of each sample, [N, C], for the move to the next pass."""
 LogitsFn = Callable[[Any, Any], tuple[Tensor, Tensor]]
 _SECONDS_BETWEEN_FILES = 30.0
 _TIMES_A_WRITE = 20.0  # features may be many gigabytes: scoring gets most of the time
@@ -55,13 +58,18 @@ class Observer:
                 )
             target = torch.cat(targets).cpu()
             return {"features": rows.float(), "target": target.masked_fill(target == IGNORED, -1)}
-        parts: dict[str, list[Tensor]] = {name: [] for name in self.wanted.names}
+        names = [name for name in self.wanted.names if name != MOVE]
+        parts: dict[str, list[Tensor]] = {name: [] for name in names}
+        if MOVE in self.wanted.names:
+            parts[LOG_P] = []
         with torch.no_grad():
             for batch in batches:
                 logits, target = self._read(batch)
                 # A label out of range must not crash the device; it is named below.
-                for name, value in sample_signals(self.wanted.names, logits, target).items():
+                for name, value in sample_signals(names, logits, target).items():
                     parts[name].append(value.float())
+                if LOG_P in parts:
+                    parts[LOG_P].append(log_p(one_each(logits)).half())
                 targets.append(sample_labels(target))
         target = torch.cat(targets)
         known = target[target != IGNORED]

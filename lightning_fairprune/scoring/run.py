@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 
 from lightning_fairprune._lightning.outside_fit import logits_of, undisturbed
 from lightning_fairprune._model.weights import weights_of
+from lightning_fairprune._observe.moves import MOVE, moved
 from lightning_fairprune.records.dynamics import Dynamics
-from lightning_fairprune.scoring._look import LogitsFn, Observer, look
+from lightning_fairprune.scoring._look import LOG_P, LogitsFn, Observer, look
 from lightning_fairprune.scoring.file import PassFile
 from lightning_fairprune.scoring.share import Share
 from lightning_fairprune.scoring.wanted import Wanted, scores_in, takes_target
@@ -110,6 +111,7 @@ def run(
     logits_fn = logits_fn or (logits_of(model) if wanted.kind != "model" else None)
     observer = Observer(model, wanted, logits_fn)
     rows: list[dict[str, Tensor]] = []
+    before: Tensor | None = None
     sources: tuple[Path | None, ...] = wanted.checkpoints or (None,)
     console = Console(stderr=True)
     shown = progress and share.rank == 0 and (console.is_terminal or console.is_jupyter)
@@ -123,7 +125,12 @@ def run(
                 file = PassFile(resume, f"{m}.rank{share.rank}of{share.world}")
                 file.check()
             with weights_of(model, source, own):
-                rows.append(share.gathered(look(share, observer, file, step), model))
+                row = share.gathered(look(share, observer, file, step), model)
+            if LOG_P in row:
+                now = row.pop(LOG_P)
+                row[MOVE] = moved(now if before is None else before, now)
+                before = now
+            rows.append(row)
     return _combine(wanted, rows)
 
 

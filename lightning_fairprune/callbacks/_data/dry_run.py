@@ -14,6 +14,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lightning_fairprune._loading.labels import LABEL_KEYS, guesses, is_label, label_in
+from lightning_fairprune._observe.moves import MOVE
 from lightning_fairprune._observe.needs import required_signals
 from lightning_fairprune._observe.recorder import EpochRecorder
 from lightning_fairprune.callbacks._data.length import limited
@@ -98,22 +99,22 @@ def _print(
     if quota is None:
         table.caption = "without quotas the score decides how many samples each class keeps"
     console.print(table)
-    for line in _costs(run, trainer, total, budget):
+    for line in _costs(run, trainer, sizes, budget):
         console.print(line)
 
 
-def _costs(run: PruningRun, trainer: pl.Trainer, total: int, budget: int) -> list[str]:
-    source, warmup = run.source, run.warmup
+def _costs(run: PruningRun, trainer: pl.Trainer, sizes: Tensor, budget: int) -> list[str]:
+    source, warmup, total = run.source, run.warmup, int(sizes.sum())
     names: Sequence[str] = ()
     if run.settings.score is not None and run.settings.score_pass is None:
         names = required_signals(run.settings.score, num_epochs=warmup)
     recorder = EpochRecorder(1, names, grouped=run.settings.group_by is not None)
+    each = recorder.device_bytes + (4 * len(sizes) if MOVE in names else 0)
     full = limited(source.num_batches(total), trainer)
     short = limited(source.num_batches(budget), trainer)
     lines = [
         f"recorded signals: {', '.join(names) or 'labels only'}; "
-        f"{recorder.device_bytes} bytes a sample on the device, "
-        f"{recorder.device_bytes * total / 2**20:.1f} MiB",
+        f"{each} bytes a sample on the device, {each * total / 2**20:.1f} MiB",
         f"batches an epoch (per rank): {full} in {warmup} warm-up epochs, then {short}",
     ]
     epochs = trainer.max_epochs
