@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import users
+from clock import Clock
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch.utils.data import (
     DataLoader,
@@ -147,6 +148,28 @@ def test_a_fit_that_ends_by_the_clock_in_the_warm_up_says_so() -> None:
         fit(trainer={"max_time": {"seconds": 0}})
 
 
+def test_an_epoch_that_time_cuts_decides_nothing() -> None:
+    class Slow(Model):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            clock.now += 1
+            return super().training_step(batch, batch_idx)
+
+    with Clock() as clock, pytest.warns(UserWarning, match=f"{NOTHING}.* after 7 steps, before"):
+        # The 70 samples that were seen are fewer than 93.
+        callback = fit(
+            model=Slow(), trainer={"max_time": {"seconds": 7}}, density=0.9, warmup_epochs=1
+        )
+    assert not callback.pruned
+
+
+@pytest.mark.parametrize("reload", [0, 2])
+def test_a_fit_that_stops_with_the_warm_up_leaves_the_trainer_as_it_was(reload: int) -> None:
+    with pytest.warns(UserWarning, match=f"{NOTHING}.* after 22 steps, together with"):
+        callback = fit(Stops(22), trainer={"reload_dataloaders_every_n_epochs": reload})
+    assert callback.pruned
+    assert callback.run.trainer.reload_dataloaders_every_n_epochs == reload
+
+
 def test_a_fit_that_prunes_says_nothing() -> None:
     with warnings.catch_warnings(record=True) as told:
         fit(Stops(23))
@@ -179,7 +202,7 @@ class TwoOptimizers(Model):
 
 
 def test_steps_of_two_optimizers_that_end_in_the_warm_up() -> None:
-    with pytest.warns(UserWarning, match=f"{NOTHING}.* after 30 steps, together with the warm-up"):
+    with pytest.warns(UserWarning, match=f"{NOTHING}.* after 30 steps, before the warm-up"):
         fit(model=TwoOptimizers(), trainer={"max_steps": 30})
 
 

@@ -65,11 +65,9 @@ class TrainSource:
     def train_dataloader(self) -> Any:
         """Returns a new loader over the kept samples for the Trainer, in the form of the user's."""
         trainer = self.attached
-        if self._users_reload is not None:
-            if self._users_reload == 0:
-                self._last_validation = getattr(trainer, "_last_val_time", None)
-            trainer.reload_dataloaders_every_n_epochs = self._users_reload  # type: ignore[attr-defined]
-            self._users_reload = None
+        if self._users_reload == 0:
+            self._last_validation = getattr(trainer, "_last_val_time", None)
+        self._withdraw_request()
         users = self._load()
         one = only_loader(users)
         self._carries, self._is_nested = self.carry_index, users is not one
@@ -220,6 +218,7 @@ class TrainSource:
     def detach(self) -> None:
         """Serves plain batches again, for a wrapper that is later used without the callback."""
         self.carry_index, self.shows_all, self.on_load = False, False, None
+        self._withdraw_request()  # of a fit that ended before the reload
 
     def keep(self, kept: Tensor) -> None:
         """Trains on `kept` (sorted int64 indices) from the next epoch on."""
@@ -240,6 +239,11 @@ class TrainSource:
         if self._users_reload is None:
             self._users_reload = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
         trainer.reload_dataloaders_every_n_epochs = -1 if at_once else 1  # type: ignore[attr-defined]
+
+    def _withdraw_request(self) -> None:
+        if self._users_reload is not None:
+            self.attached.reload_dataloaders_every_n_epochs = self._users_reload  # type: ignore[attr-defined]
+            self._users_reload = None
 
     def after_reload(self) -> None:
         """Restores the time of the last validation: at a reload the Trainer starts the clock of validations again."""

@@ -56,3 +56,21 @@ def _accumulated(trainer: pl.Trainer, epoch: int) -> int:
         if lightning_class(callback, "GradientAccumulationScheduler") is not None:
             return int(callback.get_accumulate_grad_batches(epoch))
     return trainer.accumulate_grad_batches
+
+
+def training_is_over(trainer: pl.Trainer, epochs_done: int) -> bool:
+    """Whether the Trainer will run no further step, as far as can be known now."""
+    max_epochs, max_steps = trainer.max_epochs, trainer.max_steps
+    if 0 <= max_steps <= trainer.global_step:
+        return True
+    # A stop that is requested before these minima stays requested, and the Trainer trains on.
+    least = epochs_done >= (trainer.min_epochs or 0)
+    if trainer.should_stop and least and trainer.global_step >= (trainer.min_steps or 0):
+        return True
+    return max_epochs is not None and 0 <= max_epochs <= epochs_done
+
+
+def is_cut(trainer: pl.Trainer, epoch: int) -> bool:
+    """Whether training ends inside this epoch, as with `max_time`, although the Trainer ends the epoch."""
+    done = trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+    return done < trainer.num_training_batches and training_is_over(trainer, epoch + 1)

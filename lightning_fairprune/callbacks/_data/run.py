@@ -15,7 +15,7 @@ from lightning_fairprune._loading.wrapper import Wrapper
 from lightning_fairprune._observe.ranks import check_same_on_all_ranks
 from lightning_fairprune._observe.validation import RecallWindow, Validation
 from lightning_fairprune.callbacks._data import checks
-from lightning_fairprune.callbacks._data.length import resolve_warmup
+from lightning_fairprune.callbacks._data.length import is_cut, resolve_warmup
 from lightning_fairprune.callbacks._data.phases import Due, Pruned, WarmingUp
 from lightning_fairprune.callbacks._data.settings import DataSettings
 from lightning_fairprune.callbacks._run_folder import run_folder
@@ -153,7 +153,9 @@ class PruningRun:
         if not isinstance(self.phase, WarmingUp):
             return Pruned.due(self.settings, epoch + 1 - self.warmup)
         self.phase.observed.finish_epoch(epoch)
-        over = epoch + 1 >= self.warmup and not self._recalls_are_late(epoch + 1)
+        # An epoch that is cut has not seen every sample, and none follows that could train on the kept ones.
+        over = epoch + 1 >= self.warmup and not is_cut(self.trainer, epoch)
+        over = over and not self._recalls_are_late(epoch + 1)
         if over:
             self.phase.close(self.decision)
         return Due(over, over)

@@ -159,18 +159,6 @@ def steps_before(epoch: int, trainer: pl.Trainer) -> int:
     return steps_in(range(epoch), int(batches), trainer)
 
 
-def training_is_over(trainer: pl.Trainer, epochs_done: int) -> bool:
-    """Whether the Trainer will run no further step, as far as can be known now."""
-    max_epochs, max_steps = trainer.max_epochs, trainer.max_steps
-    if 0 <= max_steps <= trainer.global_step:
-        return True
-    # A stop that is requested before these minima stays requested, and the Trainer trains on.
-    least = epochs_done >= (trainer.min_epochs or 0)
-    if trainer.should_stop and least and trainer.global_step >= (trainer.min_steps or 0):
-        return True
-    return max_epochs is not None and 0 <= max_epochs <= epochs_done
-
-
 def is_dry(trainer: pl.Trainer) -> bool:
     """Whether this is a fast_dev_run, which ends before anything is pruned."""
     return bool(getattr(trainer, "fast_dev_run", False))

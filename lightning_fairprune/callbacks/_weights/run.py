@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_fairprune import masks
 from lightning_fairprune._lightning.snapshot import Snapshot
 from lightning_fairprune._model.hidden import check_finite, check_layers
+from lightning_fairprune.callbacks._data.length import training_is_over
 from lightning_fairprune.callbacks._run_folder import run_folder
 from lightning_fairprune.callbacks._together import check_reference
 from lightning_fairprune.callbacks._weights import checks
@@ -32,7 +33,6 @@ from lightning_fairprune.callbacks._weights.plan import (
     plan_of,
     plan_state,
     restored_plan,
-    training_is_over,
 )
 from lightning_fairprune.callbacks._weights.saliency import check_criterion, reads_batches, saliency
 from lightning_fairprune.callbacks._weights.settings import WeightSettings
