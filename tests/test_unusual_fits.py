@@ -16,6 +16,7 @@ from torch.utils.data import (
     Subset,
     TensorDataset,
     WeightedRandomSampler,
+    default_collate,
 )
 from users import Blobs, Data, Model
 
@@ -109,6 +110,19 @@ class SkipsBatches(Model):
 def test_skipped_steps_are_no_fault() -> None:
     callback = fit(model=SkipsBatches(), score=lfp.scores.el2n, keep="hard")
     assert callback.dynamics.observed.sum(1).tolist() == [103 - 4 * 10, 103]
+
+
+@pytest.mark.filterwarnings("ignore:train_dataloader yielded None", "ignore:.*were never observed")
+def test_a_batch_that_the_loader_leaves_out_is_no_step() -> None:
+    def collate(samples: list[Any]) -> Any:
+        return None if float(samples[0][0][0]) > 0.08 else default_collate(samples)
+
+    data = Data()
+    data.train_dataloader = lambda: DataLoader(Blobs(), 10, shuffle=True, collate_fn=collate)
+    callback = fit(data=data, warmup_epochs=1)
+    target, labels = callback.run.decision.target, Blobs().y
+    assert 0 < int((target < 0).sum()) < 103
+    assert torch.equal(target[target >= 0], labels[target >= 0])
 
 
 # ---------------------------------------------------------------------------- functions of the user
