@@ -30,6 +30,17 @@ def of_loop(module: Any) -> int:
     return EPOCHS * int(module.trainer.num_training_batches)
 
 
+def planned_and_loaders(module: Any) -> int:
+    """Looks at the loaders as well, which are those of full epochs whenever optimisers are configured."""
+    lengths = [of_loop(module), of_trainers_loader(module), *loaders_by_name(module)]
+    assert set(lengths) == {EPOCHS * FULL}
+    return lfp.planned_stepping_batches(module.trainer)
+
+
+def loaders_by_name(module: Any) -> list[int]:
+    return [HORIZONS[name](module) for name in ("estimated", "datamodules_loader")]
+
+
 def of_trainers_loader(module: Any) -> int:
     module.trainer.fit_loop.setup_data()
     return EPOCHS * len(module.trainer.train_dataloader)
@@ -41,6 +52,7 @@ HORIZONS: dict[str, Callable[[Any], int]] = {
     "num_training_batches": of_loop,
     "trainers_loader": of_trainers_loader,
     "datamodules_loader": lambda m: EPOCHS * len(m.trainer.datamodule.train_dataloader()),
+    "both": planned_and_loaders,
     "own_loader": lambda module: EPOCHS * len(module.train_dataloader()),
 }
 
@@ -148,7 +160,7 @@ def run(
             "val_dataloaders": data.val_dataloader(),
         }
     options = {"enable_checkpointing": folder is not None} | (trainer or {})
-    fit = users.trainer(callbacks=callbacks, max_epochs=EPOCHS, **options)
+    fit = users.trainer(callbacks=callbacks, **({"max_epochs": EPOCHS} | options))
     fit.fit(model, ckpt_path=resume, weights_only=True if resume else None, **given)
     digest = hashlib.sha256()
     for parameter in model.parameters():
@@ -181,6 +193,7 @@ FORMS = {
     "num_training_batches": "given",
     "trainers_loader": "datamodule",
     "datamodules_loader": "wrapper",
+    "both": "wrapper",
     "own_loader": "module",
 }
 
@@ -190,7 +203,7 @@ FORMS = {
 def test_resumed_at_every_epoch(schedule: str, horizon: str, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"form": FORMS[horizon]}
     full = run(schedule, horizon, **settings, folder=str(tmp_path))
-    assert full["horizons"] == [32 if horizon == "planned" else EPOCHS * FULL]
+    assert full["horizons"] == [32 if horizon in ("planned", "both") else EPOCHS * FULL]
     checkpoints = saved(tmp_path)
     assert len(checkpoints) == EPOCHS
     for path in checkpoints:
@@ -229,6 +242,76 @@ def test_on_two_ranks(tmp_path: Path) -> None:
     for (i, settings), records in zip(again, found, strict=True):
         for rank in range(ranks.RANKS):
             check(full[i][rank], records[rank], settings["resume"])
+
+
+# ---------------------------------------------------------------------------------------- restart
+
+
+TRAINERS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "accumulate": {"accumulate_grad_batches": 3},
+    "max_steps": {"max_steps": 29},
+    "steps_alone": {"max_steps": 29, "max_epochs": -1},
+}
+PHASES = {"plain": [22, 10], "accumulate": [8, 4], "max_steps": [22, 7], "steps_alone": [22, 7]}
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_each_phase_of_a_restart_has_its_own_plan(
+    schedule: str, trainer: str, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"prune": {"after": "restart"}, "trainer": TRAINERS[trainer]}
+    full = run(schedule, "planned", **settings, folder=str(tmp_path), every_step=True)
+    warm_up, final = PHASES[trainer]
+    assert full["horizons"] == [warm_up, final]
+    assert full["steps"] == warm_up + final
+    rates = [rate for _, rate in full["rates"]]
+    for first, count in ((0, warm_up), (warm_up, final)):  # the rates of a plain fit of the phase
+        model = users.Model()
+        optimizer = model.configure_optimizers()
+        plain = SCHEDULES[schedule](optimizer, count)
+        for i in range(count):
+            expected = optimizer.param_groups[0]["lr"]
+            assert rates[first + i] == pytest.approx(expected, abs=1e-12)
+            optimizer.step()
+            if i < count - 1:
+                plain.step()
+    for path in saved(tmp_path):
+        at = step(Path(path))
+        if at not in (warm_up - 1, warm_up + 2):
+            continue
+        resumed = run(schedule, "planned", **settings, resume=path)
+        # Until the restart the schedule is that of the warm-up, also in a fit resumed right before it.
+        assert resumed["horizons"] == ([warm_up, final] if at <= warm_up else [final])
+        check(full, resumed, path)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_restart_resumed_at_every_epoch(schedule: str, tmp_path: Path) -> None:
+    prune = {"after": "restart"}
+    full = run(schedule, "planned", prune=prune, folder=str(tmp_path))
+    for path, horizons in zip(saved(tmp_path), ([22, 10], [22, 10], [10], [10]), strict=True):
+        resumed = run(schedule, "planned", prune=prune, resume=path)
+        assert resumed["horizons"] == horizons
+        check(full, resumed, path)
+
+
+@pytest.mark.parametrize("horizon", ["both", "trainers_loader", "estimated"])
+def test_a_restart_resumed_inside_an_epoch(horizon: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"prune": {"after": "restart"}, "form": "wrapper"}
+    full = run("lambda", horizon, **settings, folder=str(tmp_path), every_step=True)
+    for path in saved(tmp_path):
+        if step(Path(path)) in (5, 15, 23, 30):
+            check(full, run("lambda", horizon, **settings, resume=path), path)
+
+
+@pytest.mark.filterwarnings("ignore:no validation has finished in 2 epochs")
+def test_a_warm_up_that_lasts_longer_leaves_the_final_model_fewer_epochs() -> None:
+    late = {"check_val_every_n_epoch": None, "val_check_interval": 25, "max_epochs": 6}
+    found = run("cosine", "planned", prune={"after": "restart"}, trainer=late)
+    assert found["horizons"] == [2 * FULL, 3 * SHORT]
+    assert found["steps"] == 3 * FULL + 3 * SHORT
 
 
 if __name__ == "__main__":

@@ -32,11 +32,18 @@ class Snapshot:
             [copy.deepcopy(c.scheduler.state_dict()) for c in trainer.lr_scheduler_configs],
         )
 
-    def restore(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Restores the state in place, so that optimisers and wrappers keep their references."""
+    def restore(
+        self, trainer: pl.Trainer, module: pl.LightningModule, *, optimizers: bool = True
+    ) -> None:
+        """Restores the state in place, so that optimisers and wrappers keep their references.
+
+        Without `optimizers`, those and their schedules are left as they are.
+        """
         with torch.no_grad():
             for name, tensor in _tensors(module).items():
                 tensor.copy_(self.tensors[name])
+        if not optimizers:
+            return
         for optimizer, state in zip(trainer.optimizers, self.optimizers, strict=True):
             optimizer.load_state_dict(copy.deepcopy(state))
         for config, state in zip(trainer.lr_scheduler_configs, self.schedulers, strict=True):

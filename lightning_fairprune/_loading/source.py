@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -153,6 +154,19 @@ class TrainSource:
             users()
 
         return _replaced(trainer.fit_loop, "run", run)
+
+    @contextmanager
+    def showing_all(self, batches: int) -> Iterator[None]:
+        """Shows all samples, `batches` an epoch, as at fit start; the Trainer still trains on the kept ones."""
+        loop, mine = self.attached.fit_loop, (self._loader, self._built)
+        combined, length = loop._combined_loader, loop.max_batches
+        self.shows_all = True
+        try:
+            loop._combined_loader, loop.max_batches = self.train_dataloader(), batches
+            yield
+        finally:
+            self.shows_all, (self._loader, self._built) = False, mine
+            loop._combined_loader, loop.max_batches = combined, length
 
     def strip_indices(self, trainer: pl.Trainer) -> Callable[[], None]:
         """Removes the indices from each batch before the user's hooks; returns the function that undoes it.

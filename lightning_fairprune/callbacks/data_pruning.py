@@ -17,7 +17,6 @@ from lightning_fairprune._observe.validation import CountsValidation, abandon
 from lightning_fairprune.callbacks._arguments import given, without_fit
 from lightning_fairprune.callbacks._data import checks
 from lightning_fairprune.callbacks._data.dry_run import dry_run as run_dry
-from lightning_fairprune.callbacks._data.phases import Pruned
 from lightning_fairprune.callbacks._data.run import PruningRun
 from lightning_fairprune.callbacks._data.settings import DataSettings, ScorePass
 from lightning_fairprune.callbacks._run_folder import say_where
@@ -246,8 +245,7 @@ class DataPruning(CountsValidation):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restarts the model after the swap, if it is due."""
         self.run.source.after_reload()
-        if isinstance(self.run.phase, Pruned):
-            self.run.phase.restart(trainer, pl_module)
+        self.run.restart(pl_module)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

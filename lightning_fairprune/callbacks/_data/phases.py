@@ -120,11 +120,11 @@ class Pruned:
         """Pickles the results, without the weights of the snapshot."""
         return {"selection": self.selection, "warm_up": self.warm_up, "snapshot": None}
 
-    def restart(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def restart(self, trainer: pl.Trainer, module: pl.LightningModule, *, optimizers: bool) -> None:
         """Restarts the model, once. At the swap the Trainer would step epoch-wise schedules after it."""
-        if self.snapshot is not None:
-            self.snapshot.restore(trainer, module)
-            self.snapshot = None
+        assert self.snapshot is not None
+        self.snapshot.restore(trainer, module, optimizers=optimizers)
+        self.snapshot = None
 
     @staticmethod
     def due(settings: DataSettings, epochs: int) -> Due:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import lightning.pytorch as pl
 
-from lightning_fairprune.callbacks._data.length import limited, steps_in
+from lightning_fairprune.callbacks._data.length import steps_in
 from lightning_fairprune.callbacks._data.run import PruningRun
 from lightning_fairprune.callbacks._together import pruning_run
 
@@ -16,8 +16,9 @@ def planned_stepping_batches(trainer: pl.Trainer) -> int:
     epoch, b in a pruned one and a accumulated batches (a GradientAccumulationScheduler may change a between
     epochs); at most ``max_steps``. Use it in
     ``configure_optimizers`` in place of ``trainer.estimated_stepping_batches``, which assumes full
-    epochs. With ``after="restart"`` the schedule restarts with the final model, so only the steps
-    after the warm-up count. Without a DataPruning callback both are the same.
+    epochs. With ``after="restart"`` each phase has a schedule of its own: ``configure_optimizers`` is called
+    again for the final model, and the result is ``W ceil(B / a)`` the first time, ``(E - W) ceil(b / a)`` the
+    second. Without a DataPruning callback it is ``estimated_stepping_batches``.
 
     Args:
         trainer: with the :class:`~lightning_fairprune.DataPruning` callback among its callbacks.
@@ -32,29 +33,46 @@ def planned_stepping_batches(trainer: pl.Trainer) -> int:
     run = pruning_run(trainer)
     if run is None:
         return int(estimated)
+    if run.settings.after == "restart" and trainer.train_dataloader is None:
+        trainer.fit_loop.setup_data()  # without a limit of epochs nothing has asked for it
     run.steps_are_planned = True
-    return planned_steps(run)
-
-
-def planned_steps(run: PruningRun) -> int:
-    """Returns the optimiser steps of a schedule in this fit."""
-    trainer, source = run.trainer, run.source
-    epochs, max_steps = trainer.max_epochs, trainer.max_steps
-    if epochs is None or epochs < 0:
-        if max_steps < 0:
-            raise ValueError(
-                "the length of training must be known to plan its steps: set Trainer(max_epochs=...) "
-                "or Trainer(max_steps=...)."
-            )
-        return max_steps
-    full, short = (
-        limited(source.num_batches(size), trainer)
-        for size in (source.num_samples, run.decision.budget(source.num_samples))
-    )
-    warmup_steps = steps_in(range(run.warmup), full, trainer)
-    steps = steps_in(range(run.warmup, epochs), short, trainer)
     if run.settings.after == "continue":
-        steps += warmup_steps
-    elif max_steps > 0:
-        max_steps -= warmup_steps
-    return min(steps, max_steps) if max_steps > 0 else steps
+        return steps_of_fit(run)
+    warm_up, final = _steps_of_phases(run)
+    return final if run.restarted else warm_up
+
+
+def steps_of_fit(run: PruningRun) -> int:
+    """Returns the optimiser steps of the whole fit."""
+    trainer = run.trainer
+    if _unlimited(trainer):
+        return _max_steps(trainer)
+    return sum(_steps_of_phases(run))
+
+
+def _steps_of_phases(run: PruningRun) -> tuple[int, int]:
+    """Returns the optimiser steps of the warm-up and those after it."""
+    trainer, source = run.trainer, run.source
+    full = run.batches(source.num_samples)
+    short = run.batches(run.decision.budget(source.num_samples))
+    warm_up = steps_in(range(run.swap_epoch), full, trainer)
+    if _unlimited(trainer):
+        return warm_up, _max_steps(trainer) - warm_up
+    assert trainer.max_epochs is not None
+    final = steps_in(range(run.swap_epoch, trainer.max_epochs), short, trainer)
+    if trainer.max_steps > 0:
+        final = min(final, trainer.max_steps - warm_up)
+    return warm_up, final
+
+
+def _unlimited(trainer: pl.Trainer) -> bool:
+    return trainer.max_epochs is None or trainer.max_epochs < 0
+
+
+def _max_steps(trainer: pl.Trainer) -> int:
+    if trainer.max_steps < 0:
+        raise ValueError(
+            "the length of training must be known to plan its steps: set Trainer(max_epochs=...) "
+            "or Trainer(max_steps=...)."
+        )
+    return trainer.max_steps

@@ -15,7 +15,7 @@ from lightning_fairprune._loading.wrapper import Wrapper
 from lightning_fairprune._observe.ranks import check_same_on_all_ranks
 from lightning_fairprune._observe.validation import RecallWindow, Validation
 from lightning_fairprune.callbacks._data import checks
-from lightning_fairprune.callbacks._data.length import is_cut, resolve_warmup
+from lightning_fairprune.callbacks._data.length import is_cut, limited, resolve_warmup
 from lightning_fairprune.callbacks._data.phases import Due, Pruned, WarmingUp
 from lightning_fairprune.callbacks._data.settings import DataSettings
 from lightning_fairprune.callbacks._run_folder import run_folder
@@ -41,6 +41,8 @@ class PruningRun:
         self._swapped_at: int | None = (
             None  # the Trainer's step, -1 in a fit that was resumed later
         )
+        self.swap_epoch = self.warmup
+        """Epochs before the swap; the warm-up lasts longer where its recalls are late."""
         self._without_samples: set[int] = set()
         self._epochs_done = 0
         self._restored: Mapping[str, Any] | None = None
@@ -63,6 +65,24 @@ class PruningRun:
     def warming_up(self) -> WarmingUp | None:
         """The current phase, if it is the warm-up."""
         return self.phase if isinstance(self.phase, WarmingUp) else None
+
+    @property
+    def restarted(self) -> bool:
+        """Whether the final model is trained, with ``after="restart"``."""
+        final = isinstance(self.phase, Pruned) and self.phase.snapshot is None
+        return final and self.settings.after == "restart"
+
+    def restart(self, module: pl.LightningModule) -> None:
+        """Restarts the model after the swap, if it is due; a plan of its steps needs another one."""
+        if isinstance(self.phase, Pruned) and self.phase.snapshot is not None:
+            self.phase.restart(self.trainer, module, optimizers=not self.steps_are_planned)
+            if self.steps_are_planned:
+                with self.source.showing_all(self.batches(self.source.num_samples)):
+                    self.trainer.strategy.setup_optimizers(self.trainer)
+
+    def batches(self, samples: int) -> int:
+        """Returns the batches of an epoch over so many samples."""
+        return limited(self.source.num_batches(samples), self.trainer)
 
     @property
     def warm_up(self) -> WarmingUp | None:
@@ -126,7 +146,7 @@ class PruningRun:
             raise
         self._epochs_done = epoch + 1
         if warming_up is not None and self.selection is not None:
-            self._swapped_at = self.trainer.global_step
+            self._swapped_at, self.swap_epoch = self.trainer.global_step, epoch + 1
             self._report(epoch, self.selection)
             self.save()
 
@@ -243,6 +263,7 @@ class PruningRun:
             "epochs_done": self._epochs_done,
             "validated": self.validation.step,
             "snapshot": snapshot,
+            "swap_epoch": self.swap_epoch,
             "restart_due": selection is not None and snapshot is not None,
         }
 
@@ -284,7 +305,7 @@ class PruningRun:
             self.source.classes = self.decision.target
         snapshot = Snapshot.from_state_dict(state["snapshot"]) if state["restart_due"] else None
         selection = Selection(indices=kept, **state["selection"])
-        self._swapped_at = -1
+        self._swapped_at, self.swap_epoch = -1, state.get("swap_epoch", self.warmup)
         # A tuner restores a state during the fit, whose warm-up is known.
         self.phase = Pruned(selection, self.warm_up, snapshot)
         self.source.carry_index = False

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_fairprune.callbacks._arguments import check_same
 from lightning_fairprune.callbacks._data.length import steps_in
-from lightning_fairprune.callbacks._data.planned import planned_steps
+from lightning_fairprune.callbacks._data.planned import steps_of_fit
 from lightning_fairprune.callbacks._together import pruning_run
 from lightning_fairprune.callbacks._weights.settings import WeightSettings
 from lightning_fairprune.records.settings import name_of
@@ -145,10 +145,7 @@ def end_of_training(trainer: pl.Trainer, interval: str) -> float:
         assert epochs is not None
         steps = steps_before(epochs, trainer)
         return min(steps, trainer.max_steps) if trainer.max_steps >= 0 else steps
-    steps = planned_steps(run)
-    if run.settings.after == "restart":
-        steps += steps_before(run.warmup, trainer)
-    return steps
+    return steps_of_fit(run)
 
 
 def steps_before(epoch: int, trainer: pl.Trainer) -> int:
