@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from datetime import timedelta
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 import users
 from clock import Clock
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import EMAWeightAveraging, GradientAccumulationScheduler
 from users import Data, Model
 
 import lightning_fairprune as lfp
@@ -88,6 +89,18 @@ def test_weights_are_pruned_at_fractions_of_the_steps_of_a_scheduler_of_accumula
     t.fit(Model(), datamodule=Data())
     assert t.global_step == 2 * 3 + 2 * 11
     assert [pruning.step for pruning in prune.history] == [14]
+
+
+@pytest.mark.parametrize("begins", [0, 23])
+def test_validations_of_an_average_that_has_not_begun_are_told(begins: int) -> None:
+    average = EMAWeightAveraging(decay=0.9, update_starting_at_step=begins)
+    monitor = lfp.RecallMonitor(figures=False)
+    t = users.trainer(callbacks=[lfp.DataPruning(0.4, 2), monitor, average])
+    words = "EMAWeightAveraging has not averaged any weights after 11 steps, and validation is of"
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        t.fit(Model(), datamodule=Data())
+    assert sum(str(warning.message).startswith(words) for warning in told) == (begins > 0)
 
 
 class ByHand(Model):

@@ -43,7 +43,7 @@ WINGS: dict[str, set[str]] = {
     "figures": {"recalls", "records", "statistics"},
     "table": {"_files", "quotas", "records", "selection"},
     "_loading": {"_files", "_lightning", "_model", "selection"},
-    "_observe": {"_files", "_loading", "_model", "counts", "records", "signals"},
+    "_observe": {"_files", "_lightning", "_loading", "_model", "counts", "records", "signals"},
     "report": {
         "_files",
         "counts",

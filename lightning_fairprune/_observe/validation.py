@@ -9,8 +9,10 @@ from weakref import WeakKeyDictionary
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_fairprune._lightning.kinds import lightning_class
 from lightning_fairprune._model.losses import IGNORED
 from lightning_fairprune._observe.combined import one_loader_a_batch
 from lightning_fairprune._observe.groups import GroupBy, groups_of
@@ -55,6 +57,7 @@ class _Running:
 
     def __init__(self, trainer: pl.Trainer) -> None:
         self._observer = StepObserver(trainer)
+        self._average_is_told = False
         self._begin()
 
     def _begin(self) -> None:
@@ -71,6 +74,22 @@ class _Running:
         """Resets before the first batch of the next validation."""
         if self._started:
             self._begin()
+
+    def tell_average(self, trainer: pl.Trainer) -> None:
+        """Warns once if the Trainer validates an average of weights that holds none of the training yet."""
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            average = getattr(callback, "_average_model", None)
+            validated = lightning_class(callback, "WeightAveraging") is not None
+            if not validated or average is None or self._average_is_told:
+                continue
+            if trainer.global_step > 0 and int(average.n_averaged) == 0:
+                self._average_is_told = True
+                rank_zero_warn(
+                    f"{type(callback).__name__} has not averaged any weights after {trainer.global_step} steps, and "
+                    "validation is of the weights before the first step: recalls, and quotas from them, say nothing of "
+                    "the model that is trained. Average from the first validation on, or prune later."
+                )
 
     def want(self, loaders: range, group_by: GroupBy | None) -> None:
         """Adds the loaders and groups that a callback wants counted, before the first batch."""
@@ -207,6 +226,7 @@ class Validation:
             if trainer not in _running:
                 _running[trainer] = _Running(trainer)
             _running[trainer].want(self._loaders(trainer), self._group_by)
+            _running[trainer].tell_average(trainer)
 
     def _loaders(self, trainer: pl.Trainer) -> range:
         batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
