@@ -74,6 +74,21 @@ def write(root: Path, *runs: Path | str, monkeypatch: pytest.MonkeyPatch, draw: 
     return (root / "out" / "index.html").read_text()
 
 
+def test_the_page_says_what_the_sparsity_of_layers_is_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (0, 1):
+        folder = make(tmp_path / f"s{seed}", seed)
+        steps = SparsityRecord.load(folder).steps
+        of_all = [0.1 + 0.2 * seed, 0.2 + 0.2 * seed]
+        known = tuple(s._replace(of_all=a) for s, a in zip(steps, of_all, strict=True))
+        SparsityRecord(MAGNITUDE, known).save(folder / "fairprune")
+    words = "All layers that may be pruned; 30 % of all parameters are removed."
+    assert words in text_of(
+        section_of(write(tmp_path, *tmp_path.glob("s*"), monkeypatch=monkeypatch))
+    )
+
+
 def section_of(page: str) -> str:
     return page.split(">Sparsity</h2>")[1].split("</section>")[0]
 

@@ -119,6 +119,35 @@ def run(
     }
 
 
+class Reader(users.Model):
+    """A recurrent network, whose first step is observed on every rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(1, 12, batch_first=True)
+        self.last = nn.Linear(12, users.NUM_CLASSES)
+        del self.net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.lstm(x.unsqueeze(2))[0][:, -1])
+
+
+def recurrent(**options: Any) -> dict[str, Any]:
+    pl.seed_everything(1, verbose=False)
+    callback = WeightPruning(criteria.gradient, 0.8, start=1, end=2)
+    trainer = users.trainer(callbacks=[callback], max_epochs=3, **options)
+    model = Reader()
+    trainer.fit(model, datamodule=users.Data(n=104))
+    zeros = sum(int((p == 0).sum()) for p in model.lstm.parameters())
+    return {
+        "rank": trainer.global_rank,
+        "weights": digest(model.state_dict()),
+        "zeros": zeros,
+        "masks": list(callback.masks),
+        "left": "training_step" in vars(model),
+    }
+
+
 def planned(name: str) -> list[int]:
     prune = PRUNE[name]
     count = (prune["end"] - prune["start"]) // prune.get("every", 1) + 1
@@ -271,7 +300,8 @@ def refused(**_: Any) -> dict[str, Any]:
 
 
 def fit(what: str = "run", **setting: Any) -> dict[str, Any]:
-    return {"run": run, "theirs": theirs, "refused": refused}[what](**setting)
+    kinds = {"run": run, "theirs": theirs, "refused": refused, "recurrent": recurrent}
+    return kinds[what](**setting)
 
 
 DDP = {"devices": 2, "strategy": "ddp", "batch_size": 5}
@@ -287,12 +317,16 @@ def test_two_ranks(tmp_path: Path) -> None:
     # Ranks with other random states, and a criterion that takes from them.
     fits.append({"prune": PRUNE["gradual"], "unsynced": True, **DDP})
     fits += [{"what": "theirs"}, {"what": "refused"}]
+    fits.append({"what": "recurrent", "devices": 2, "strategy": "ddp"})
     (tmp_path / "first").mkdir()
-    *full, unsynced, by_lightning, errors = ranks.launch(__file__, fits, tmp_path / "first")
+    *full, unsynced, by_lightning, errors, read = ranks.launch(__file__, fits, tmp_path / "first")
     for (one, other), name in zip(full, names, strict=True):
         for key in ("history", "masks", "weights", "zeros"):
             assert one[key] == other[key], (name, key)
         assert one["sparsity"] == round(SPARSITY * TOTAL) / TOTAL
+    assert read[0]["weights"] == read[1]["weights"]
+    assert read[0]["masks"] == ["lstm.weight_ih_l0", "lstm.weight_hh_l0"]
+    assert [(r["zeros"], r["left"]) for r in read] == [(round(0.8 * 4 * 12 * 13), False)] * 2
     assert unsynced[0]["masks"] == unsynced[1]["masks"]
     assert unsynced[0]["weights"] == unsynced[1]["weights"]
     # Defect 11 of Lightning's callback: every rank trains a network of its own.

@@ -309,6 +309,32 @@ class Noise(nn.Module):
         return F.linear(x, self.mean + self.deviation * torch.randn(WIDTH, DIM))
 
 
+class Joined(nn.Module):
+    """Puts the matrices of its parts together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key = nn.Linear(DIM, WIDTH), nn.Linear(DIM, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key = F.linear(x, torch.cat([self.query.weight, self.key.weight])).chunk(2, 1)
+        return query * key
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_zeros_of_one_part_are_no_mask_of_another(start: int) -> None:
+    prune = WeightPruning(sparsity=0.5, start=start, end=1)
+    fit(prune, model=classifier(Joined()), max_epochs=2)
+    assert list(prune.masks) == ["net.0.query.weight", "net.0.key.weight"]
+
+
+def test_an_adapter_that_begins_at_zero_is_refused_before_it_is_trained() -> None:
+    layer = Written(lambda layer: layer.weight + layer.small @ layer.wide)
+    nn.init.zeros_(layer.wide)
+    with pytest.raises(ValueError, match="`weight` is not the weight that its layer computes with"):
+        check_layers(layer, ["weight"])
+
+
 @pytest.mark.parametrize(
     ("part", "names", "told"),
     [

@@ -60,8 +60,12 @@ def check_finite(model: nn.Module, names: Collection[str]) -> None:
 
 def _difference(name: str, made: Made, parameters: Mapping[str, nn.Parameter], masked: bool) -> str:
     """Returns in words how the zeros of a tensor differ from those of the parameter in it; empty if they do not."""
-    values = {root: parameters[root].detach() for root in made.roots}
-    dense, removed = _trial(values[name])
+    values = {}
+    for root in made.roots:
+        value = parameters[root].detach()
+        # Others may be pruned already, or begin at 0, as half of an adapter does.
+        values[root] = torch.where(value == 0, _trial(value)[0], value)
+    dense, removed = _trial(parameters[name].detach())
     sparse = dense.masked_fill(removed, 0)
     try:
         with isolated_rng(), torch.no_grad():
