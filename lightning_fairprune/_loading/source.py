@@ -13,6 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from lightning_fairprune._files import pack_bits, unpack_bits
 from lightning_fairprune._lightning.kinds import is_overridden
+from lightning_fairprune._lightning.replaced import replaced
 from lightning_fairprune._loading.labels import fingerprint, is_label, labels_of
 from lightning_fairprune._loading.rebuild import (
     check_restrictable,
@@ -136,7 +137,7 @@ class TrainSource:
         It replaces where the Trainer gets its training loader, and nothing of the user's: others that call
         `train_dataloader()` of the module or data module get what the user wrote.
         """
-        return _replaced(trainer.fit_loop._data_source, "dataloader", self.train_dataloader)
+        return replaced(trainer.fit_loop._data_source, "dataloader", self.train_dataloader)
 
     def show_all(self, trainer: pl.Trainer) -> Callable[[], None]:
         """Serves all samples until the Trainer trains; returns the function that undoes it.
@@ -153,7 +154,7 @@ class TrainSource:
                     self.request_reload(at_once=True)
             users()
 
-        return _replaced(trainer.fit_loop, "run", run)
+        return replaced(trainer.fit_loop, "run", run)
 
     @contextmanager
     def showing_all(self, batches: int) -> Iterator[None]:
@@ -188,7 +189,7 @@ class TrainSource:
                     self.indices = indexed.indices.to(device, non_blocking=True)
             return users(batch, dataloader_idx)
 
-        return _replaced(owner, name, on_before_batch_transfer)
+        return replaced(owner, name, on_before_batch_transfer)
 
     @property
     def loader(self) -> DataLoader[Any]:
@@ -351,17 +352,3 @@ def _shard(trainer: pl.Trainer) -> dict[str, int]:
     if not wanted or shard is None:
         return {}
     return {"num_replicas": shard["num_replicas"], "rank": shard["rank"]}
-
-
-def _replaced(owner: Any, name: str, function: Callable[..., Any]) -> Callable[[], None]:
-    """Sets a method of an instance; returns the function that undoes it."""
-    before = owner.__dict__.get(name)
-    setattr(owner, name, function)
-
-    def undo() -> None:
-        if before is None:
-            owner.__dict__.pop(name, None)
-        else:
-            setattr(owner, name, before)
-
-    return undo

@@ -101,6 +101,7 @@ class ClassWeighting(CountsValidation):
     ) -> None:
         self.settings = WeightingSettings(**given(locals()))
         self._trainer: pl.Trainer | None = None
+        self._resumes = True  # other stages restore the state of the fit, too
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -136,6 +137,7 @@ class ClassWeighting(CountsValidation):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Resets the state for a new fit."""
         self._trainer = trainer
+        self._resumes = stage == "fit"
         if stage == "fit":
             self._forget()
 
@@ -259,7 +261,9 @@ class ClassWeighting(CountsValidation):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues where `state_dict` was taken."""
+        """Continues where `state_dict` was taken; a fit alone does."""
+        if not self._resumes:
+            return
         self._recalls.load_state_dict(state_dict["recalls"])
         self._validations = state_dict["validations"]
         self._epochs_done = state_dict["epochs_done"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,13 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_fairprune._files import write_whole
+from lightning_fairprune._lightning.replaced import replaced
 from lightning_fairprune._observe.combined import one_loader_a_batch
 from lightning_fairprune._observe.groups import GroupBy, LogitsFn
 from lightning_fairprune._observe.validation import CountsValidation, Validation, abandon
 from lightning_fairprune.callbacks._arguments import given, without_fit
 from lightning_fairprune.callbacks._monitor import values
+from lightning_fairprune.callbacks._monitor.loaded import LoadedWeights, filed
 from lightning_fairprune.callbacks._monitor.readers import check_readers
 from lightning_fairprune.callbacks._monitor.reference import Reference, ReferenceCounts
 from lightning_fairprune.callbacks._monitor.settings import MonitorSettings
@@ -120,11 +122,12 @@ class RecallMonitor(CountsValidation):
         logits_fn: LogitsFn | None = None,
     ) -> None:
         self.settings = MonitorSettings(**given(locals()))
+        self._undo: Callable[[], None] = _nothing
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickles settings and results, without Trainer and model."""
-        return without_fit(self)
+        return without_fit(self, _undo=_nothing)
 
     def _forget(self) -> None:
         settings = self.settings
@@ -133,6 +136,7 @@ class RecallMonitor(CountsValidation):
         )
         self._reference = ReferenceCounts(settings.reference, settings.class_names)
         self._validation = Validation(None, settings.group_by)
+        self._loaded: LoadedWeights | None = None
 
     @property
     def counts(self) -> dict[str, ClassCounts]:
@@ -143,7 +147,10 @@ class RecallMonitor(CountsValidation):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Resets the state for a new fit, and reads the reference."""
-        if stage == "fit":
+        self._loaded = None
+        if stage != "fit":
+            self._note_weights(pl_module)
+        if stage == "fit" and trainer.current_epoch == 0:  # else a fit continues
             self._forget()
         self._reference.setup(trainer, stage)
         if self.settings.num_classes is not None:
@@ -153,6 +160,16 @@ class RecallMonitor(CountsValidation):
                         f"`reference` must have the {self.settings.num_classes} classes of `num_classes`, it "
                         f"has {counts.num_classes} for {name!r}."
                     )
+
+    def _note_weights(self, module: pl.LightningModule) -> None:
+        """Notes of which step the weights are that `validate` or `test` loads."""
+        users = module.on_load_checkpoint  # callbacks get no checkpoint that has weights alone
+
+        def on_load_checkpoint(checkpoint: dict[str, Any]) -> Any:
+            self._loaded = LoadedWeights.of(checkpoint)
+            return users(checkpoint)
+
+        self._undo = replaced(module, "on_load_checkpoint", on_load_checkpoint)
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Loads the weights of a reference that must be validated."""
@@ -178,10 +195,13 @@ class RecallMonitor(CountsValidation):
         """Stops observing and restores model and Trainer."""
         abandon(trainer)
         self._reference.teardown()
+        self._undo()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Restores model and Trainer; raises if a loader was empty."""
         self._reference.teardown()
+        self._undo()
+        self._loaded = None
         if stage == "test":
             values.check_any_batch(trainer.num_test_batches, trainer.limit_test_batches, stage)
         if stage == "validate":
@@ -224,18 +244,22 @@ class RecallMonitor(CountsValidation):
         if trainer.state.fn == "fit" and not self._validation.is_whole(trainer):
             values.log_part(trainer, module, found, self.history)
             return
-        pruned = values.pruned(trainer)
-        if self._reference.comes_before_pruning and not pruned:
+        # What the fit left is not of the weights that another stage has loaded.
+        now = self._loaded or LoadedWeights(
+            trainer.current_epoch + (trainer.state.fn == "fit"),
+            trainer.global_step,
+            values.pruned(trainer),
+        )
+        if self._reference.comes_before_pruning and not now.pruned and self._loaded is None:
             self._reference.counts |= found
         compared = {name: self._reference.of(name, counts) for name, counts in found.items()}
-        epoch = trainer.current_epoch + (trainer.state.fn == "fit")
         new = tuple(
-            Evaluation(prefix, epoch, trainer.global_step, pruned, counts)
+            Evaluation(prefix, now.epoch, now.step, now.pruned, counts)
             for prefix, counts in found.items()
         )
         self.history = replace(
             self.history,
-            evaluations=(*self.history.evaluations, *new),
+            evaluations=filed(self.history.evaluations, new, in_order=self._loaded is not None),
             reference=dict(self._reference.counts),
             seed=values.seed(),
         )
@@ -316,7 +340,9 @@ class RecallMonitor(CountsValidation):
         return self.history.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues with the counts of a checkpoint."""
+        """Continues with the counts of a checkpoint; in other stages after a fit it keeps those of the fit."""
+        if self._loaded is not None and self.history.evaluations:
+            return
         history = RecallHistory.from_state_dict(state_dict)
         settings = self.settings
         self.history = replace(
@@ -324,3 +350,7 @@ class RecallMonitor(CountsValidation):
         )
         self._reference.restore(history.reference)
         self._validation.resumed(0)
+
+
+def _nothing() -> None:
+    """Undoes nothing."""

@@ -107,6 +107,7 @@ class WeightPruning(pl.Callback):
     ) -> None:
         self.settings = WeightSettings(**given(locals()))
         self._run = WeightRun(self.settings)
+        self._restores = True
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickles settings and results, without Trainer and model."""
@@ -136,11 +137,16 @@ class WeightPruning(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Starts a new run and checks what can be checked before any work."""
+        # Other stages restore the state of a checkpoint, too, but they must not change what a fit left.
+        self._restores = stage == "fit" or not self._run.begun
         if stage == "fit":
-            self._run.detach()
+            before = self._run
+            before.detach()
             self._run = WeightRun(self.settings)
             checks.strategy(trainer)
             self._run.plan(trainer, "epoch")
+            if before.begun and trainer.current_epoch > 0:  # the Trainer continues
+                self._run.load_state_dict(before.state_dict())
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Finds the weights to prune; the module may build its layers after `setup`."""
@@ -218,4 +224,6 @@ class WeightPruning(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues where `state_dict` was taken."""
+        if not self._restores:
+            return
         self._run.load_state_dict(state_dict)

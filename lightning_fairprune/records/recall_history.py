@@ -55,7 +55,7 @@ class Evaluation(NamedTuple):
     Attributes:
         name: of the data: ``"val"``, ``"test"``, ``"val/1"``, the prefix of the logged names; followed by
             ``/groups`` if groups were counted instead of classes.
-        epoch: training epoch, counted from 1; 0 outside of a fit.
+        epoch: training epoch of the weights, counted from 1; 0 before any.
         step: optimiser steps done before it.
         pruned: whether data or weights were pruned before it.
         counts: the class counts.

@@ -61,6 +61,11 @@ class WeightRun:
         return self.__dict__ | {"_first": None, "_snapshot": None, "_restored": restored}
 
     @property
+    def begun(self) -> bool:
+        """Whether a fit has trained with it."""
+        return self._working is not None
+
+    @property
     def masks(self) -> dict[str, Tensor]:
         """The current masks, by parameter name, bool, True = kept."""
         if self._restored is not None:

@@ -1,0 +1,200 @@
+"""`validate`, `test` and `predict` with a checkpoint, after a fit and in a new Trainer."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import users
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+
+import lightning_fairprune as lfp
+from lightning_fairprune.history import RecallHistory
+
+NAMES = ("data", "weights", "monitor", "weighting")
+STAGES = ("validate", "test", "predict")
+STEPS = {1: 11, 2: 22, 3: 26, 4: 30}
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Be aware that when using `ckpt_path`", "ignore:nothing was trained on the kept samples"
+)
+
+
+class Net(users.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = nn.CrossEntropyLoss()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.loss(self(batch[0]), batch[1])
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        return self(batch[0])
+
+
+class Data(users.Data):
+    def predict_dataloader(self) -> Any:
+        return self.val_dataloader()
+
+
+def callbacks() -> dict[str, Any]:
+    return {
+        "data": lfp.DataPruning(0.3, 2),
+        "weights": lfp.WeightPruning(sparsity=0.5, start=2, end=3),
+        "monitor": lfp.RecallMonitor(figures=False),
+        "weighting": lfp.ClassWeighting(),
+    }
+
+
+def trainer(used: dict[str, Any], folder: Path, *more: pl.Callback, **options: Any) -> pl.Trainer:
+    each = [*used.values(), *more]
+    options |= {"logger": CSVLogger(folder), "enable_checkpointing": bool(more)}
+    return users.trainer(callbacks=each, **options)
+
+
+def saves(folder: Path) -> ModelCheckpoint:
+    name = {"filename": "{epoch}", "save_top_k": -1, "save_last": True}
+    return ModelCheckpoint(folder / "saved", monitor="val_loss", **name)
+
+
+def fit(folder: Path, names: tuple[str, ...] = NAMES) -> tuple[pl.Trainer, dict[str, Any]]:
+    pl.seed_everything(1, verbose=False)
+    used = {name: callback for name, callback in callbacks().items() if name in names}
+    t = trainer(used, folder, saves(folder))
+    t.fit(Net(), datamodule=Data())
+    return t, used
+
+
+def run(t: pl.Trainer, stage: str, path: Any, model: Any = None) -> Any:
+    silent = {} if stage == "predict" else {"verbose": False}
+    data = {"datamodule": Data()}
+    return getattr(t, stage)(Net() if model is None else model, **data, ckpt_path=path, **silent)
+
+
+def left(used: dict[str, Any]) -> dict[str, Any]:
+    """What the fit left in the callbacks, without evaluations of other stages."""
+    found: dict[str, Any] = {}
+    if "data" in used:
+        data = used["data"]
+        found["data"] = (data.selection.indices.tolist(), data.quota.tolist(), repr(data.history))
+        found["dynamics"] = data.dynamics.target.tolist()
+    if "weights" in used:
+        masks = used["weights"].masks
+        found["masks"] = {name: mask.tolist() for name, mask in masks.items()}
+        found["prunings"] = repr(used["weights"].history)
+    if "weighting" in used:
+        found["weight"] = used["weighting"].weight.tolist()
+    return found
+
+
+def files(folder: Path) -> dict[str, str]:
+    """What is on the disk, except for recalls and metrics, which get lines."""
+    every = (path for path in (folder / "lightning_logs").rglob("*") if path.is_file())
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in every
+        if path.stem not in ("recalls", "metrics", "hparams")
+    }
+
+
+def evaluations(monitor: Any, name: str) -> list[tuple[int, int, bool]]:
+    return [(e.epoch, e.step, e.pruned) for e in monitor.history.of(name)]
+
+
+OF_THE_FIT = [(1, 11, False), (2, 22, True), (3, 26, True), (4, 30, True)]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("names", [NAMES, *((name,) for name in NAMES)], ids="-".join)
+def test_a_stage_after_a_fit_changes_nothing_that_the_fit_left(
+    names: tuple[str, ...], stage: str, tmp_path: Path
+) -> None:
+    t, used = fit(tmp_path, names)
+    before, on_disk, reload = left(used), files(tmp_path), t.reload_dataloaders_every_n_epochs
+    validated = [] if "monitor" not in used else list(used["monitor"].history.of("val"))
+    for path in ("epoch=0", "epoch=2", "epoch=1"):
+        run(t, stage, tmp_path / f"saved/{path}.ckpt")
+        assert left(used) == before
+        assert files(tmp_path) == on_disk
+        assert t.reload_dataloaders_every_n_epochs == reload
+    for path in ("last", "best"):
+        run(t, stage, path)
+        assert left(used) == before
+    if "monitor" in used:
+        # The same weights on the same data: the same counts, at the same place.
+        now = used["monitor"].history.of("val")
+        assert [(e.epoch, e.step, e.counts.recall.tolist()) for e in now] == [
+            (e.epoch, e.step, e.counts.recall.tolist()) for e in validated
+        ]
+
+
+def test_a_test_is_filed_under_the_epoch_of_its_weights(tmp_path: Path) -> None:
+    t, used = fit(tmp_path)
+    monitor = used["monitor"]
+    assert evaluations(monitor, "val") == OF_THE_FIT
+    for path in ("epoch=2", "epoch=0"):
+        run(t, "test", tmp_path / f"saved/{path}.ckpt")
+    assert evaluations(monitor, "test") == [(3, 26, True), (1, 11, False)]
+    assert monitor.history.last("test").counts.recall.tolist() == (
+        monitor.history.of("val")[0].counts.recall.tolist()  # the same data
+    )
+    run(t, "test", None, t.lightning_module)
+    assert evaluations(monitor, "val") == OF_THE_FIT
+    saved = RecallHistory.load(tmp_path / "lightning_logs/version_0/fairprune")
+    assert [e.epoch for e in saved.of("val")] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_new_trainer_with_new_callbacks(stage: str, tmp_path: Path) -> None:
+    _, before = fit(tmp_path / "fit")
+    for number in (1, 3):
+        used = callbacks()
+        t = trainer(used, tmp_path / stage)
+        run(t, stage, tmp_path / f"fit/saved/epoch={number - 1}.ckpt")
+        name = {"validate": "val", "test": "test"}.get(stage)
+        if name is not None:
+            assert evaluations(used["monitor"], name)[-1] == (number, STEPS[number], number > 2)
+        assert evaluations(used["monitor"], "val") == OF_THE_FIT[:number]
+        masks = used["weights"].masks
+        assert bool(masks) == (number > 2)
+        assert used["data"].selection is None
+        assert not list((tmp_path / stage).rglob("pruning.*"))
+        for key, mask in masks.items():
+            assert mask.shape == before["weights"].masks[key].shape
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_checkpoints_of_the_weights_alone_and_of_other_callbacks(
+    stage: str, tmp_path: Path
+) -> None:
+    plain = users.trainer(enable_checkpointing=True, default_root_dir=tmp_path)
+    plain.fit(Net(), datamodule=Data())
+    plain.save_checkpoint(tmp_path / "plain.ckpt")
+    plain.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
+    for name in ("plain", "weights"):
+        used = callbacks()
+        run(trainer(used, tmp_path), stage, tmp_path / f"{name}.ckpt")
+        found = evaluations(used["monitor"], {"validate": "val"}.get(stage, stage))
+        assert found == ([] if stage == "predict" else [(4, 44, False)])
+
+
+def test_a_fit_resumes_after_other_stages(tmp_path: Path) -> None:
+    full, expected = fit(tmp_path / "full")
+    used = callbacks()
+    t = trainer(used, tmp_path / "resumed")
+    path = tmp_path / "full/saved/epoch=2.ckpt"
+    run(t, "validate", tmp_path / "full/saved/epoch=0.ckpt")
+    run(t, "test", path)
+    model = Net()
+    t.fit(model, datamodule=Data(), ckpt_path=path)
+    for a, b in zip(model.parameters(), full.lightning_module.parameters(), strict=True):
+        assert torch.equal(a, b)
+    found, wanted = left(used | {"data": expected["data"]}), left(expected)
+    assert found == wanted
+    assert used["data"].selection.indices.tolist() == expected["data"].selection.indices.tolist()
+    assert evaluations(used["monitor"], "val") == OF_THE_FIT
