@@ -184,6 +184,27 @@ def understanding(path: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
 
 
+def whole_numbers(name: str, tensor: Tensor) -> Tensor:
+    """Returns a stored tensor as int64; raises a ValueError if it holds anything but whole numbers."""
+    if tensor.dtype not in (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8):
+        raise ValueError(f"`{name}` must hold whole numbers, got {tensor.dtype}")
+    return tensor.long()
+
+
+def whole_number(name: str, value: object) -> int:
+    """Returns a stored number; raises a ValueError if it is none or has more than 64 bits."""
+    if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:
+        raise ValueError(f"`{name}` must be a whole number of 64 bits, got {_short(value)}")
+    return value
+
+
+def texts(name: str, value: object) -> tuple[str, ...]:
+    """Returns a stored list of texts; raises a ValueError if it is anything else."""
+    if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
+        raise ValueError(f"`{name}` must be a list of texts, got {_short(value)}")
+    return tuple(value)
+
+
 def _why(error: Exception) -> str:
     # The text of a KeyError is only the key, that of a UnicodeError contains the whole file.
     why = str(error) if isinstance(error, ValueError) else repr(error)

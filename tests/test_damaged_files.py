@@ -11,61 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from faults.mutations import FILES, TARGET, content_of, judged, mutations, selection
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 import lightning_fairprune as lfp
-from lightning_fairprune import representation
-from lightning_fairprune.history import Evaluation
-from lightning_fairprune.records.sparsity_record import PruneStep
-from lightning_fairprune.selection.decision import Estimate
-
-TARGET = torch.tensor([0, 1, 0, 1, 2, 2])
-
-
-def dynamics(path: Path) -> None:
-    signals = {"loss": torch.rand(2, 6), "correct": torch.rand(2, 6) > 0.5}
-    lfp.Dynamics(TARGET, signals, group=TARGET).save(path)
-
-
-def selection() -> lfp.Selection:
-    return lfp.select(TARGET, torch.tensor([1, 1, 1]))
-
-
-def pruning(path: Path) -> None:
-    estimates = (Estimate(0, torch.rand(3), torch.tensor([1, 1, 1])),)
-    settings = {"density": 0.5}
-    lfp.PruningRecord(selection(), TARGET, torch.rand(6), estimates, settings).save(path.parent)
-
-
-def recalls(path: Path) -> None:
-    counts = lfp.ClassCounts(torch.tensor([9, 3]), torch.tensor([10, 5]))
-    evaluations = [Evaluation(name, 1, 100, False, counts) for name in ("val", "test")]
-    lfp.RecallHistory(tuple(evaluations), ("cat", "dog"), {"val": counts}).save(path.parent)
-
-
-def sparsity(path: Path) -> None:
-    step = PruneStep(2, 100, 0.5, 0.5, {"fc": 0.5, "empty": float("nan")})
-    lfp.SparsityRecord({"criterion": "magnitude"}, (step,)).save(path.parent)
-
-
-Write = Callable[[Path], object]
-FILES: dict[str, tuple[Write, Callable[[Path], Any]]] = {
-    "dynamics.safetensors": (dynamics, lfp.Dynamics.load),
-    "kept.safetensors": (lambda path: selection().save(path), lfp.Selection.load),
-    "kept.parquet": (
-        lambda path: selection().to_parquet(path),
-        lambda path: lfp.Selection.from_parquet(path, TARGET),
-    ),
-    "pruning.safetensors": (pruning, lfp.PruningRecord.load),
-    "recalls.safetensors": (recalls, lfp.RecallHistory.load),
-    "recalls.json": (recalls, lfp.RecallHistory.load),
-    "sparsity.json": (sparsity, lfp.SparsityRecord.load),
-    "similarity.json": (
-        lambda path: representation.save(path, {"conv": 0.9, "fc": float("nan")}),
-        representation.load,
-    ),
-}
+from lightning_fairprune._files import write_tensors
 
 
 def sentence(read: Callable[[Path], Any], path: Path) -> str | None:
@@ -206,6 +157,38 @@ def test_numbers_that_json_lacks_are_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
+def test_mutated_files_are_refused_or_the_same(name: str, tmp_path: Path) -> None:
+    write, read = FILES[name]
+    original = tmp_path / "original" / name
+    original.parent.mkdir()
+    for path in (tmp_path / name, original):
+        write(path)
+    if path.suffix == ".json":  # the readers of a folder prefer the other file
+        (tmp_path / name).with_suffix(".safetensors").unlink(missing_ok=True)
+    original.write_bytes((tmp_path / name).read_bytes())
+    whole = content_of(read(tmp_path / name))
+    for mutation in mutations(name, original, 1, 200):
+        (tmp_path / name).write_bytes(mutation.content)
+        verdict = judged(read, tmp_path / name, mutation, whole)
+        assert not verdict.startswith("WRONG"), (mutation.how, verdict, mutation.content)
+
+
+def test_whole_numbers_are_required_where_a_right_checksum_says_otherwise(tmp_path: Path) -> None:
+    path = tmp_path / "pruning.safetensors"
+    FILES[path.name][0](path)
+    tensors, about = stored(path)
+    record = {"record": about["record"]}
+    spoiled = tensors | {"target": tensors["target"].to(torch.complex64)}
+    write_tensors(path, "PruningRecord", spoiled, record)
+    with pytest.raises(ValueError, match=r"`target` must hold whole numbers, got torch.complex64"):
+        lfp.PruningRecord.load(path)
+    text = record["record"].replace('"seed": 0', '"seed": [0]')
+    write_tensors(path, "PruningRecord", tensors, {"record": text})
+    with pytest.raises(ValueError, match=r"`seed` must be a whole number of 64 bits, got \[0\]"):
+        lfp.PruningRecord.load(path)
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name != "pass.0.safetensors"])
 def test_a_save_that_fails_leaves_the_old_files(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,12 +36,12 @@ def read_result(folder: Path) -> dict[str, Any]:
     path = folder / RESULT
     with understanding(path):
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content.keys() & {"format", "version", "checksum"}:
-            content = read_json(path, _KIND)
-            del content["format"], content["version"]
-        else:  # before results had a version; each of them would say so
-            _warn_of_old_results()
+        old = "settings" in content and not content.keys() & {"format", "version", "checksum"}
+    if old:  # before results had a version; each of them would say so
+        _warn_of_old_results()
         return dict(content)
+    content = read_json(path, _KIND)
+    return {k: v for k, v in content.items() if k not in ("format", "version")}
 
 
 @functools.cache

@@ -17,6 +17,8 @@ from lightning_fairprune._files import (
     read_tensors,
     run_file,
     understanding,
+    whole_number,
+    whole_numbers,
     write_json,
     write_tensors,
 )
@@ -114,11 +116,15 @@ class PruningRecord:
         with understanding(path):
             about = json.loads(metadata["record"])
             values: dict[str, Any] = {name: tensors[name] for name in ("indices", "quota", "sizes")}
-            values |= {name: about[name] for name in ("num_samples", "keep", "seed")}
+            values |= {name: whole_number(name, about[name]) for name in ("num_samples", "seed")}
+            values["keep"] = str(about["keep"])
             chosen = Selection(**values)
             history = tuple(
-                Estimate(epoch, *(tensors.get(f"history/{i}/{name}") for name in _ESTIMATED))
+                Estimate(
+                    whole_number("epochs", epoch),
+                    *(tensors.get(f"history/{i}/{name}") for name in _ESTIMATED),
+                )
                 for i, epoch in enumerate(about["epochs"])
             )
-            target = tensors["target"].long()
+            target = whole_numbers("target", tensors["target"])
             return cls(chosen, target, tensors.get("score"), history, dict(about["settings"]))

@@ -17,7 +17,10 @@ from lightning_fairprune._files import (
     read_json,
     read_tensors,
     run_file,
+    texts,
     understanding,
+    whole_number,
+    whole_numbers,
     write_json,
     write_tensors,
 )
@@ -214,12 +217,12 @@ class RecallHistory:
     @classmethod
     def _from_tensors(cls, tensors: dict[str, Tensor], about: dict[str, Any]) -> RecallHistory:
         queues = {}
-        for name in about["names"]:
+        for name in (names := texts("names", about["names"])):
             counts, when = _unstacked(tensors[f"counts/{name}"]), tensors[f"when/{name}"].tolist()
             pairs = zip(when, counts, strict=True)
-            found = [Evaluation(name, epoch, step, bool(p), c) for (epoch, step, p), c in pairs]
+            found = [_evaluation(name, *at, c) for at, c in pairs]
             queues[name] = iter(found)
-        order = [about["names"][i] for i in tensors["order"].tolist()]
+        order = [names[i] for i in tensors["order"].tolist()]
         reference = {
             key.removeprefix("reference/"): _unstacked(tensor)[0]
             for key, tensor in tensors.items()
@@ -227,17 +230,17 @@ class RecallHistory:
         }
         evaluations = tuple(next(queues[name]) for name in order)
         classes, groups = _called(about)
-        return cls(evaluations, classes, reference, about["seed"], groups)
+        return cls(evaluations, classes, reference, _seed(about), groups)
 
     @classmethod
     def _from_json(cls, content: dict[str, Any]) -> RecallHistory:
         evaluations = [
-            Evaluation(name, last["epoch"], last["step"], last["pruned"], _counts(last))
+            _evaluation(name, last["epoch"], last["step"], last["pruned"], _counts(last))
             for name, last in content["last"].items()
         ]
         reference = {name: _counts(numbers) for name, numbers in content["reference"].items()}
         classes, groups = _called(content)
-        return cls(tuple(evaluations), classes, reference, content["seed"], groups)
+        return cls(tuple(evaluations), classes, reference, _seed(content), groups)
 
 
 def _find(path: Path) -> Path:
@@ -263,7 +266,8 @@ def _stacked(counts: list[ClassCounts]) -> Tensor:
 
 
 def _unstacked(stacked: Tensor) -> list[ClassCounts]:
-    return [ClassCounts(tp, support) for tp, support in stacked.long().unbind(0)]
+    whole = whole_numbers("counts", stacked)
+    return [ClassCounts(tp, support) for tp, support in whole.unbind(0)]
 
 
 def _numbers(counts: ClassCounts) -> dict[str, Any]:
@@ -284,5 +288,16 @@ def _counts(numbers: dict[str, Any]) -> ClassCounts:
 
 
 def _called(names: Mapping[str, Any]) -> list[tuple[str, ...] | None]:
-    found = [names.get(key) for key in ("class_names", "group_names")]
-    return [None if value is None else tuple(value) for value in found]
+    found = [(key, names.get(key)) for key in ("class_names", "group_names")]
+    return [None if value is None else texts(key, value) for key, value in found]
+
+
+def _evaluation(
+    name: str, epoch: object, step: object, pruned: object, counts: ClassCounts
+) -> Evaluation:
+    when = whole_number("epoch", epoch), whole_number("step", step)
+    return Evaluation(name, *when, bool(pruned), counts)
+
+
+def _seed(about: Mapping[str, Any]) -> int | None:
+    return None if about["seed"] is None else whole_number("seed", about["seed"])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_fairprune._files import read_json, run_file, understanding, write_json
+from lightning_fairprune._files import read_json, run_file, understanding, whole_number, write_json
 
 _KIND = "SparsityRecord"
 _FILE = "sparsity.json"
@@ -64,8 +64,9 @@ class SparsityRecord:
     def __post_init__(self) -> None:
         before = 0
         for i, step in enumerate(self.steps):
-            for name in ("target", "total", "of_all"):
-                value = getattr(step, name)
+            named = {name: getattr(step, name) for name in ("target", "total", "of_all")}
+            layers = {f"layers[{name!r}]": v for name, v in step.layers.items() if v == v}
+            for name, value in (named | layers).items():
                 if value is not None and not 0 <= value <= 1:
                     raise ValueError(
                         f"`{name}` must be a sparsity in [0, 1], got {value} of pruning {i + 1}."
@@ -136,4 +137,5 @@ def _step(entry: Mapping[str, Any]) -> PruneStep:
     target, total = float(entry["target"]), float(entry["total"])
     of_all = entry.get("of_all")  # not in files of earlier releases
     of_all = None if of_all is None else float(of_all)
-    return PruneStep(int(entry["epoch"]), int(entry["step"]), target, total, layers, of_all)
+    epoch, done = (whole_number(name, entry[name]) for name in ("epoch", "step"))
+    return PruneStep(epoch, done, target, total, layers, of_all)

@@ -18,6 +18,7 @@ from lightning_fairprune._files import (
     parsed_json,
     understanding,
     warn_of_old,
+    whole_number,
     write_whole,
 )
 
@@ -75,7 +76,8 @@ def read_indices(path: str | os.PathLike[str]) -> tuple[Tensor, dict[str, Any]]:
                 raise ValueError("its indices do not have the checksum that they were written with")
         else:  # before there was a version
             warn_of_old(name, verified=False)
-        whole = {name: int(about[name]) for name in ("num_samples", "num_classes", "seed")}
+        numbers = ("num_samples", "num_classes", "seed")
+        whole = {name: whole_number(name, about[name]) for name in numbers}
         return indices, whole | {"keep": str(about["keep"])}
 
 

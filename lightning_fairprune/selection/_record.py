@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_fairprune._files import read_tensors, understanding, write_tensors
+from lightning_fairprune._files import read_tensors, understanding, whole_number, write_tensors
 from lightning_fairprune.selection._labels import class_sizes, labels
 from lightning_fairprune.selection._parquet import read_indices, write_indices
 
@@ -123,11 +123,11 @@ class Selection:
             record = json.loads(metadata["selection"])
             return cls(
                 indices=tensors["indices"],
-                num_samples=int(record["num_samples"]),
+                num_samples=whole_number("num_samples", record["num_samples"]),
                 quota=tensors["quota"],
                 sizes=tensors["sizes"],
                 keep=str(record["keep"]),
-                seed=int(record["seed"]),
+                seed=whole_number("seed", record["seed"]),
             )
 
     def to_parquet(self, path: str | os.PathLike[str]) -> None:
