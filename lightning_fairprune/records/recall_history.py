@@ -220,7 +220,7 @@ class RecallHistory:
         for name in (names := texts("names", about["names"])):
             counts, when = _unstacked(tensors[f"counts/{name}"]), tensors[f"when/{name}"].tolist()
             pairs = zip(when, counts, strict=True)
-            found = [_evaluation(name, *at, c) for at, c in pairs]
+            found = [_evaluation(name, epoch, step, p, c) for (epoch, step, p), c in pairs]
             queues[name] = iter(found)
         order = [names[i] for i in tensors["order"].tolist()]
         reference = {
