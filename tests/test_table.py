@@ -80,6 +80,7 @@ def in_memory(target: Tensor, quota: Tensor | int, score: Tensor, keep: str, see
     return select(target, quota, score=score, keep=keep).indices  # type: ignore[arg-type]
 
 
+@pytest.mark.filterwarnings("ignore:.*keep no sample")
 @pytest.mark.parametrize("keep", ["hard", "easy"])
 @pytest.mark.parametrize("kind", SCORES)
 def test_rows_are_those_of_select(tmp_path: Path, kind: str, keep: Keep) -> None:
@@ -96,6 +97,7 @@ def test_rows_are_those_of_select(tmp_path: Path, kind: str, keep: Keep) -> None
     assert run_sql(chosen.sql, path).equal(expected.indices)
 
 
+@pytest.mark.filterwarnings("ignore:.*keep no sample")
 @pytest.mark.parametrize("keep", ["random", "hard", "easy"])
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_gives_the_rows_of_its_function(tmp_path: Path, rule: str, keep: Keep) -> None:
@@ -401,7 +403,7 @@ def history(
 
 def test_recalls_of_a_run(tmp_path: Path, table: Path) -> None:
     run = history(tmp_path / "run", names=["eel", "cat", "dog"])
-    chosen = select_table(table, 0.5, recall=run)
+    chosen = select_table(table, 0.5, recall=run, shrinkage=0)
     assert chosen.recall.tolist() == [0.2, 0.3, 0.1]
     assert chosen.path is None
     assert chosen.quota.equal(quotas.drop([20, 20, 20], [0.2, 0.3, 0.1], 30))
@@ -411,7 +413,7 @@ def test_recalls_of_numbered_groups_of_a_run(tmp_path: Path) -> None:
     ids = torch.arange(40)
     path = write(tmp_path / "t.parquet", id=ids, label=ids % 4 // 2, group=ids % 4)
     run = history(tmp_path / "run", "val/groups", k=4)
-    chosen = select_table(path, 0.5, recall=run, by="group")
+    chosen = select_table(path, 0.5, recall=run, by="group", shrinkage=0)
     assert chosen.recall.tolist() == [0.1, 0.2, 0.3, 0.4]
 
 

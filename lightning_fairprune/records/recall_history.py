@@ -52,6 +52,19 @@ def printable(name: str) -> str:
     )
 
 
+def shortened(name: str, most: int = 60) -> str:
+    """Returns a name of at most `most` characters, its middle left out if it is longer.
+
+    Example:
+        >>> shortened("a" * 100, 9)
+        'aaaa…aaaa'
+    """
+    if len(name) <= most:
+        return name
+    half = (most - 1) // 2
+    return f"{name[: most - 1 - half]}…{name[len(name) - half :]}"
+
+
 class Evaluation(NamedTuple):
     """One validation or test.
 

@@ -23,7 +23,8 @@ from lightning_fairprune._files import (
 )
 
 # In the metadata of the file: the settings as JSON, and the version, which says that they must be there.
-KEY, MARK = b"lightning_fairprune.Selection", b"lightning_fairprune.version"
+OURS = b"lightning_fairprune."
+KEY, MARK = OURS + b"Selection", OURS + b"version"
 
 
 def write_indices(
@@ -66,7 +67,11 @@ def read_indices(path: str | os.PathLike[str]) -> tuple[Tensor, dict[str, Any]]:
         raise ValueError(f"{name!r} holds an index that is not int64 ({error}).") from error
     indices = torch.tensor(values, dtype=torch.int64).sort().values
     metadata = table.schema.metadata or {}
-    if not any(key.startswith(b"lightning_fairprune.") for key in metadata):
+    if not any(key.startswith(OURS) for key in metadata):
+        if OURS in Path(path).read_bytes():  # Parquet has no checksum for what it calls the footer
+            raise ValueError(
+                f"{name!r} cannot be loaded: it is damaged (its settings cannot be read); copy or write it again."
+            )
         return indices, {}
     with understanding(path):
         about: dict[str, Any] = json.loads(metadata[KEY])

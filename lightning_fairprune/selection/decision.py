@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -151,6 +151,22 @@ class Decision:
 def needs_recall(quota_fn: Callable[..., Any] | None) -> bool:
     """Whether a quota function takes recalls."""
     return quota_fn is not None and "recall" in inspect.signature(quota_fn).parameters
+
+
+def emptied(quota: Tensor, sizes: Tensor) -> list[int]:
+    """Returns the classes with samples that keep none."""
+    return ((quota == 0) & (sizes > 0)).nonzero().flatten().tolist()
+
+
+def emptied_in_words(
+    found: Sequence[int], names: Sequence[str] | None, count: int, kind: str, remedy: str
+) -> str:
+    """Returns the warning of the classes, or groups, that keep no sample; `remedy` is what to do besides."""
+    said = [f"{k}" if names is None else f"{k} ({names[k]})" for k in found[:10]]
+    return (
+        f"{len(found)} of {count} {kind} keep no sample, and training continues "
+        f"without them: {', '.join(said)}{', ...' if len(found) > 10 else ''}. {remedy}, or raise the density."
+    )
 
 
 def _narrow(target: Tensor) -> Tensor:

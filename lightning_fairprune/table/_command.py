@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -21,6 +23,7 @@ from lightning_fairprune.table._select import RULES, select_table
 OUT = "kept.parquet"
 MOST_ROWS = 20
 OPTIONS = ["quota", "recall", "keep", "seed", "by", "id", "label", "score", "group", "memory"]
+OPTIONS += ["shrinkage", "floor"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     console, progress = Console(), Console(stderr=True)
     try:
-        with progress.status("Reading the tables") as status:
+        with _told(), progress.status("Reading the tables") as status:
             options = {name: getattr(given, name) for name in OPTIONS}
             chosen = select_table(
                 given.tables,
@@ -67,6 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     console.print(f"\n{last}", highlight=False, soft_wrap=True, markup=False)
     return 0
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Prints warnings as sentences, without the lines of code that they come from."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"Warning: {message}", file=sys.stderr)
+        yield
 
 
 def classes(chosen: TableSelection) -> Table:
@@ -147,6 +158,19 @@ def _parser() -> argparse.ArgumentParser:
         "--memory",
         default="2GiB",
         help="memory to use; what does not fit goes to disk, beside the output (%(default)s)",
+    )
+    parser.add_argument(
+        "--shrinkage",
+        type=float,
+        default=10.0,
+        help="pseudo-samples at the mean recall added to every class, for recalls of a run or with a column "
+        "support (%(default)s)",
+    )
+    parser.add_argument(
+        "--floor",
+        type=int,
+        default=0,
+        help="rows that every class keeps at least, or all of a smaller class (%(default)s)",
     )
     parser.add_argument(
         "--out",

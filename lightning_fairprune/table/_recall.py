@@ -12,14 +12,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.records.recall_history import GROUPS, RecallHistory, is_of_groups
 from lightning_fairprune.table._record import Cell
+
+YES_NO = dict.fromkeys(("true", "t", "yes", "y"), 1) | dict.fromkeys(("false", "f", "no", "n"), 0)
 
 
 def recall_of(
     source: str | os.PathLike[str] | Mapping[object, float],
     classes: Sequence[Cell],
     columns: Sequence[str],
+    shrinkage: float = 0.0,
 ) -> Tensor:
     """Return float64 [K], the recall of each class, or NaN.
 
@@ -28,6 +32,7 @@ def recall_of(
             `RecallHistory.load`, which gives the last validation.
         classes: the classes of the table.
         columns: names of their columns, of the label, or of label and group.
+        shrinkage: see `select_table`.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -41,9 +46,9 @@ def recall_of(
         path = Path(source)
         where = str(path)
         if path.suffix.lower() in (".csv", ".tsv", ".txt"):
-            found = _from_csv(path, classes, columns)
+            found = _from_csv(path, classes, columns, shrinkage)
         else:
-            found = _from_run(path, classes)
+            found = _from_run(path, classes, shrinkage)
     known = set(classes)
     found = {cell: v for cell, v in found.items() if cell in known or not math.isnan(v)}
     recall = listed(found, classes, "a recall", where)
@@ -90,11 +95,14 @@ def _cell(key: object) -> Cell:
     return tuple(key) if isinstance(key, tuple) else (key,)  # type: ignore[return-value]
 
 
-def _from_csv(path: Path, classes: Sequence[Cell], columns: Sequence[str]) -> dict[Cell, float]:
+def _from_csv(
+    path: Path, classes: Sequence[Cell], columns: Sequence[str], shrinkage: float
+) -> dict[Cell, float]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
     whole = [isinstance(part, int) for part in classes[0]]
     found: dict[Cell, float] = {}
+    supports: dict[Cell, int] = {}
     try:
         lines = io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")
     except UnicodeDecodeError as error:
@@ -111,22 +119,43 @@ def _from_csv(path: Path, classes: Sequence[Cell], columns: Sequence[str]) -> di
             line = f"line {reader.line_num} of {path}"
             try:
                 cell = tuple(
-                    int(row[name]) if integer else row[name]
+                    _whole(row[name]) if integer else row[name]
                     for name, integer in zip(columns, whole, strict=True)
                 )
                 value = float(row["recall"] or math.nan)
+                if "support" in row:
+                    supports[cell] = _support(row["support"])
             except (TypeError, ValueError):
                 raise ValueError(
                     f"{line} must name a class of the table, such as {named(classes[0])}, and a "
-                    f"number, got {', '.join(str(row[n]) for n in (*columns, 'recall'))}."
+                    f"number, and a `support` be a whole number, got "
+                    f"{', '.join(str(row[n]) for n in (*columns, 'recall'))}."
                 ) from None
             if cell in found:
                 raise ValueError(f"{line} gives class {named(cell)} a second recall.")
             found[cell] = value
-    return found
+    if not supports or any(value < 0 or value > 1 for value in found.values()):
+        return found  # the caller refuses a recall that is out of range
+    rate, size = (torch.tensor(list(v.values()), dtype=torch.float64) for v in (found, supports))
+    hits = (rate * size).round().nan_to_num()
+    counts = ClassCounts(hits.long(), torch.where(rate.isnan(), 0, size).long())
+    return dict(zip(found, counts.shrunk_recall(shrinkage).tolist(), strict=True))
 
 
-def _from_run(path: Path, classes: Sequence[Cell]) -> dict[Cell, float]:
+def _whole(text: str) -> int:
+    """Return an integer; the words that DuckDB takes for true and false are 1 and 0."""
+    known = YES_NO.get(text.strip().lower())
+    return int(text) if known is None else known
+
+
+def _support(text: str | None) -> int:
+    value = float(text or 0)
+    if not 0 <= value < 2**53 or value != int(value):
+        raise ValueError(text)
+    return int(value)
+
+
+def _from_run(path: Path, classes: Sequence[Cell], shrinkage: float) -> dict[Cell, float]:
     history = RecallHistory.load(path)
     grouped = len(classes[0]) == 2
     names = [n for n in history.names if is_of_groups(n) == grouped and not n.startswith("test")]
@@ -136,7 +165,7 @@ def _from_run(path: Path, classes: Sequence[Cell]) -> dict[Cell, float]:
             f"{path} must have one validation of {kind}, it has {', '.join(history.names) or 'none'}; "
             "write the recalls to a CSV file."
         )
-    recall = history.last(names[0]).counts.recall.tolist()
+    recall = history.last(names[0]).counts.shrunk_recall(shrinkage).tolist()
     called = history.names_of(names[0])
     # A run has one number or name per group: the group column alone must identify it.
     own = {cell[-1]: cell for cell in classes}

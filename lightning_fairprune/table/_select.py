@@ -6,8 +6,10 @@ import operator
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -16,7 +18,9 @@ from torch import Tensor
 
 from lightning_fairprune import quotas
 from lightning_fairprune._files import write_whole
+from lightning_fairprune.records.recall_history import printable, shortened
 from lightning_fairprune.selection import Keep
+from lightning_fairprune.selection.decision import Decision, emptied, emptied_in_words
 from lightning_fairprune.selection.strata import STRATA
 from lightning_fairprune.table import _sql
 from lightning_fairprune.table._count import Found, classes_of, refuse_doubles, shares
@@ -31,6 +35,12 @@ if TYPE_CHECKING:
 RULES = ("drop", "drop_reference", "proportional", "balanced", "none")
 RECALLED = ("drop", "drop_reference")
 CELLS = 2**22  # of the histogram: 4 million, about 200 MB
+# A name is never a reason to download code, nor to load what was downloaded before.
+OFFLINE = {
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+    "allow_community_extensions": False,
+}
 UNITS = {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
@@ -52,6 +62,8 @@ def select_table(
     group: str = "group",
     memory: str = "2GiB",
     out: Path_ | None = None,
+    shrinkage: float = 10.0,
+    floor: int = 0,
     on_step: Callable[[str], object] | None = None,
 ) -> TableSelection:
     r"""Choose the rows of a table to keep, and write their ids to a Parquet file.
@@ -68,8 +80,8 @@ def select_table(
             `lightning_fairprune.quotas`; "none": the order decides across classes; or the rows to keep
             by class, with ``density=None``.
         recall: for "drop" and "drop_reference", the recall of every class: a CSV file with the
-            columns of the class and ``recall``; the folder of a run with RecallMonitor, for its last
-            validation; or numbers by class. NaN or empty marks a class never seen.
+            columns of the class and ``recall``, maybe ``support``; the folder of a run with RecallMonitor, for
+            its last validation; or numbers by class. NaN or empty marks a class never seen.
         keep: which rows of a class, as in `select`: "random"; "hard", "easy" or "stratified" by
             score, lower id first among equal scores. "random" and "stratified" need integer ids.
         seed: seed of the random order.
@@ -83,6 +95,10 @@ def select_table(
             to a folder beside ``out``.
         out: Parquet file for the kept ids, in order; a summary is written beside it, as .json. None
             only sets the quotas.
+        shrinkage: as in `DataPruning`: pseudo-samples at the mean recall that are added to every class, so that
+            noise does not set the quota of a class with few validation samples. For recalls of a run, or with
+            the column ``support``, the number of validation samples; others are taken as they are.
+        floor: as in `DataPruning`: rows that every class keeps at least, or all of a smaller class.
         on_step: called with a few words when a step starts.
 
     Returns:
@@ -98,6 +114,7 @@ def select_table(
     if keep not in get_args(Keep):
         raise ValueError(f"`keep` must be one of {', '.join(get_args(Keep))}, got {keep!r}.")
     _check_quota(density, quota, recall)
+    _check_numbers(quota, shrinkage, floor)
     order = _sql.Order(keep, operator.index(seed))
     columns = Columns(
         id, label, None if keep == "random" else score, group if by == "group" else None
@@ -115,7 +132,7 @@ def select_table(
             )
         step("Counting classes")
         found = classes_of(connection, columns, finite=keep == "stratified")
-        result = _with_quotas(found, density, quota, recall, columns)
+        result = _with_quotas(found, density, quota, recall, columns, shrinkage, floor)
         wanted: Tensor | int = result.budget if result.quota is None else result.quota
         sql = _sql.definition(found.classes, wanted, order, columns, found.excluded)
         result = replace(result, keep=keep, seed=order.seed, tables=files, sql=sql)
@@ -132,8 +149,10 @@ def _with_quotas(
     quota: str | Mapping[object, int],
     recall: Path_ | Mapping[object, float] | None,
     columns: Columns,
+    shrinkage: float,
+    floor: int,
 ) -> TableSelection:
-    rate = None if recall is None else recall_of(recall, found.classes, columns.cell)
+    rate = None if recall is None else recall_of(recall, found.classes, columns.cell, shrinkage)
     if isinstance(quota, Mapping):
         given = {key if isinstance(key, tuple) else (key,): n for key, n in quota.items()}
         per_class = listed(given, found.classes, "a quota", "`quota`").long()
@@ -156,9 +175,22 @@ def _with_quotas(
         if rule == "none":
             chosen = None
         else:
-            given_ = (found.sizes,) if rate is None else (found.sizes, rate)
-            chosen = getattr(quotas, rule)(*given_, budget)
-    return TableSelection(found.classes, found.sizes, chosen, found.num_samples, budget, rule, rate)
+            decision = Decision(density, getattr(quotas, rule), floor=floor)
+            chosen = decision.quotas(found.sizes, rate, budget)
+    result = TableSelection(
+        found.classes, found.sizes, chosen, found.num_samples, budget, rule, rate
+    )
+    _warn_of_empty(result)
+    return result
+
+
+def _warn_of_empty(result: TableSelection) -> None:
+    """Warns of classes that keep no row."""
+    if result.quota is None or not (empty := emptied(result.quota, result.sizes)):
+        return
+    names = [printable(shortened(name)) for name, *_ in result.rows()]
+    remedy = "Use quotas" if result.rule == "none" else "Set `floor`"
+    warnings.warn(emptied_in_words(empty, names, len(names), "classes", remedy), stacklevel=4)
 
 
 def _write(
@@ -201,6 +233,8 @@ def _write(
                 f"{result.budget}; run it again."
             )
         done.append(replace(result, quota=per_class, path=out))
+        if result.quota is None:
+            _warn_of_empty(done[0])
         # The summary first: whoever finds the ids finds both.
         done[0].save_summary(_summary(out))
 
@@ -227,6 +261,18 @@ def _check_quota(
     if quota not in RECALLED and recall is not None:
         raise ValueError(
             f"`recall` has no effect on these quotas; choose {' or '.join(map(repr, RECALLED))}."
+        )
+
+
+def _check_numbers(quota: str | Mapping[object, int], shrinkage: float, floor: int) -> None:
+    if not (isinstance(shrinkage, Real) and shrinkage >= 0):  # NaN is not
+        raise ValueError(f"`shrinkage` must be 0 or more samples, got {shrinkage!r}.")
+    if isinstance(floor, bool) or not isinstance(floor, Integral) or floor < 0:
+        raise ValueError(f"`floor` must be 0 or more samples, a whole number, got {floor!r}.")
+    if floor and (quota == "none" or not isinstance(quota, str)):
+        raise ValueError(
+            "`floor` has no effect where the order decides across classes, or where `quota` gives the rows "
+            "per class: leave it out, or choose a rule for the quotas."
         )
 
 
@@ -258,7 +304,7 @@ def _connect(memory: str, folder: str) -> DuckDBPyConnection:
     limit = float(size[1]) * UNITS[size[2]] * 0.5 / 2**20 if size else 0
     if limit < 128:
         raise ValueError(f"`memory` must be at least 256MiB, such as 2GiB, got {memory!r}.")
-    config = {"memory_limit": f"{int(limit)}MiB", "temp_directory": folder}
+    config = {"memory_limit": f"{int(limit)}MiB", "temp_directory": folder} | OFFLINE
     connection = duckdb.connect(config={**config, "preserve_insertion_order": False})
     connection.execute("SET enable_progress_bar = false")
     return connection

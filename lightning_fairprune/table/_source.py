@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 
+ROLES = ("id", "label", "group", "score")
 SMALL = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
 READERS = {
     "read_parquet": (".parquet", ".pq"),
@@ -68,9 +71,14 @@ def open_tables(
         The files, and whether the ids are integers.
     """
     files: list[str] = []
-    for name in (os.fspath(table) for table in tables):
+    for name in (_local(os.fspath(table)) for table in tables):
         found = connection.execute("SELECT file FROM glob(?) ORDER BY file", [name]).fetchall()
         if not found and not os.path.isfile(name):
+            if os.path.isdir(name):
+                raise FileNotFoundError(
+                    f"There is no file {name!r}: it is a folder; give the files in it, such as "
+                    f"{os.path.join(name, '*.parquet')!r}."
+                )
             raise FileNotFoundError(f"There is no file {name!r}.")
         files += [file for (file,) in found] or [name]
     # DuckDB would expand these characters again when it reads the files.
@@ -87,7 +95,10 @@ def open_tables(
     source = f"{readers.pop()}([{', '.join(map(text, files))}], union_by_name = true)"
     described = connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()
     kinds = {str(row[0]): str(row[1]) for row in described}
-    for role in ("id", "label", "group", "score"):
+    roles = {role: name for role in ROLES if (name := getattr(columns, role)) is not None}
+    for file in files:
+        _refuse_twins(connection, file, roles)
+    for role in ROLES:
         name = getattr(columns, role)
         if name is not None and name not in kinds:
             raise ValueError(
@@ -105,6 +116,51 @@ def open_tables(
     return tuple(files), kinds[columns.id] in SMALL
 
 
+def _local(name: str) -> str:
+    """Return a path on this machine: DuckDB would load an extension for others, and read from the network."""
+    name = os.path.expanduser(name)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", name) and not os.path.exists(name):
+        raise ValueError(
+            f"tables must be files on this machine, got {name!r}: download it first, and give its path."
+        )
+    return name
+
+
+def _refuse_twins(connection: DuckDBPyConnection, file: str, roles: Mapping[str, str]) -> None:
+    """Raise a ValueError if a column to read has a twin; names that differ only in case are one to DuckDB."""
+    if _reader(file) == "read_parquet":
+        root = connection.execute(
+            f"SELECT name, num_children FROM parquet_schema({text(file)})"
+        ).fetchall()
+        names = _top_level(root)
+    else:
+        first = f"SELECT * FROM read_csv({text(file)}, header = false, all_varchar = true) LIMIT 1"
+        names = [str(name) for row in connection.execute(first).fetchall() for name in row]
+    # Folders such as label=3 are columns, too.
+    names += [part.partition("=")[0] for part in Path(file).parts[:-1] if "=" in part]
+    for role, name in roles.items():
+        twins = [found for found in names if found.strip().casefold() == name.casefold()]
+        if len(twins) > 1:
+            raise ValueError(
+                f"{file} must have one column {name!r} for the {role}, it has "
+                f"{' and '.join(map(repr, twins))}: rename the others."
+            )
+
+
+def _top_level(rows: Sequence[tuple[str, int | None]]) -> list[str]:
+    """Return the names of the columns in a schema that lists each node before its children."""
+    names, left = [], []
+    for name, children in rows:
+        if len(left) == 1:
+            names.append(name)
+        if left:
+            left[-1] -= 1
+        left.append(children or 0)
+        while left and not left[-1]:
+            left.pop()
+    return names
+
+
 def _reader(file: str) -> str:
     for reader, ends in READERS.items():
         if file.lower().endswith(ends):
@@ -114,7 +170,10 @@ def _reader(file: str) -> str:
 
 def _discrete(name: str, kinds: dict[str, str], role: str) -> str:
     kind, column = kinds[name], identifier(name)
-    if kind in SMALL or (kind == "BOOLEAN" and role != "id"):
+    if kind == "BOOLEAN" and role != "id":
+        # The reader of CSV would take a CAST for the type of the column.
+        return f"CASE {column} WHEN true THEN 1::BIGINT WHEN false THEN 0::BIGINT END"
+    if kind in SMALL:
         return f"CAST({column} AS BIGINT)"
     if kind == "VARCHAR" or kind.startswith("ENUM"):
         return f"CAST({column} AS VARCHAR)"
@@ -134,4 +193,6 @@ def _number(name: str, kinds: dict[str, str]) -> str:
 
 def _first(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and "CSV Error" in lines[0]:  # the next ones are the line and what is wrong with it
+        lines[0] = ", ".join(line.rstrip(".") for line in lines[:3])[:300]
     return (lines[0] if lines else type(error).__name__).rstrip(".")

@@ -22,7 +22,7 @@ from lightning_fairprune.callbacks._data.length import limited, resolve_warmup, 
 from lightning_fairprune.callbacks._data.settings import DataSettings
 from lightning_fairprune.records.settings import called
 from lightning_fairprune.selection import Selection
-from lightning_fairprune.selection.decision import needs_recall
+from lightning_fairprune.selection.decision import emptied, emptied_in_words, needs_recall
 
 
 def quota(settings: DataSettings) -> None:
@@ -247,17 +247,14 @@ def without_samples(
     settings: DataSettings, drawn: Selection, known: set[int], dataset: object
 ) -> set[int]:
     """Warns of classes that keep no sample, unless they are `known`; returns all of them."""
-    empty = ((drawn.quota == 0) & (drawn.sizes > 0)).nonzero().flatten().tolist()
+    empty = emptied(drawn.quota, drawn.sizes)
     new = [k for k in empty if k not in known]
     if new:
         count, grouped = len(drawn.sizes), settings.group_by is not None
         names = None if grouped else class_names(dataset, count)
-        said = [f"{k}" if names is None else f"{k} ({names[k]})" for k in new[:10]]
         remedy = "Use quotas" if settings.quota is None else "Set `floor`"
-        rank_zero_warn(
-            f"{len(new)} of {count} {'groups' if grouped else 'classes'} keep no sample, and training continues "
-            f"without them: {', '.join(said)}{', ...' if len(new) > 10 else ''}. {remedy}, or raise the density."
-        )
+        kind = "groups" if grouped else "classes"
+        rank_zero_warn(emptied_in_words(new, names, count, kind, remedy))
     return set(empty)
 
 
