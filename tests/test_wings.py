@@ -41,7 +41,7 @@ WINGS: dict[str, set[str]] = {
     "history": {"records"},
     "scores": {"records"},
     "figures": {"recalls", "records", "statistics"},
-    "table": {"_files", "quotas", "records", "selection"},
+    "table": {"_files", "counts", "quotas", "records", "selection"},
     "_loading": {"_files", "_lightning", "_model", "selection"},
     "_observe": {"_files", "_lightning", "_loading", "_model", "counts", "records", "signals"},
     "report": {

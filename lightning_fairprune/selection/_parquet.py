@@ -24,6 +24,8 @@ from lightning_fairprune._files import (
 
 # In the metadata of the file: the settings as JSON, and the version, which says that they must be there.
 OURS = b"lightning_fairprune."
+# The same in another part of the metadata, in case the settings are lost as a whole.
+ID, OUR_ID = b"PARQUET:field_id", b"405057993"
 KEY, MARK = OURS + b"Selection", OURS + b"version"
 
 
@@ -33,9 +35,9 @@ def write_indices(
     """Write the column ``index``, and the settings as metadata of the file."""
     pa, pq = _pyarrow("to_parquet")
     about = json_text("Selection", {**settings, "indices": _sum(indices)})
-    table = pa.table({"index": indices.numpy()}).replace_schema_metadata(
-        {KEY: about, MARK: VERSION}
-    )
+    column = pa.field("index", pa.int64(), metadata={ID: OUR_ID})
+    schema = pa.schema([column], metadata={KEY: about, MARK: VERSION})
+    table = pa.table({"index": indices.numpy()}, schema=schema)
     write_whole(path, lambda name: pq.write_table(table, name, write_page_checksum=True))
 
 
@@ -68,7 +70,8 @@ def read_indices(path: str | os.PathLike[str]) -> tuple[Tensor, dict[str, Any]]:
     indices = torch.tensor(values, dtype=torch.int64).sort().values
     metadata = table.schema.metadata or {}
     if not any(key.startswith(OURS) for key in metadata):
-        if OURS in Path(path).read_bytes():  # Parquet has no checksum for what it calls the footer
+        ours = (table.schema.field(0).metadata or {}).get(ID) == OUR_ID
+        if ours or OURS in Path(path).read_bytes():  # Parquet has no checksum of its metadata
             raise ValueError(
                 f"{name!r} cannot be loaded: it is damaged (its settings cannot be read); copy or write it again."
             )

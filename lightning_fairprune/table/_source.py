@@ -149,7 +149,8 @@ def _refuse_twins(connection: DuckDBPyConnection, file: str, roles: Mapping[str,
 
 def _top_level(rows: Sequence[tuple[str, int | None]]) -> list[str]:
     """Return the names of the columns in a schema that lists each node before its children."""
-    names, left = [], []
+    names: list[str] = []
+    left: list[int] = []  # children to come of each open node
     for name, children in rows:
         if len(left) == 1:
             names.append(name)
