@@ -265,9 +265,9 @@ def _check_quota(
 
 
 def _check_numbers(quota: str | Mapping[object, int], shrinkage: object, floor: object) -> None:
-    if not (isinstance(shrinkage, Real) and shrinkage >= 0):  # NaN is not
+    if not (isinstance(shrinkage, Real) and float(shrinkage) >= 0):  # NaN is not
         raise ValueError(f"`shrinkage` must be 0 or more samples, got {shrinkage!r}.")
-    if isinstance(floor, bool) or not isinstance(floor, Integral) or not floor >= 0:
+    if isinstance(floor, bool) or not isinstance(floor, Integral) or int(floor) < 0:
         raise ValueError(f"`floor` must be 0 or more samples, a whole number, got {floor!r}.")
     if floor and (quota == "none" or not isinstance(quota, str)):
         raise ValueError(
