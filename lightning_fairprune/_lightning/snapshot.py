@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,18 +33,20 @@ class Snapshot:
             [copy.deepcopy(c.scheduler.state_dict()) for c in trainer.lr_scheduler_configs],
         )
 
-    def restore(
-        self, trainer: pl.Trainer, module: pl.LightningModule, *, optimizers: bool = True
-    ) -> None:
-        """Restores the state in place, so that optimisers and wrappers keep their references.
+    def restore(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Restores the state in place, so that optimisers and wrappers keep their references."""
+        self.restore_tensors(module)
+        self.restore_optimizers(trainer)
 
-        Without `optimizers`, those and their schedules are left as they are.
-        """
+    def restore_tensors(self, module: pl.LightningModule) -> None:
+        """Restores weights and buffers; a buffer that is new stays as it is."""
         with torch.no_grad():
             for name, tensor in _tensors(module).items():
-                tensor.copy_(self.tensors[name])
-        if not optimizers:
-            return
+                if name in self.tensors or isinstance(tensor, Parameter):
+                    tensor.copy_(self.tensors[name])
+
+    def restore_optimizers(self, trainer: pl.Trainer) -> None:
+        """Restores optimisers and schedules."""
         for optimizer, state in zip(trainer.optimizers, self.optimizers, strict=True):
             optimizer.load_state_dict(copy.deepcopy(state))
         for config, state in zip(trainer.lr_scheduler_configs, self.schedulers, strict=True):

@@ -253,6 +253,7 @@ class DataPruning(CountsValidation):
         """Starts observing the step."""
         checks.begins_in_epoch(trainer, batch_idx)
         if self.run.warming_up is not None:
+            self.run.remember(pl_module)
             self.run.warming_up.observed.before_step(pl_module, batch)
 
     def on_before_backward(

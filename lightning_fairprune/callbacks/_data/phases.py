@@ -8,12 +8,12 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_fairprune._lightning.snapshot import Snapshot
 from lightning_fairprune._loading.labels import guesses
 from lightning_fairprune._loading.source import TrainSource
 from lightning_fairprune._model.losses import IGNORED
 from lightning_fairprune._observe.warmup import WarmUp
 from lightning_fairprune.callbacks._data import checks
+from lightning_fairprune.callbacks._data.restart import Start
 from lightning_fairprune.callbacks._data.score_pass import FitPass
 from lightning_fairprune.callbacks._data.settings import DataSettings
 from lightning_fairprune.records.dynamics import Dynamics
@@ -40,7 +40,7 @@ class WarmingUp:
         trainer: pl.Trainer,
         source: TrainSource,
         epochs: int,
-        snapshot: Snapshot | None,
+        snapshot: Start | None,
     ) -> None:
         self.snapshot, self._score, self._source = snapshot, settings.score, source
         by_pass = settings.score_pass is not None
@@ -112,19 +112,13 @@ class Pruned:
     """
 
     def __init__(
-        self, selection: Selection, warm_up: WarmingUp | None, snapshot: Snapshot | None
+        self, selection: Selection, warm_up: WarmingUp | None, snapshot: Start | None
     ) -> None:
         self.selection, self.warm_up, self.snapshot = selection, warm_up, snapshot
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickles the results, without the weights of the snapshot."""
         return {"selection": self.selection, "warm_up": self.warm_up, "snapshot": None}
-
-    def restart(self, trainer: pl.Trainer, module: pl.LightningModule, *, optimizers: bool) -> None:
-        """Restarts the model, once. At the swap the Trainer would step epoch-wise schedules after it."""
-        assert self.snapshot is not None
-        self.snapshot.restore(trainer, module, optimizers=optimizers)
-        self.snapshot = None
 
     @staticmethod
     def due(settings: DataSettings, epochs: int) -> Due:

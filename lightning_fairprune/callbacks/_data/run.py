@@ -9,7 +9,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
-from lightning_fairprune._lightning.snapshot import Snapshot
 from lightning_fairprune._loading.source import TrainSource
 from lightning_fairprune._loading.wrapper import Wrapper
 from lightning_fairprune._observe.ranks import check_same_on_all_ranks
@@ -17,6 +16,7 @@ from lightning_fairprune._observe.validation import RecallWindow, Validation
 from lightning_fairprune.callbacks._data import checks
 from lightning_fairprune.callbacks._data.length import is_cut, limited, resolve_warmup
 from lightning_fairprune.callbacks._data.phases import Due, Pruned, WarmingUp
+from lightning_fairprune.callbacks._data.restart import Start, check_callbacks
 from lightning_fairprune.callbacks._data.settings import DataSettings
 from lightning_fairprune.callbacks._run_folder import run_folder
 from lightning_fairprune.counts import ClassCounts
@@ -73,12 +73,23 @@ class PruningRun:
         return final and self.settings.after == "restart"
 
     def restart(self, module: pl.LightningModule) -> None:
-        """Restarts the model after the swap, if it is due; a plan of its steps needs another one."""
-        if isinstance(self.phase, Pruned) and self.phase.snapshot is not None:
-            self.phase.restart(self.trainer, module, optimizers=not self.steps_are_planned)
-            if self.steps_are_planned:
-                with self.source.showing_all(self.batches(self.source.num_samples)):
-                    self.trainer.strategy.setup_optimizers(self.trainer)
+        """Restarts the model after the swap, if it is due. At the swap the Trainer would step schedules after it."""
+        if not isinstance(self.phase, Pruned) or self.phase.snapshot is None:
+            return
+        start, trainer, self.phase.snapshot = self.phase.snapshot, self.trainer, None
+        start.restore(trainer, module)
+        # What planned the steps of the warm-up has those of the final model to plan.
+        if self.steps_are_planned or not start.fits(trainer):
+            with self.source.showing_all(self.batches(self.source.num_samples)):
+                trainer.strategy.setup_optimizers(trainer)
+        if not self.steps_are_planned:
+            start.snapshot.restore_optimizers(trainer)
+
+    def remember(self, module: pl.LightningModule) -> None:
+        """Copies, before the first step, what the model will restart from."""
+        phase, restarts = self.warming_up, self.settings.after == "restart"
+        if restarts and phase is not None and phase.snapshot is None:
+            phase.snapshot = Start.take(self.trainer, module)
 
     def batches(self, samples: int) -> int:
         """Returns the batches of an epoch over so many samples."""
@@ -100,13 +111,13 @@ class PruningRun:
         trainer, restored = self.trainer, self._restored
         checks.validation(self.settings, trainer)
         checks.sampling(self.settings, self.source)
+        if self.settings.after == "restart" and not self.restarted:
+            check_callbacks(trainer, self.warmup)
         checks.stepping(trainer, planned=self.steps_are_planned or self.settings.density == 1)
         if self.phase is None:
             snapshot = None
             if restored is not None and restored["snapshot"] is not None:
-                snapshot = Snapshot.from_state_dict(restored["snapshot"])
-            elif self.settings.after == "restart":
-                snapshot = Snapshot.take(trainer, module)
+                snapshot = Start.from_state_dict(restored["snapshot"], module)
             self.phase = WarmingUp(self.settings, trainer, self.source, self.warmup, snapshot)
             if restored is not None and restored["record"] is not None:
                 self.phase.observed.load_state_dict(restored["record"])
@@ -136,6 +147,8 @@ class PruningRun:
                 "Checkpoints at the end of an epoch resume exactly."
             )
         before, warming_up = self.decision.state_dict(), self.warming_up
+        if warming_up is not None and warming_up.snapshot is not None:
+            warming_up.snapshot.check(self.trainer.lightning_module)
         try:
             due = self._due(epoch)
             if any(due):
@@ -303,7 +316,8 @@ class PruningRun:
             )
         if self.settings.quota is not None:
             self.source.classes = self.decision.target
-        snapshot = Snapshot.from_state_dict(state["snapshot"]) if state["restart_due"] else None
+        module, saved = self.trainer.lightning_module, state["snapshot"]
+        snapshot = Start.from_state_dict(saved, module) if state["restart_due"] else None
         selection = Selection(indices=kept, **state["selection"])
         self._swapped_at, self.swap_epoch = -1, state.get("swap_epoch", self.warmup)
         # A tuner restores a state during the fit, whose warm-up is known.
