@@ -134,8 +134,9 @@ class Wrapper:
         return {"source": self.source.state_dict(), "datamodule": self.datamodule.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
-        self.source.load_state_dict(state_dict["source"])
+        """Restores what `state_dict` returned; in other stages than the fit, the kept samples stay."""
+        if self.trainer is None or self.trainer.state.fn in (None, "fit"):
+            self.source.load_state_dict(state_dict["source"])
         self.datamodule.load_state_dict(state_dict["datamodule"])
 
 

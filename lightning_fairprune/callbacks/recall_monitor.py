@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_only
@@ -19,7 +20,7 @@ from lightning_fairprune._observe.groups import GroupBy, LogitsFn
 from lightning_fairprune._observe.validation import CountsValidation, Validation, abandon
 from lightning_fairprune.callbacks._arguments import given, without_fit
 from lightning_fairprune.callbacks._monitor import values
-from lightning_fairprune.callbacks._monitor.loaded import LoadedWeights, filed
+from lightning_fairprune.callbacks._monitor.loaded import LoadedWeights, filed, with_what_follows
 from lightning_fairprune.callbacks._monitor.readers import check_readers
 from lightning_fairprune.callbacks._monitor.reference import Reference, ReferenceCounts
 from lightning_fairprune.callbacks._monitor.settings import MonitorSettings
@@ -127,7 +128,7 @@ class RecallMonitor(CountsValidation):
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickles settings and results, without Trainer and model."""
-        return without_fit(self, _undo=_nothing)
+        return without_fit(self, _undo=_nothing, _held=_nothing)
 
     def _forget(self) -> None:
         settings = self.settings
@@ -137,6 +138,10 @@ class RecallMonitor(CountsValidation):
         self._reference = ReferenceCounts(settings.reference, settings.class_names)
         self._validation = Validation(None, settings.group_by)
         self._loaded: LoadedWeights | None = None
+        self._held: Callable[[], pl.LightningModule | None] = _nothing  # the module with them
+        self._outside: set[tuple[str, int, int]] = (
+            set()
+        )  # evaluations of other stages since the fit
 
     @property
     def counts(self) -> dict[str, ClassCounts]:
@@ -147,11 +152,15 @@ class RecallMonitor(CountsValidation):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Resets the state for a new fit, and reads the reference."""
-        self._loaded = None
+        # Loaded weights stay in the module, also for a later evaluation without a checkpoint.
+        if stage == "fit" or self._held() is not pl_module:
+            self._loaded = None
         if stage != "fit":
             self._note_weights(pl_module)
-        if stage == "fit" and trainer.current_epoch == 0:  # else a fit continues
+        elif trainer.current_epoch == 0:
             self._forget()
+        else:  # a fit continues
+            self._outside = set()
         self._reference.setup(trainer, stage)
         if self.settings.num_classes is not None:
             for name, counts in self._reference.counts.items():
@@ -166,7 +175,7 @@ class RecallMonitor(CountsValidation):
         users = module.on_load_checkpoint  # callbacks get no checkpoint that has weights alone
 
         def on_load_checkpoint(checkpoint: dict[str, Any]) -> Any:
-            self._loaded = LoadedWeights.of(checkpoint)
+            self._loaded, self._held = LoadedWeights.of(checkpoint), ref(module)
             return users(checkpoint)
 
         self._undo = replaced(module, "on_load_checkpoint", on_load_checkpoint)
@@ -201,7 +210,6 @@ class RecallMonitor(CountsValidation):
         """Restores model and Trainer; raises if a loader was empty."""
         self._reference.teardown()
         self._undo()
-        self._loaded = None
         if stage == "test":
             values.check_any_batch(trainer.num_test_batches, trainer.limit_test_batches, stage)
         if stage == "validate":
@@ -267,10 +275,10 @@ class RecallMonitor(CountsValidation):
             names = self.history.names_of(prefix)
             values.log(trainer, module, values.values(prefix, counts, compared[prefix], names))
             if trainer.is_global_zero and self.settings.figures and takes_figures(trainer):
-                send_figure(trainer, f"{prefix}/recall/classes", self._figure(prefix))
-        self._save(trainer)
+                send_figure(trainer, f"{prefix}/recall/classes", self._figure(prefix, counts))
+        self._save(trainer, new)
         if trainer.state.fn != "fit":
-            self._draw_files(trainer)
+            self._draw_files(trainer, *found)
 
     def _with_all_groups(self, name: str, counts: ClassCounts) -> ClassCounts:
         """Pads this evaluation, earlier ones and the reference to the same number of groups."""
@@ -304,30 +312,36 @@ class RecallMonitor(CountsValidation):
     # ----------------------------------------------------------------------- files and figures
 
     @rank_zero_only
-    def _save(self, trainer: pl.Trainer) -> None:
-        folder = self._folder(trainer)
-        if folder is not None:
-            self.history.save(folder)
+    def _save(self, trainer: pl.Trainer, new: tuple[Evaluation, ...]) -> None:
+        folder, history = self._folder(trainer), self.history
+        if folder is None:
+            return
+        if trainer.state.fn != "fit":
+            self._outside |= {one[:3] for one in new}
+            own = tuple(one for one in history.evaluations if one[:3] not in self._outside)
+            history = with_what_follows(history, folder, own, new)
+        history.save(folder)
 
     @rank_zero_only
-    def _draw_files(self, trainer: pl.Trainer) -> None:
+    def _draw_files(self, trainer: pl.Trainer, *names: str) -> None:
+        """Draws the last evaluations of these names, or of all, into files."""
         folder = self._folder(trainer)
         if folder is None or not self.settings.figures or not can_draw():
             return
-        for name in self.history.names:
+        for name in names or self.history.names:
             path = folder / f"recalls-{name.replace('/', '-')}.png"
             write_whole(path, partial(self._figure(name).savefig, format="png", dpi=150))
 
     def _folder(self, trainer: pl.Trainer) -> Path | None:
         return run_folder(trainer) if self.settings.dirpath is None else Path(self.settings.dirpath)
 
-    def _figure(self, name: str) -> Any:
+    def _figure(self, name: str, counts: ClassCounts | None = None) -> Any:
         from lightning_fairprune.figures import recall_by_class
 
         reference = self.history.reference.get(name)
         return recall_by_class(
             None if reference is None else reference.recall,
-            self.history.last(name).counts.recall,
+            (self.history.last(name).counts if counts is None else counts).recall,
             self.history.names_of(name),
             title=name,
             labels=("reference", "now"),
