@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,11 @@ from typing import Any
 import pytest
 import ranks
 import users
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+)
 from torch.optim import lr_scheduler as schedules
 from torch.utils.data import DataLoader
 
@@ -138,10 +143,11 @@ def run(
     folder: str | None = None,
     every_step: bool = False,
     resume: str | None = None,
+    others: list[Any] | None = None,
 ) -> dict[str, Any]:
     users.pl.seed_everything(1, verbose=False)
     callback = lfp.DataPruning(0.4, 2, quota=lfp.quotas.Minimax(), **(prune or {}))
-    callbacks: list[Any] = [callback]
+    callbacks: list[Any] = [callback, *(others or [])]
     if folder is not None:
         when = {"every_n_train_steps": 1} if every_step else {"save_on_train_epoch_end": True}
         name = "{epoch}-{step}"
@@ -231,6 +237,12 @@ def test_on_two_ranks(tmp_path: Path) -> None:
         "trainer": {"devices": 2, "strategy": "ddp"},
     }
     fits = [base | {"form": form, "folder": str(tmp_path / form)} for form in ("given", "wrapper")]
+    restart = {
+        "horizon": "both",
+        "prune": {"after": "restart"},
+        "folder": str(tmp_path / "restart"),
+    }
+    fits.append(fits[1] | restart)
     full = ranks.launch(__file__, fits, tmp_path)
     again = [
         (i, {k: v for k, v in fit.items() if k != "folder"} | {"resume": path})
@@ -312,6 +324,52 @@ def test_a_warm_up_that_lasts_longer_leaves_the_final_model_fewer_epochs() -> No
     found = run("cosine", "planned", prune={"after": "restart"}, trainer=late)
     assert found["horizons"] == [2 * FULL, 3 * SHORT]
     assert found["steps"] == 3 * FULL + 3 * SHORT
+
+
+def test_accumulation_that_changes_with_the_restart() -> None:
+    accumulates = GradientAccumulationScheduler({0: 1, 2: 4})
+    found = run("one_cycle", "planned", prune={"after": "restart"}, others=[accumulates])
+    assert found["horizons"] == [2 * FULL, 2 * 2]
+    assert found["steps"] == 2 * FULL + 2 * 2
+
+
+@pytest.mark.parametrize("horizon", ["both", "num_training_batches", "estimated"])
+@pytest.mark.parametrize("after", ["continue", "restart"])
+def test_with_reloads_of_the_users(horizon: str, after: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "form": "wrapper",
+        "prune": {"after": after},
+        "trainer": {"reload_dataloaders_every_n_epochs": 1},
+    }
+    full = run("lambda", horizon, **settings, folder=str(tmp_path))
+    for path in saved(tmp_path):
+        check(full, run("lambda", horizon, **settings, resume=path), path)
+
+
+@pytest.mark.filterwarnings("ignore:.*_average_model", "ignore:.*[Cc]heckpoint directory")
+@pytest.mark.parametrize("after", ["continue", "restart"])
+def test_an_average_of_weights_resumes_with_its_plan(after: str, tmp_path: Path) -> None:
+    def average() -> dict[str, Any]:
+        return {"prune": {"after": after}, "others": [EMAWeightAveraging(decay=0.9)]}
+
+    full = run("cosine", "planned", **average(), folder=str(tmp_path))
+    for path in saved(tmp_path)[:-1]:  # the last one is of a fit that has ended
+        check(full, run("cosine", "planned", **average(), resume=path), path)
+
+
+@pytest.mark.parametrize("frequency", [SHORT, SHORT + 1])
+def test_a_schedule_that_never_steps_in_a_pruned_epoch_is_told(frequency: int) -> None:
+    class Seldom(Scheduled):
+        def configure_optimizers(self) -> Any:
+            optimizers, (config,) = super().configure_optimizers()
+            return optimizers, [config | {"frequency": frequency}]
+
+    fit = users.trainer(callbacks=[lfp.DataPruning(0.4, 2)])
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        fit.fit(Seldom("lambda", "planned"), datamodule=users.Data())
+    found = [w for w in told if "a pruned epoch has 5" in str(w.message)]
+    assert len(found) == (frequency > SHORT)
 
 
 if __name__ == "__main__":

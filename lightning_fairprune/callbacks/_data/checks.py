@@ -232,14 +232,20 @@ def weights(weights: Tensor | None, drawn: Selection, classes: Tensor | None) ->
         )
 
 
-def stepping(trainer: pl.Trainer, *, planned: bool) -> None:
-    """Warns if a step-wise schedule was planned for epochs of full length."""
-    stepwise = any(config.interval == "step" for config in trainer.lr_scheduler_configs)
+def stepping(trainer: pl.Trainer, *, planned: bool, batches: int) -> None:
+    """Warns of a step-wise schedule for epochs of full length; a pruned one has so many `batches`."""
+    stepwise = [config for config in trainer.lr_scheduler_configs if config.interval == "step"]
     if stepwise and not planned:
         rank_zero_warn(
             "a learning-rate schedule steps after every batch, and epochs get shorter after the "
             "warm-up: plan it with lightning_fairprune.planned_stepping_batches(trainer) instead "
             "of trainer.estimated_stepping_batches, or it will not reach its end."
+        )
+    every = max((config.frequency for config in stepwise), default=0)
+    if every > batches:
+        rank_zero_warn(
+            f"a learning-rate schedule steps after every {every} batches, which the Trainer counts within an epoch, "
+            f"but a pruned epoch has {batches}, so that it never steps after the warm-up: set its frequency to 1."
         )
 
 

@@ -113,7 +113,9 @@ class PruningRun:
         checks.sampling(self.settings, self.source)
         if self.settings.after == "restart" and not self.restarted:
             check_callbacks(trainer, self.warmup)
-        checks.stepping(trainer, planned=self.steps_are_planned or self.settings.density == 1)
+        short = self.batches(self.decision.budget(self.source.num_samples))
+        planned = self.steps_are_planned or self.settings.density == 1
+        checks.stepping(trainer, planned=planned, batches=short)
         if self.phase is None:
             snapshot = None
             if restored is not None and restored["snapshot"] is not None:
