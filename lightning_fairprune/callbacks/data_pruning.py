@@ -251,7 +251,8 @@ class DataPruning(CountsValidation):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Starts observing the step."""
-        checks.begins_in_epoch(trainer, batch_idx)
+        checks.begins_in_epoch(trainer, batch_idx, knows_before=self.run.knows_before)
+        self.run.knows_before = True
         if self.run.warming_up is not None:
             self.run.remember(pl_module)
             self.run.warming_up.observed.before_step(pl_module, batch)

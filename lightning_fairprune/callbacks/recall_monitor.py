@@ -124,11 +124,12 @@ class RecallMonitor(CountsValidation):
     ) -> None:
         self.settings = MonitorSettings(**given(locals()))
         self._undo: Callable[[], None] = _nothing
+        self._trained: Callable[[], pl.LightningModule | None] = _nothing  # in the last fit
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickles settings and results, without Trainer and model."""
-        return without_fit(self, _undo=_nothing, _held=_nothing)
+        return without_fit(self, _undo=_nothing, _held=_nothing, _trained=_nothing)
 
     def _forget(self) -> None:
         settings = self.settings
@@ -157,10 +158,12 @@ class RecallMonitor(CountsValidation):
             self._loaded = None
         if stage != "fit":
             self._note_weights(pl_module)
-        elif trainer.current_epoch == 0:
+        elif trainer.current_epoch == 0 or self._trained() is not pl_module:
             self._forget()
-        else:  # a fit continues
+        else:  # the Trainer continues
             self._outside = set()
+        if stage == "fit":
+            self._trained = ref(pl_module)
         self._reference.setup(trainer, stage)
         if self.settings.num_classes is not None:
             for name, counts in self._reference.counts.items():

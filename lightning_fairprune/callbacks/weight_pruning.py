@@ -145,7 +145,7 @@ class WeightPruning(pl.Callback):
             self._run = WeightRun(self.settings)
             checks.strategy(trainer)
             self._run.plan(trainer, "epoch")
-            if before.begun and trainer.current_epoch > 0:  # the Trainer continues
+            if before.has_trained(pl_module) and trainer.current_epoch > 0:  # the Trainer continues
                 self._run.load_state_dict(before.state_dict())
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -160,6 +160,11 @@ class WeightPruning(pl.Callback):
         """Warns if training ended before the last pruning, and saves the record."""
         self._run.end(trainer)
         say_where(trainer, "WeightPruning", "masks", "history")
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Warns if there was no training, as with limit_train_batches=0."""
+        if not self._run.begun:
+            self._run.end(trainer)
 
     def on_exception(self, *_: Any, **__: Any) -> None:
         """Removes the hooks from the optimisers."""

@@ -63,8 +63,14 @@ def validation(settings: DataSettings, trainer: pl.Trainer) -> None:
         )
 
 
-def begins_in_epoch(trainer: pl.Trainer, batch_idx: int) -> None:
-    """Raises before the Trainer runs a batch of an epoch that it counts as finished."""
+def begins_in_epoch(trainer: pl.Trainer, batch_idx: int, *, knows_before: bool) -> None:
+    """Raises before the Trainer runs the rest of an epoch that began without us, or counts as finished."""
+    if batch_idx and not knows_before:
+        raise ValueError(
+            f"this fit begins at batch {batch_idx} of epoch {trainer.current_epoch}, from a checkpoint of a fit without "
+            "DataPruning, so which samples the epoch has used before is unknown: resume from a checkpoint of "
+            "the end of an epoch."
+        )
     if batch_idx >= trainer.num_training_batches:
         raise RuntimeError(
             f"the checkpoint was taken before the first batch of epoch {trainer.current_epoch}, as "

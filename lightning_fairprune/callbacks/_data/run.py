@@ -46,6 +46,8 @@ class PruningRun:
         self._without_samples: set[int] = set()
         self._epochs_done = 0
         self._restored: Mapping[str, Any] | None = None
+        self.knows_before = False
+        """Whether the batches before the next one of the epoch are known."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickles the results, without Trainer and data."""
@@ -300,7 +302,7 @@ class PruningRun:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues where `state_dict` was taken."""
-        self._restored = state
+        self._restored, self.knows_before = state, True
         self._check_resumed(state)
         if state["source"] is not None:
             self.source.load_state_dict(state["source"])

@@ -53,6 +53,10 @@ class MaskedWeights:
         }
         return at_rest | {"masks": {name: mask.cpu() for name, mask in self.masks.items()}}
 
+    def is_of(self, module: nn.Module) -> bool:
+        """Whether they are the weights of this model."""
+        return self._module is module
+
     def _follow(self, optimizer: Optimizer) -> None:
         if not any(optimizer is known for known in self._optimizers):
             self._optimizers.append(optimizer)

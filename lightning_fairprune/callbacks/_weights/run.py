@@ -65,6 +65,10 @@ class WeightRun:
         """Whether a fit has trained with it."""
         return self._working is not None
 
+    def has_trained(self, module: pl.LightningModule) -> bool:
+        """Whether a fit has trained this model with it."""
+        return self._working is not None and self._working.is_of(module)
+
     @property
     def masks(self) -> dict[str, Tensor]:
         """The current masks, by parameter name, bool, True = kept."""

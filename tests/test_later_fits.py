@@ -1,0 +1,100 @@
+"""Fits that begin where the callbacks have not been: inside an epoch, with another model, or without a step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import users
+from torch import nn
+
+import lightning_fairprune as lfp
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used"),
+    # Plain loaders repeat batches when a fit goes on inside an epoch.
+    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before"),
+]
+
+
+class Net(users.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = nn.CrossEntropyLoss()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.loss(self(batch[0]), batch[1])
+
+
+class Saves(pl.Callback):
+    def __init__(self, path: Path, step: int) -> None:
+        self.path, self.step = path, step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+def saved(folder: Path, step: int) -> Path:
+    """A checkpoint of a fit without our callbacks, after some steps of epochs of 11."""
+    path = folder / "plain.ckpt"
+    users.trainer(callbacks=[Saves(path, step)]).fit(Net(), users.Data())
+    return path
+
+
+@pytest.mark.parametrize("form", [users.Data, lambda: lfp.FairPruneDataModule(users.Data())])
+def test_data_pruning_refuses_the_rest_of_an_epoch(form: Any, tmp_path: Path) -> None:
+    model, path = Net(), saved(tmp_path, 16)
+    trainer = users.trainer(callbacks=[lfp.DataPruning(0.3, 2)], max_epochs=8)
+    with pytest.raises(
+        ValueError, match="begins at batch 5 of epoch 1, from a checkpoint of a fit"
+    ):
+        trainer.fit(model, form(), ckpt_path=path)
+    assert trainer.global_step == 16
+
+
+def test_class_weighting_begins_with_its_first_validation(tmp_path: Path) -> None:
+    class Seen(pl.Callback):
+        def __init__(self) -> None:
+            self.weighted: list[tuple[int, bool]] = []
+
+        def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
+            self.weighted.append((trainer.current_epoch, module.loss.weight is not None))
+
+    seen = Seen()
+    trainer = users.trainer(callbacks=[lfp.ClassWeighting(), seen], max_epochs=4)
+    trainer.fit(Net(), users.Data(), ckpt_path=saved(tmp_path, 16))
+    assert seen.weighted == [(1, False)] * 6 + [(2, True)] * 11 + [(3, True)] * 11
+
+
+def test_masks_stay_with_their_model() -> None:
+    prune, model = lfp.WeightPruning(sparsity=0.5, start=1, end=2), Net()
+    trainer = users.trainer(callbacks=[prune])
+    trainer.fit(model, users.Data())
+    trainer.fit_loop.max_epochs = 8
+    prune.setup(trainer, model, "fit")
+    assert prune.masks
+    prune.setup(trainer, Net(), "fit")
+    assert prune.masks == {}
+    assert prune.history == []
+
+
+def test_recalls_stay_with_their_model() -> None:
+    monitor, model = lfp.RecallMonitor(figures=False), Net()
+    trainer = users.trainer(callbacks=[monitor], max_epochs=2)
+    for epochs, fitted, expected in ((2, model, [1, 2]), (3, model, [1, 2, 3]), (4, Net(), [4])):
+        trainer.fit_loop.max_epochs = epochs
+        trainer.fit(fitted, users.Data())
+        assert [e.epoch for e in monitor.history.evaluations] == expected
+
+
+def test_a_fit_without_a_step_prunes_nothing_and_says_so() -> None:
+    prune = lfp.WeightPruning(sparsity=0.5, start=1, end=2)
+    with pytest.warns(UserWarning, match="ended at a sparsity of 0 where 0.5 was planned"):
+        users.trainer(callbacks=[prune], limit_train_batches=0).fit(Net(), users.Data())
+    data = lfp.DataPruning(0.3, 2)
+    with pytest.warns(UserWarning, match="nothing was trained on the kept samples"):
+        users.trainer(callbacks=[data], limit_train_batches=0).fit(Net(), users.Data())
+    assert data.selection is None
