@@ -198,3 +198,101 @@ def test_a_fit_resumes_after_other_stages(tmp_path: Path) -> None:
     assert found == wanted
     assert used["data"].selection.indices.tolist() == expected["data"].selection.indices.tolist()
     assert evaluations(used["monitor"], "val") == OF_THE_FIT
+
+
+# ----------------------------------------------------------------- fits that begin at a later epoch
+
+
+class Seen(pl.Callback):
+    """Notes the number of batches of each epoch."""
+
+    def __init__(self) -> None:
+        self.batches: dict[int, int] = {}
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        self.batches[trainer.current_epoch] = self.batches.get(trainer.current_epoch, 0) + 1
+
+
+@pytest.mark.parametrize(("warmup", "epochs"), [(2, 2), (0.25, 2), (0.4, 3)])
+@pytest.mark.parametrize("after", ["continue", "restart"])
+def test_a_checkpoint_without_our_state_is_warmed_up_from(
+    after: Any, warmup: Any, epochs: int, tmp_path: Path
+) -> None:
+    plain = users.trainer(max_epochs=3)
+    plain.fit(Net(), datamodule=Data())
+    plain.save_checkpoint(tmp_path / "plain.ckpt")
+    prune, seen = (
+        lfp.DataPruning(0.3, warmup, score=lfp.scores.el2n, keep="hard", after=after),
+        Seen(),
+    )
+    t = users.trainer(callbacks=[prune, seen], max_epochs=8)
+    t.fit(Net(), datamodule=Data(), ckpt_path=tmp_path / "plain.ckpt")
+    assert seen.batches == {3 + i: 11 if i < epochs else 4 for i in range(5)}
+    assert len(prune.dynamics.signals["el2n"]) == epochs
+    assert prune.history[0].epoch == 3 + epochs - 1
+
+
+def test_a_fit_that_the_trainer_continues_warms_up_again(tmp_path: Path) -> None:
+    prune, seen = lfp.DataPruning(0.3, 2), Seen()
+    t = users.trainer(callbacks=[prune, seen], max_epochs=4)
+    model = Net()
+    t.fit(model, datamodule=Data())
+    t.fit_loop.max_epochs = 8
+    t.fit(model, datamodule=Data())
+    assert seen.batches == {0: 11, 1: 11, 2: 4, 3: 4, 4: 11, 5: 11, 6: 4, 7: 4}
+    assert [estimate.epoch for estimate in prune.history] == [5, 7]
+    t.save_checkpoint(tmp_path / "a.ckpt")
+    again, later = lfp.DataPruning(0.3, 2), Seen()
+    t = users.trainer(callbacks=[again, later], max_epochs=10)
+    t.fit(Net(), datamodule=Data(), ckpt_path=tmp_path / "a.ckpt")
+    assert later.batches == {8: 4, 9: 4}
+    assert [estimate.epoch for estimate in again.history] == [5, 7, 9]
+
+
+def test_a_warm_up_without_room_is_refused(tmp_path: Path) -> None:
+    prune = lfp.DataPruning(0.3, 2)
+    t = users.trainer(callbacks=[prune], max_epochs=4)
+    model = Net()
+    t.fit(model, datamodule=Data())
+    t.fit_loop.max_epochs, step = 6, t.global_step
+    with pytest.raises(ValueError, match=r"begins at epoch 4 .* until epoch 6 of max_epochs=6"):
+        t.fit(model, datamodule=Data())
+    assert t.global_step == step
+
+
+def test_weights_stay_pruned_in_a_fit_that_the_trainer_continues() -> None:
+    prune = lfp.WeightPruning(sparsity=0.5, start=1, end=3)
+    monitor = lfp.RecallMonitor(figures=False)
+    t = users.trainer(callbacks=[prune, monitor], max_epochs=4)
+    model = Net()
+    t.fit(model, datamodule=Data())
+    before = {name: mask.clone() for name, mask in prune.masks.items()}
+    t.fit_loop.max_epochs = 6
+    t.fit(model, datamodule=Data())
+    assert [p.epoch for p in prune.history] == [1, 2, 3]
+    for name, mask in prune.masks.items():
+        assert torch.equal(mask, before[name])
+        assert not model.get_parameter(name)[~mask].any()
+    assert [e.epoch for e in monitor.history.evaluations] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_plan_that_is_over_when_the_fit_begins_is_refused(tmp_path: Path) -> None:
+    plain = users.trainer(max_epochs=3)
+    plain.fit(Net(), datamodule=Data())
+    plain.save_checkpoint(tmp_path / "plain.ckpt")
+
+    def resumed(**prune: Any) -> lfp.WeightPruning:
+        callback = lfp.WeightPruning(sparsity=0.5, **prune)
+        t = users.trainer(callbacks=[callback], max_epochs=8)
+        t.fit(Net(), datamodule=Data(), ckpt_path=tmp_path / "plain.ckpt")
+        return callback
+
+    with pytest.raises(
+        ValueError, match=r"after 3 epochs without a state .* planned after 1: give"
+    ):
+        resumed(start=1, end=4)
+    with pytest.raises(
+        ValueError, match=r"after 33 steps without a state .* planned after 32: give"
+    ):
+        resumed(start=32, end=40, interval="step")
+    assert [p.epoch for p in resumed(start=4, end=5).history] == [4, 5]

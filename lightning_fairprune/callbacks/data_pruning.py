@@ -207,7 +207,8 @@ class DataPruning(CountsValidation):
         if self in trainer.callbacks:  # type: ignore[attr-defined]
             run = self.run
             budget = run.decision.budget(run.source.num_samples)
-            checks.loader(self.settings.density, budget, run.warmup, run.source)
+            warmup = range(run.first_epoch, run.first_epoch + run.warmup)
+            checks.loader(self.settings.density, budget, warmup, run.first_step, run.source)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Runs the dry run, if there is one."""

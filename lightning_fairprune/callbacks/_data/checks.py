@@ -145,7 +145,22 @@ def _data_source(trainer: pl.Trainer) -> None:
         )
 
 
-def loader(density: float, budget: int, warmup: int, source: TrainSource) -> None:
+def room(trainer: pl.Trainer, first: int, warmup: int) -> None:
+    """Raises if a warm-up from epoch `first` on does not end before training does."""
+    last = trainer.max_epochs
+    if not first or last is None or last < 0 or getattr(trainer, "fast_dev_run", False):
+        return  # from epoch 0 on it is known before
+    if first + warmup >= last:
+        raise ValueError(
+            f"this fit begins at epoch {first} without a state of DataPruning (from a checkpoint of a fit without it, "
+            f"or where the Trainer has stopped before), so its warm-up of {warmup} epochs would last until epoch "
+            f"{first + warmup} of max_epochs={last}: raise max_epochs, or warm up for fewer epochs."
+        )
+
+
+def loader(
+    density: float, budget: int, warmup: range, first_step: int, source: TrainSource
+) -> None:
     """Raises if an epoch over the kept samples cannot work."""
     trainer, batch_size = source.attached, source.loader.batch_size
     batches = limited(source.num_batches(budget), trainer)
@@ -161,11 +176,11 @@ def loader(density: float, budget: int, warmup: int, source: TrainSource) -> Non
             "drop it: raise the density, lower the batch size or set drop_last=False."
         )
     stream = source.sampler.stream
-    most = source.sampler.size_of(source.num_samples) * source.sampler.num_replicas * warmup
+    most = source.sampler.size_of(source.num_samples) * source.sampler.num_replicas * len(warmup)
     if stream is not None and most < budget:
         raise ValueError(
             f"`density`={density} keeps {budget} samples, but your {type(stream.sampler).__name__} draws at most {most} "
-            f"in a warm-up of {warmup} epochs: lower the density, or warm up longer."
+            f"in a warm-up of {len(warmup)} epochs: lower the density, or warm up longer."
         )
     rest = source.sampler.size_of(budget) % (batch_size or 1)
     module = trainer.lightning_module
@@ -190,12 +205,12 @@ def loader(density: float, budget: int, warmup: int, source: TrainSource) -> Non
             "check_val_every_n_epoch=None to count across epochs."
         )
     full = limited(source.num_batches(source.num_samples), trainer)
-    steps = steps_in(range(warmup), full, trainer)
+    steps = first_step + steps_in(warmup, full, trainer)
     # With manual optimisation a batch may be any number of steps: a warning at the end says it.
     is_known = module.automatic_optimization and not getattr(trainer, "fast_dev_run", False)
     if is_known and 0 < trainer.max_steps <= steps:
         raise ValueError(
-            f"`warmup_epochs` must end before training does, got {warmup} epochs of "
+            f"`warmup_epochs` must end before training does, got {len(warmup)} epochs of "
             f"{full} batches ({steps} steps) with max_steps={trainer.max_steps}."
         )
 

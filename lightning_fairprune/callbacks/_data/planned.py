@@ -46,7 +46,7 @@ def steps_of_fit(run: PruningRun) -> int:
     """Returns the optimiser steps of the whole fit."""
     trainer = run.trainer
     if _unlimited(trainer):
-        return _max_steps(trainer)
+        return _max_steps(run)
     return sum(_steps_of_phases(run))
 
 
@@ -55,13 +55,13 @@ def _steps_of_phases(run: PruningRun) -> tuple[int, int]:
     trainer, source = run.trainer, run.source
     full = run.batches(source.num_samples)
     short = run.batches(run.decision.budget(source.num_samples))
-    warm_up = steps_in(range(run.swap_epoch), full, trainer)
+    warm_up = steps_in(range(run.first_epoch, run.swap_epoch), full, trainer)
     if _unlimited(trainer):
-        return warm_up, _max_steps(trainer) - warm_up
+        return warm_up, _max_steps(run) - warm_up
     assert trainer.max_epochs is not None
     final = steps_in(range(run.swap_epoch, trainer.max_epochs), short, trainer)
     if trainer.max_steps > 0:
-        final = min(final, trainer.max_steps - warm_up)
+        final = min(final, _max_steps(run) - warm_up)
     return warm_up, final
 
 
@@ -69,10 +69,12 @@ def _unlimited(trainer: pl.Trainer) -> bool:
     return trainer.max_epochs is None or trainer.max_epochs < 0
 
 
-def _max_steps(trainer: pl.Trainer) -> int:
+def _max_steps(run: PruningRun) -> int:
+    """Returns how many steps the limit leaves; a Trainer that has trained before counts those as well."""
+    trainer = run.trainer
     if trainer.max_steps < 0:
         raise ValueError(
             "the length of training must be known to plan its steps: set Trainer(max_epochs=...) "
             "or Trainer(max_steps=...)."
         )
-    return trainer.max_steps
+    return trainer.max_steps - run.first_step

@@ -41,7 +41,9 @@ class PruningRun:
         self._swapped_at: int | None = (
             None  # the Trainer's step, -1 in a fit that was resumed later
         )
-        self.swap_epoch = self.warmup
+        # A Trainer that has trained before continues to count; the warm-up counts what it observes.
+        self.first_epoch, self.first_step = trainer.current_epoch, trainer.global_step
+        self.swap_epoch = self.first_epoch + self.warmup
         """Epochs before the swap; the warm-up lasts longer where its recalls are late."""
         self._without_samples: set[int] = set()
         self._epochs_done = 0
@@ -118,6 +120,8 @@ class PruningRun:
         short = self.batches(self.decision.budget(self.source.num_samples))
         planned = self.steps_are_planned or self.settings.density == 1
         checks.stepping(trainer, planned=planned, batches=short)
+        if restored is None or not restored.get("begun", True):  # older ones have begun
+            self._begin(trainer.current_epoch)
         if self.phase is None:
             snapshot = None
             if restored is not None and restored["snapshot"] is not None:
@@ -128,6 +132,12 @@ class PruningRun:
         if restored is not None:
             self.validation.resumed(trainer.current_epoch)
         self._catch_up()
+
+    def _begin(self, epoch: int) -> None:
+        """Starts the warm-up in an epoch, which is not the first one after a checkpoint without our state."""
+        self.first_epoch, self._epochs_done = epoch, epoch
+        self.swap_epoch = epoch + self.warmup
+        checks.room(self.trainer, epoch, self.warmup)
 
     def _catch_up(self) -> None:
         """Ends the epoch that the Trainer does not end.
@@ -188,11 +198,12 @@ class PruningRun:
 
     def _due(self, epoch: int) -> Due:
         if not isinstance(self.phase, WarmingUp):
-            return Pruned.due(self.settings, epoch + 1 - self.warmup)
+            return Pruned.due(self.settings, epoch + 1 - self.first_epoch - self.warmup)
         self.phase.observed.finish_epoch(epoch)
         # An epoch that is cut has not seen every sample, and none follows that could train on the kept ones.
-        over = epoch + 1 >= self.warmup and not is_cut(self.trainer, epoch)
-        over = over and not self._recalls_are_late(epoch + 1)
+        done = epoch + 1 - self.first_epoch
+        over = done >= self.warmup and not is_cut(self.trainer, epoch)
+        over = over and not self._recalls_are_late(done)
         if over:
             self.phase.close(self.decision)
         return Due(over, over)
@@ -276,7 +287,9 @@ class PruningRun:
             "recalls": self.recalls.state_dict(),
             "decision": self.decision.state_dict(),
             "selection": selection,
+            "begun": phase is not None or self._restored is not None,
             "warmup": self.warmup,
+            "first_epoch": self.first_epoch,
             "epochs_done": self._epochs_done,
             "validated": self.validation.step,
             "snapshot": snapshot,
@@ -309,6 +322,8 @@ class PruningRun:
         self.recalls.load_state_dict(state["recalls"])
         self.decision.load_state_dict(state["decision"])
         self._epochs_done = state["epochs_done"]
+        self.first_epoch, self.first_step = state.get("first_epoch", 0), 0
+        self.swap_epoch = state.get("swap_epoch", self.first_epoch + self.warmup)
         self.validation.step = state.get("validated", -1)  # older ones do not know
         if state["selection"] is None:
             return
@@ -323,7 +338,7 @@ class PruningRun:
         module, saved = self.trainer.lightning_module, state["snapshot"]
         snapshot = Start.from_state_dict(saved, module) if state["restart_due"] else None
         selection = Selection(indices=kept, **state["selection"])
-        self._swapped_at, self.swap_epoch = -1, state.get("swap_epoch", self.warmup)
+        self._swapped_at = -1
         # A tuner restores a state during the fit, whose warm-up is known.
         self.phase = Pruned(selection, self.warm_up, snapshot)
         self.source.carry_index = False

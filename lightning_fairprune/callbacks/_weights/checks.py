@@ -32,6 +32,18 @@ def sizes(settings: WeightSettings, sizes: dict[str, int]) -> None:
         )
 
 
+def begins_before(settings: WeightSettings, trainer: pl.Trainer, plan: Plan) -> None:
+    """Raises if a fit without a state of WeightPruning begins after the first pruning of its plan."""
+    interval, first = settings.interval, plan.at[0]
+    done = trainer.current_epoch if interval == "epoch" else trainer.global_step
+    if first < done:
+        raise ValueError(
+            f"this fit begins after {done} {interval}s without a state of WeightPruning (from a checkpoint of a fit "
+            f"without it, or where the Trainer has stopped before), but the first pruning is planned after {first}: "
+            f"give `start` and `end` in {interval}s of the whole training, from {done} on."
+        )
+
+
 def plan(settings: WeightSettings, trainer: pl.Trainer, plan: Plan) -> None:
     """Raises if the plan does not fit the rewind, the steps of training or the restart of DataPruning."""
     interval, first, last = settings.interval, plan.at[0], plan.at[-1]
@@ -59,7 +71,7 @@ def plan(settings: WeightSettings, trainer: pl.Trainer, plan: Plan) -> None:
             f"{last} epochs ({steps} steps) with max_steps={trainer.max_steps}: lower `end`, or train for "
             "longer."
         )
-    if run is not None and run.settings.after == "restart" and first <= counted(run.warmup):
+    if run is not None and run.settings.after == "restart" and first <= counted(run.swap_epoch):
         raise ValueError(
             f"DataPruning(after='restart') resets all weights after its warm-up of {run.warmup} "
             "epochs, so weights must be pruned later: raise `start`."

@@ -145,7 +145,7 @@ def end_of_training(trainer: pl.Trainer, interval: str) -> float:
         assert epochs is not None
         steps = steps_before(epochs, trainer)
         return min(steps, trainer.max_steps) if trainer.max_steps >= 0 else steps
-    return steps_of_fit(run)
+    return run.first_step + steps_of_fit(run)
 
 
 def steps_before(epoch: int, trainer: pl.Trainer) -> int:

@@ -129,6 +129,8 @@ class WeightRun:
         if self._restored is not None:
             self._restore(self._restored)
         assert self._plan is not None
+        if self._done == 0:
+            checks.begins_before(self.settings, trainer, self._plan)
         checks.plan(self.settings, trainer, self._plan)
         self.remember(trainer, module)
         self.prune_if_due(trainer, module, trainer.current_epoch, trainer.current_epoch)
