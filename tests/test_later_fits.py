@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import users
+from lightning.pytorch.tuner import Tuner
 from torch import nn
 
 import lightning_fairprune as lfp
@@ -98,3 +101,51 @@ def test_a_fit_without_a_step_prunes_nothing_and_says_so() -> None:
     with pytest.warns(UserWarning, match="nothing was trained on the kept samples"):
         users.trainer(callbacks=[data], limit_train_batches=0).fit(Net(), users.Data())
     assert data.selection is None
+
+
+def test_copies_of_a_trainer_fit_like_it() -> None:
+    def fitted(trainer: pl.Trainer) -> tuple[pl.Trainer, list[int], list[int]]:
+        pl.seed_everything(1, verbose=False)
+        trainer.fit(Net(), users.Data())
+        data, weights = trainer.callbacks[:2]
+        return trainer, data.selection.indices.tolist(), [p.epoch for p in weights.history]
+
+    callbacks = [lfp.DataPruning(0.3, 2), lfp.WeightPruning(sparsity=0.5, start=1, end=2)]
+    fresh = users.trainer(callbacks=callbacks)
+    again = copy.deepcopy(fresh)
+    used, *first = fitted(fresh)
+    assert again.callbacks[0].selection is None
+    assert list(fitted(again)[1:]) == first
+    kept = copy.deepcopy(used).callbacks
+    assert kept[0].selection.indices.tolist() == first[0]
+    assert kept[1].masks.keys() == callbacks[1].masks.keys()
+    assert len(pickle.dumps(kept[0])) < 10**4  # no Trainer, model or data
+
+
+def test_tuners_leave_the_epochs_of_the_fit(tmp_path: Path) -> None:
+    data, weights = lfp.DataPruning(0.3, 2), lfp.WeightPruning(sparsity=0.5, start=1, end=2)
+    monitor, model = lfp.RecallMonitor(figures=False), Net()
+    trainer = users.trainer(callbacks=[data, weights, monitor], default_root_dir=tmp_path)
+    Tuner(trainer).lr_find(model, datamodule=users.Data(), num_training=5)
+    trainer.fit(model, users.Data())
+    assert [estimate.epoch for estimate in data.history] == [1, 3]
+    assert [pruning.epoch for pruning in weights.history] == [1, 2]
+    assert [evaluation.epoch for evaluation in monitor.history.evaluations] == [1, 2, 3, 4]
+
+
+def test_an_exception_leaves_callbacks_that_fit_again() -> None:
+    class Fails(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.global_step == 24:  # after the swap
+                raise RuntimeError("on purpose")
+
+    used: list[Any] = [lfp.DataPruning(0.3, 2), lfp.RecallMonitor(figures=False)]
+    trainer, model = users.trainer(callbacks=[*used, Fails()]), Net()
+    with pytest.raises(RuntimeError, match="on purpose"):
+        trainer.fit(model, users.Data())
+    assert trainer.reload_dataloaders_every_n_epochs == 0
+    trainer.test(model, users.Data(), verbose=False)
+    assert used[1].history.last("test")[:2] == ("test", 2)
+    users.trainer(callbacks=used).fit(Net(), users.Data())
+    assert [e.epoch for e in used[1].history.evaluations] == [1, 2, 3, 4]
+    assert len(used[0].selection) == 31
