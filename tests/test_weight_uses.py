@@ -309,6 +309,46 @@ class Noise(nn.Module):
         return F.linear(x, self.mean + self.deviation * torch.randn(WIDTH, DIM))
 
 
+class Conditional(nn.Module):
+    """A kernel for each sample, which its routing adds up from several."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.routing = nn.Linear(DIM, 3)
+        self.weight = nn.Parameter(torch.randn(3, WIDTH * DIM) / 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernels = torch.matmul(self.routing(x).sigmoid(), self.weight)
+        kernels = kernels.view(len(x) * WIDTH, DIM, 1)
+        return F.conv1d(x.reshape(1, -1, 1), kernels, groups=len(x)).view(len(x), WIDTH)
+
+
+class Generated(nn.Module):
+    """A matrix that another layer computes; the weights of that one are used as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.code = nn.Parameter(torch.randn(4))
+        self.generator = nn.Linear(4, WIDTH * DIM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.generator(self.code).view(WIDTH, DIM))
+
+
+def test_kernels_that_each_sample_mixes_are_refused_and_a_generator_of_weights_is_not() -> None:
+    with pytest.raises(ValueError, match=r"`net.0.weight` is not .* a sum of several kernels"):
+        fit(
+            WeightPruning(sparsity=0.5, start=1, end=1),
+            model=classifier(Conditional()),
+            max_epochs=2,
+        )
+    prune = WeightPruning(sparsity=0.5, start=1, end=1, exclude=["net.0.weight"])
+    fit(prune, model=classifier(Conditional()), max_epochs=2)
+    prune = WeightPruning(sparsity=0.5, start=1, end=1)
+    fit(prune, model=classifier(Generated()), max_epochs=2)
+    assert list(prune.masks) == ["net.0.generator.weight"]
+
+
 class Joined(nn.Module):
     """Puts the matrices of its parts together."""
 
@@ -386,8 +426,23 @@ def test_weight_norm_of_a_recurrent_layer_is_named() -> None:
             fit(WeightPruning(sparsity=0.5, start=1, end=1), model=model, max_epochs=2)
 
 
+class Bases(nn.Module):
+    """A matrix for each relation, made of two that all share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, DIM, WIDTH))
+        self.shares = nn.Parameter(torch.randn(3, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        every = (self.shares @ self.weight.flatten(1)).view(3, DIM, WIDTH)
+        return sum(x @ weight for weight in every)
+
+
 @pytest.mark.parametrize("start", [0, 1])
-@pytest.mark.parametrize(("part", "name"), [(Outside, "part.weight"), (LowRank, "weight")])
+@pytest.mark.parametrize(
+    ("part", "name"), [(Outside, "part.weight"), (LowRank, "weight"), (Bases, "weight")]
+)
 def test_what_only_the_first_step_shows_is_refused_in_it(part: Any, name: str, start: int) -> None:
     model = classifier(part())
     told = f"`net.0.{name}` is not the weight that its layer computes with"

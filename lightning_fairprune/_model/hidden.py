@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import torch
@@ -78,7 +79,9 @@ def _difference(name: str, made: Made, parameters: Mapping[str, nn.Parameter], m
     elif after.numel() == dense.numel():
         lost = zeros < max(own, expected) if own else zeros != expected
     else:  # a part of it, or several
-        lost = zeros - own < min(expected, int((before != after).sum())) / 4
+        share, changed = expected / dense.numel(), int((before != after).sum())
+        chance = max(0.07, 1 / math.sqrt(max(after.numel(), 1)))
+        lost = zeros - own < (share - chance) * min(expected, changed)
     if lost or not bool(after.isfinite().all()):
         made_of = "" if made.roots == {name} else f", which is made of {_listed(made.roots)}"
         return (
@@ -95,12 +98,12 @@ def _difference(name: str, made: Made, parameters: Mapping[str, nn.Parameter], m
 
 
 def _trial(value: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns values without zeros and small ones, and which half to remove; the first of each row stays."""
+    """Returns values without zeros and small ones, and which of them to remove; the first of each row stays."""
     generator = torch.Generator().manual_seed(0)
     share = torch.rand(value.shape, generator=generator).to(value.device)
     signs = torch.where(value < 0, -1.0, 1.0)
     scale = value.abs().amax().clamp(min=1e-3) if value.numel() else 1.0
-    removed = torch.rand(value.shape, generator=generator).to(value.device) < 0.5
+    removed = torch.rand(value.shape, generator=generator).to(value.device) < 0.8
     if value.ndim > 1 and value[0].numel() > 1:
         removed.flatten(1)[:, :1] = False
     return (signs * (0.5 + 0.5 * share) * scale).to(value.dtype), removed

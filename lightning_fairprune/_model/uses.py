@@ -91,6 +91,9 @@ class Uses(TorchFunctionMode):
         """Names of the parameters that are used as they are."""
         self.through: list[Made] = []
         """What is used in the place of parameters."""
+        self.mixed: set[str] = set()
+        """Names of the parameters that activations weigh and add up to the weight of a layer, another for each sample."""
+        self._mixtures: dict[int, tuple[ref[Tensor], frozenset[str]]] = {}
         self.paused = False
         for _, tensor in tensors_of(batch):
             self._set_data(tensor)
@@ -108,6 +111,8 @@ class Uses(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if func is Tensor.__iter__ and args[0].ndim:  # whose result would show no tensors
+            return iter(self.__torch_function__(Tensor.unbind, types, args))
         out = func(*args, **kwargs)
         given = list(leaves((args, kwargs)))
         if not self.paused and given and not any(map(in_transform, given)):
@@ -119,12 +124,21 @@ class Uses(TorchFunctionMode):
     ) -> None:
         rooted = [tensor for tensor in given if self._source(tensor) is not None]
         is_data = any(map(self._is_data, given))
-        weights = self._weights(_name(func), args, kwargs, given)
+        name = _name(func)
+        weights = self._weights(name, args, kwargs, given)
         if weights is not None:
             for tensor in weights:
                 self._use(tensor)
             is_data = True
-        elif rooted and not is_data and _name(func) not in operations.SHAPES:
+            if name in _LAYERS:
+                self.mixed |= self._mixture(weights)
+            else:
+                self._set_mixture(
+                    out, {s.name for s in map(self._source, weights) if isinstance(s, _Root)}
+                )
+        elif is_data:
+            self._set_mixture(out, self._mixture(given))
+        elif rooted and name not in operations.SHAPES:
             sources = [self._source(tensor) for tensor in rooted]
             roots = frozenset(
                 name
@@ -153,8 +167,8 @@ class Uses(TorchFunctionMode):
             return [t for part in args if isinstance(part, list) for t in leaves(part)]
         if name == "multi_head_attention_forward":
             return list(leaves((args[3:], kwargs)))
-        if name not in _PRODUCTS or all(self._source(t) is not None for t in given):
-            return None  # a product of parameters alone makes another weight
+        if name not in _PRODUCTS or not any(map(self._is_data, given)):
+            return None  # a product of parameters, and of buffers, makes another weight
         return given
 
     def _use(self, tensor: Tensor) -> None:
@@ -168,6 +182,14 @@ class Uses(TorchFunctionMode):
                 self.direct.add(name)
             else:
                 self.through.append(source)
+
+    def _mixture(self, given: list[Tensor]) -> set[str]:
+        known = ((tensor, self._mixtures.get(id(tensor))) for tensor in given)
+        return {name for tensor, kept in known if kept and kept[0]() is tensor for name in kept[1]}
+
+    def _set_mixture(self, out: Any, names: set[str]) -> None:
+        for tensor in leaves(out) if names else ():
+            self._mixtures[id(tensor)] = ref(tensor), frozenset(names)
 
     def _source(self, tensor: Tensor) -> _Root | Made | None:
         found = self._roots.get(id(tensor))

@@ -65,6 +65,13 @@ class FirstStep:
     def _check(self, module: pl.LightningModule, uses: Uses) -> None:
         self._uses = None
         check_uses(module, self._names, uses.through, masked=True)
+        mixed = [name for name in self._names if name in uses.mixed]
+        if mixed:
+            raise ValueError(
+                f"`{mixed[0]}` is not the weight that its layer computes with, which is a sum of several kernels with weights of "
+                "each sample, and has zeros only where all of them have: leave it out with `exclude`"
+                f"{f', and {len(mixed) - 1} more like it' if len(mixed) > 1 else ''}."
+            )
         if self._settings.include is None:
             self._warn(module, uses)
 
