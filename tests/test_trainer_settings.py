@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import users
 from clock import Clock
 from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from users import Data, Model
+from users import Data, Model, Probe
 
 import lightning_fairprune as lfp
 from lightning_fairprune import masks
@@ -139,3 +140,30 @@ def test_weights_are_pruned_by_epoch_whatever_steps_are_by_hand() -> None:
     t = users.trainer(callbacks=[prune], max_steps=20, max_epochs=9)
     t.fit(ByHand(every=4), datamodule=Data())
     assert [pruning.epoch for pruning in prune.history] == [1, 2]
+
+
+@pytest.mark.parametrize("seconds", [15, 24, 26])
+@pytest.mark.parametrize("pruned", [True, False])
+def test_a_fit_that_time_cut_is_resumed_with_a_whole_epoch(
+    pruned: bool, seconds: int, tmp_path: Path
+) -> None:
+    """As without the callback: the epoch in which training ended counts as done."""
+
+    def fit(path: str | None, **limits: Any) -> tuple[Any, Probe]:
+        probe = Probe()
+        prune = lfp.DataPruning(0.4, 2, quota=lfp.quotas.proportional)
+        t = users.trainer(callbacks=[prune, probe] if pruned else [probe], max_epochs=5, **limits)
+        with Clock() as clock, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            t.fit(Ticking(clock), datamodule=Data(), ckpt_path=path)
+        return t, probe
+
+    cut, _ = fit(None, max_time={"seconds": seconds})
+    cut.save_checkpoint(path := str(tmp_path / "cut.ckpt"))
+    _, probe = fit(path)
+    for epoch in range(cut.current_epoch, 5):
+        samples = probe.samples[epoch]
+        # The warm-up lasts an epoch longer if its last one was cut.
+        short = pruned and epoch > (2 if seconds == 15 else 1)
+        assert len(samples) == len(set(samples)) == (41 if short else 103)
+        assert probe.validations[epoch] == 1

@@ -299,6 +299,11 @@ class TrainSource:
         if self.trainer is None or self._loader is None:
             return self._epoch, self._batches_seen
         loop = self.trainer.fit_loop
+        epochs: Any = loop.epoch_progress.current
+        if (
+            epochs.processed >= epochs.ready
+        ):  # also of an epoch that was cut, whose batches still count
+            return epochs.processed, 0
         done = loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
         if done >= self.trainer.num_training_batches:
             return self.trainer.current_epoch + 1, 0
