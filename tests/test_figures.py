@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_fairprune import figures
 from lightning_fairprune.counts import ClassCounts
-from lightning_fairprune.figures import _time
+from lightning_fairprune.figures import _sheet, _time
 from lightning_fairprune.history import Evaluation
 from lightning_fairprune.selection.decision import Estimate
 
@@ -425,3 +425,59 @@ def test_wrong_models() -> None:
 def test_names_are_moved_apart() -> None:
     assert _time.apart([0.0, 0.1, 3.0], 0.5, 3.0) == pytest.approx([0.0, 0.5, 3.0])
     assert _time.apart([2.9, 3.0], 0.5, 3.0) == pytest.approx([2.5, 3.0])
+
+
+ANY_LENGTH = [
+    "x" * 10_000,
+    "a " * 50_000,
+    "a\nb\n" * 500,
+    "$\\frac{1}{",
+    "<script>",
+    "",
+    None,
+    7,
+    7,
+    "\x1b[2J",
+    "é" * 10**6,
+]
+DRAWN: dict[str, Any] = {
+    "recall_by_class": lambda r, n: figures.recall_by_class(r.flip(0), r, n),
+    "density_against_recall": lambda r, n: figures.density_against_recall(r, r.flip(0), n),
+    "kept_by_class": lambda r, n: figures.kept_by_class(
+        (r * 9).long(), torch.full_like(r, 9).long(), n
+    ),
+    "intensification_scatter": lambda r, n: figures.intensification_scatter(r.flip(0), r, n),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("copies", [1, 91])
+def test_names_of_any_length_are_one_short_line(name: str, copies: int) -> None:
+    recall = torch.linspace(0, 1, copies * len(ANY_LENGTH), dtype=torch.float64)
+    measured: list[int] = []
+    measure = _sheet.Sheet.measure
+    with pytest.MonkeyPatch.context() as patch:
+
+        def counted(sheet: Any, text: str, bold: bool = False) -> float:
+            measured.append(len(text))
+            return measure(sheet, text, bold)
+
+        patch.setattr(_sheet.Sheet, "measure", counted)
+        figure = DRAWN[name](recall, ANY_LENGTH * copies)
+    assert max(measured) <= 2_001  # time grows with the text that is measured
+    assert sum(measured) < 100_000
+    width, height = figure.get_size_inches()
+    assert width <= 9
+    assert height < 25
+    texts = [
+        text.get_text() for text in figure.findobj(pytest.importorskip("matplotlib.text").Text)
+    ]
+    assert not any("\x1b" in text for text in texts)
+
+
+def test_a_long_name_keeps_both_ends() -> None:
+    figure = figures.recall_by_class(None, torch.tensor([0.5, 0.4]), ["a" + "x" * 9999 + "b", ""])
+    shown = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert shown[0] == ""
+    assert shown[1].replace("\n", "")[0] == "a"
+    assert len(shown[1]) <= 62

@@ -19,7 +19,9 @@ from lightning_fairprune.figures._sheet import (
     VERMILION,
     Sheet,
 )
+from lightning_fairprune.records.recall_history import printable, shortened
 
+LONGEST = 60  # characters of a name
 MOST_ROWS = 40  # with more classes, only END at either end are rows
 END = 15
 
@@ -30,7 +32,13 @@ def named(names: Sequence[object] | None, num_classes: int) -> list[str]:
         return [str(k) for k in range(num_classes)]
     if len(names) != num_classes:
         raise ValueError(f"`names` must name each of the {num_classes} classes, got {len(names)}.")
-    return [str(name) for name in names]
+    return [drawable(name) for name in names]
+
+
+def drawable(name: object) -> str:
+    """Returns a name in one line of bounded length; the tables of a report have the whole one."""
+    start = str(name)[:100_000]  # of a text of any length
+    return printable(shortened(" ".join(start.split()), LONGEST))
 
 
 def fractions(name: str, value: Tensor) -> Tensor:

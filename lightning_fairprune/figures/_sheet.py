@@ -20,6 +20,7 @@ GRID: dict[str, Any] = {"color": FAINT, "linewidth": 0.8}
 WIDE, NARROW = 9.0, 4.2  # inches: a desktop page, a phone of 390 pixels
 FONT, TITLE = 10, 12  # points, at either width
 LINE = 1.3 * FONT / 72  # inches from one line of text to the next
+MOST = 2_000  # characters of a paragraph: drawing takes as long as the text
 PAD = 0.08  # inches around the whole
 TICKS = 0.27  # inches for the numbers below an axis
 
@@ -82,7 +83,7 @@ class Sheet:
     def wrap(self, text: str, width: float, bold: bool = False, most: int = 99) -> str:
         """Returns the text in lines of at most `width` inches, at most `most` of them."""
         lines = [""]
-        for word in text.split():
+        for word in text[:MOST].split():
             longer = f"{lines[-1]} {word}".strip()
             if not lines[-1] or self.measure(longer, bold) <= width:
                 lines[-1] = longer
@@ -93,11 +94,16 @@ class Sheet:
         return "\n".join(self._cut(line, width, bold) for line in lines)
 
     def _cut(self, line: str, width: float, bold: bool) -> str:
-        if self.measure(line, bold) <= width:
+        if len(line) < MOST and self.measure(line, bold) <= width:
             return line
-        while line and self.measure(f"{line}…", bold) > width:
-            line = line[:-1]
-        return f"{line.rstrip()}…"
+        low, high = 0, min(len(line), MOST)  # characters that fit, and that do not
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.measure(f"{line[:middle]}…", bold) <= width:
+                low = middle
+            else:
+                high = middle
+        return f"{line[:low].rstrip()}…"
 
     def gap(self, inches: float) -> None:
         self._used += inches

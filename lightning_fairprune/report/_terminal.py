@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lightning_fairprune.records.recall_history import shortened
 from lightning_fairprune.report._compare import Comparison
 from lightning_fairprune.report._tables import first_classes, settings_table
 from lightning_fairprune.report._words import NOTHING, compared_with, verdict
@@ -59,7 +60,7 @@ def _classes(comparison: Comparison) -> Table:
         for i, line in enumerate(first_classes(comparison, setting, MOST_CLASSES)):
             table.add_row(
                 Text("" if i else setting.label),
-                Text(line["class"]),
+                Text(shortened(line["class"])),
                 *(line[name] for name in numbers),
                 "" if line["significant"] == NOTHING else "significant",
             )

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lightning_fairprune.records.recall_history import printable
+from lightning_fairprune.records.recall_history import printable, shortened
 from lightning_fairprune.selection import Keep
 from lightning_fairprune.table._record import TableSelection
 from lightning_fairprune.table._select import RULES, select_table
@@ -101,7 +101,7 @@ def classes(chosen: TableSelection) -> Table:
         if many and i == half:
             table.add_row(Text(f"{len(rows) - MOST_ROWS} more", style="dim"))
         table.add_row(
-            Text(printable(name)),
+            Text(printable(shortened(name))),
             str(size),
             "" if recall is None else f"{recall:.3f}",
             "" if kept is None else str(kept),
