@@ -198,6 +198,14 @@ def whole_number(name: str, value: object) -> int:
     return value
 
 
+def text_or_none(about: Mapping[str, object], name: str) -> str | None:
+    """Returns a stored text that may be missing; raises a ValueError if it is anything else."""
+    value = about.get(name)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"`{name}` must be a text, got {_short(value)}")
+    return value
+
+
 def texts(name: str, value: object) -> tuple[str, ...]:
     """Returns a stored list of texts; raises a ValueError if it is anything else."""
     if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):

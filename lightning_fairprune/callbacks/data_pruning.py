@@ -20,6 +20,12 @@ from lightning_fairprune.callbacks._data.dry_run import dry_run as run_dry
 from lightning_fairprune.callbacks._data.run import PruningRun
 from lightning_fairprune.callbacks._data.settings import DataSettings, ScorePass
 from lightning_fairprune.callbacks._run_folder import say_where
+from lightning_fairprune.callbacks._training import (
+    forget_training,
+    load_training,
+    name_training,
+    save_training,
+)
 from lightning_fairprune.records.dynamics import Dynamics
 from lightning_fairprune.records.pruning_record import PruningRecord
 from lightning_fairprune.selection import Selection
@@ -184,6 +190,7 @@ class DataPruning(CountsValidation):
         self._resumes = stage == "fit"
         if not self._resumes:
             return
+        forget_training(trainer)
         self._unpatch()
         self._run = None
         checks.alone(self, trainer)
@@ -218,6 +225,7 @@ class DataPruning(CountsValidation):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts the warm-up, or continues where a checkpoint was taken."""
+        name_training(trainer)
         self.run.start(pl_module)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -298,6 +306,18 @@ class DataPruning(CountsValidation):
             self.run.add_recalls(counts)
 
     # ---------------------------------------------------------------------------------- resuming
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Saves which training this is."""
+        save_training(trainer, checkpoint)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Continues the training of the checkpoint."""
+        load_training(trainer, checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns CPU tensors and primitives; all ranks must call it, as the Trainer does."""

@@ -31,6 +31,13 @@ from lightning_fairprune.callbacks._run_folder import (
     send_figure,
     takes_figures,
 )
+from lightning_fairprune.callbacks._training import (
+    forget_training,
+    load_training,
+    name_training,
+    save_training,
+    training_of,
+)
 from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.records.recall_history import (
     GROUPS,
@@ -159,6 +166,7 @@ class RecallMonitor(CountsValidation):
         if stage != "fit":
             self._note_weights(pl_module)
         elif trainer.current_epoch == 0 or self._trained() is not pl_module:
+            forget_training(trainer)
             self._forget()
         else:  # the Trainer continues
             self._outside = set()
@@ -193,6 +201,7 @@ class RecallMonitor(CountsValidation):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Raises for what would fail after the first epoch."""
+        name_training(trainer)
         one_loader_a_batch(trainer)
         values.check_any_batch(trainer.num_val_batches, trainer.limit_val_batches, "validation")
         check_readers(trainer, self.settings.every_n_epochs)
@@ -319,6 +328,7 @@ class RecallMonitor(CountsValidation):
         folder, history = self._folder(trainer), self.history
         if folder is None:
             return
+        history = replace(history, training=training_of(trainer) or history.training)
         if trainer.state.fn != "fit":
             self._outside |= {one[:3] for one in new}
             own = tuple(one for one in history.evaluations if one[:3] not in self._outside)
@@ -351,6 +361,18 @@ class RecallMonitor(CountsValidation):
         )
 
     # -------------------------------------------------------------------------------- resuming
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Saves which training this is."""
+        save_training(trainer, checkpoint)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Continues the training of the checkpoint."""
+        load_training(trainer, checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all counts, as CPU tensors and primitives."""

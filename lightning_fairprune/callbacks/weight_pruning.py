@@ -12,6 +12,12 @@ from lightning_fairprune import criteria, masks
 from lightning_fairprune._observe.groups import GroupBy
 from lightning_fairprune.callbacks._arguments import given, without_fit
 from lightning_fairprune.callbacks._run_folder import say_where
+from lightning_fairprune.callbacks._training import (
+    forget_training,
+    load_training,
+    name_training,
+    save_training,
+)
 from lightning_fairprune.callbacks._weights import checks
 from lightning_fairprune.callbacks._weights.run import WeightRun
 from lightning_fairprune.callbacks._weights.settings import LossFn, WeightSettings
@@ -154,6 +160,7 @@ class WeightPruning(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prunes at initialisation, or continues where a checkpoint was taken."""
+        name_training(trainer)
         self._run.start(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -173,6 +180,7 @@ class WeightPruning(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Removes the hooks from the optimisers; the masks stay."""
         if stage == "fit":
+            forget_training(trainer)
             self._run.detach()
 
     # ----------------------------------------------------------------------------------- each step
@@ -222,6 +230,18 @@ class WeightPruning(pl.Callback):
         pl_module.log_dict(self._run.logged, sync_dist=trainer.world_size > 1)
 
     # ------------------------------------------------------------------------------------ resuming
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Saves which training this is."""
+        save_training(trainer, checkpoint)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Continues the training of the checkpoint."""
+        load_training(trainer, checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns masks, plan and snapshot, as CPU tensors and primitives."""

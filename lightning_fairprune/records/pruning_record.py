@@ -16,6 +16,7 @@ from lightning_fairprune._files import (
     RUN_FOLDER,
     read_tensors,
     run_file,
+    text_or_none,
     understanding,
     whole_number,
     whole_numbers,
@@ -40,6 +41,7 @@ class PruningRecord:
         score: score of every sample, float [N], higher = harder; None without a score.
         history: every estimate of the quotas.
         settings: the arguments of the callback as text, numbers and lists of them.
+        training: the name of the training; None if unknown.
 
     Raises:
         ValueError: If `target` or `score` are not for the samples of `selection`.
@@ -57,6 +59,7 @@ class PruningRecord:
     score: Tensor | None = None
     history: tuple[Estimate, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    training: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("target", "score"):
@@ -93,6 +96,7 @@ class PruningRecord:
             "keep": chosen.keep,
             "seed": chosen.seed,
             "epochs": [estimate.epoch for estimate in self.history],
+            "training": self.training,
         }
         write_tensors(folder / _FILE, _KIND, tensors, {"record": json.dumps(about)})
         classes = {"quota": chosen.quota.tolist(), "sizes": chosen.sizes.tolist()}
@@ -127,4 +131,5 @@ class PruningRecord:
                 for i, epoch in enumerate(about["epochs"])
             )
             target = whole_numbers("target", tensors["target"])
-            return cls(chosen, target, tensors.get("score"), history, dict(about["settings"]))
+            settings, score = dict(about["settings"]), tensors.get("score")
+            return cls(chosen, target, score, history, settings, text_or_none(about, "training"))

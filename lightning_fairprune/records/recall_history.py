@@ -17,6 +17,7 @@ from lightning_fairprune._files import (
     read_json,
     read_tensors,
     run_file,
+    text_or_none,
     texts,
     understanding,
     whole_number,
@@ -94,6 +95,7 @@ class RecallHistory:
         reference: the counts that distortion is relative to, by the name of the data.
         seed: of the run; None if unknown.
         group_names: names of the groups.
+        training: the name of the training; None if unknown.
 
     Raises:
         ValueError: If evaluations of the same data, their reference and the names differ in the number of
@@ -113,6 +115,7 @@ class RecallHistory:
     reference: Mapping[str, ClassCounts] = field(default_factory=dict)
     seed: int | None = None
     group_names: tuple[str, ...] | None = None
+    training: str | None = None
 
     def __post_init__(self) -> None:
         known = dict(self.reference)
@@ -169,7 +172,7 @@ class RecallHistory:
         order = torch.tensor([self.names.index(e.name) for e in self.evaluations])
         tensors["order"] = order.to(torch.int32)
         called = {"class_names": self.class_names, "group_names": self.group_names}
-        about = {**called, "seed": self.seed, "names": self.names}
+        about = {**called, "seed": self.seed, "names": self.names, "training": self.training}
         write_tensors(folder / FILES[0], _KIND, tensors, {"history": json.dumps(about)})
         last = {name: _readable(self.last(name)) for name in self.names}
         reference = {name: _numbers(c) for name, c in self.reference.items()}
@@ -243,7 +246,8 @@ class RecallHistory:
         }
         evaluations = tuple(next(queues[name]) for name in order)
         classes, groups = _called(about)
-        return cls(evaluations, classes, reference, _seed(about), groups)
+        training = text_or_none(about, "training")
+        return cls(evaluations, classes, reference, _seed(about), groups, training)
 
     @classmethod
     def _from_json(cls, content: dict[str, Any]) -> RecallHistory:
@@ -253,7 +257,8 @@ class RecallHistory:
         ]
         reference = {name: _counts(numbers) for name, numbers in content["reference"].items()}
         classes, groups = _called(content)
-        return cls(tuple(evaluations), classes, reference, _seed(content), groups)
+        training = text_or_none(content, "training")
+        return cls(tuple(evaluations), classes, reference, _seed(content), groups, training)
 
 
 def _find(path: Path) -> Path:

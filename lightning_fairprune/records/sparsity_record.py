@@ -6,11 +6,18 @@ import math
 import os
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_fairprune._files import read_json, run_file, understanding, whole_number, write_json
+from lightning_fairprune._files import (
+    read_json,
+    run_file,
+    text_or_none,
+    understanding,
+    whole_number,
+    write_json,
+)
 
 _KIND = "SparsityRecord"
 _FILE = "sparsity.json"
@@ -44,6 +51,7 @@ class SparsityRecord:
     Args:
         settings: the arguments of the callback as text, numbers and lists of them.
         steps: every pruning, in order.
+        training: the name of the training; None if unknown.
 
     Raises:
         ValueError: If a sparsity is not in [0, 1] or the steps are not in order.
@@ -60,6 +68,7 @@ class SparsityRecord:
 
     settings: dict[str, Any]
     steps: tuple[PruneStep, ...]
+    training: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         before = 0
@@ -92,7 +101,11 @@ class SparsityRecord:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         steps = [_readable(step) for step in self.steps]
-        write_json(folder / _FILE, _KIND, {"settings": self.settings, "steps": steps})
+        write_json(
+            folder / _FILE,
+            _KIND,
+            {"settings": self.settings, "steps": steps, "training": self.training},
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SparsityRecord:
@@ -109,7 +122,7 @@ class SparsityRecord:
         content = read_json(file, _KIND)
         with understanding(file):
             steps = tuple(_step(entry) for entry in content["steps"])
-            return cls(dict(content["settings"]), steps)
+            return cls(dict(content["settings"]), steps, text_or_none(content, "training"))
 
 
 def _find(path: Path) -> Path:

@@ -85,6 +85,12 @@ def oddities(label: str, runs: Sequence[Run], data: str, num_classes: int) -> li
         notes.append(
             f"{label} has several runs with seed {', '.join(twice)}; each counts as a model."
         )
+    notes += [
+        f"{_name(run)} has records of {len(run.trainings)} trainings, which do not belong together: "
+        f"{' and '.join(f'{what} of {name}' for name, what in run.trainings.items())}."
+        for run in runs
+        if len(run.trainings) > 1
+    ]
     unknown = [run for run in runs if run.seed is None]
     if unknown and len(runs) > 1:
         notes.append(f"Of {len(unknown)} of the {len(runs)} runs of {label} the seed is not known.")

@@ -47,8 +47,9 @@ def runs_csv(comparison: Comparison) -> str:
                 + [setting.pairing, comparison.class_names[weakest], last.counts.accuracy]
                 + [float(setting.values[name][m]) for name in names]
                 + ([None, None] if chosen is None else [len(chosen), chosen.num_samples])
+                + [" ".join(run.trainings)]
             )
-    return _csv([*head, *names, "kept", "num_samples"], table)
+    return _csv([*head, *names, "kept", "num_samples", "training"], table)
 
 
 def classes_csv(comparison: Comparison) -> str:

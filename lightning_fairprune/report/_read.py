@@ -12,7 +12,7 @@ from pathlib import Path
 from lightning_fairprune import representation
 from lightning_fairprune._files import RUN_FOLDER, run_file
 from lightning_fairprune.records.pruning_record import PruningRecord
-from lightning_fairprune.records.recall_history import FILES, RecallHistory
+from lightning_fairprune.records.recall_history import FILES, RecallHistory, printable
 from lightning_fairprune.records.sparsity_record import SparsityRecord
 
 # Files of Lightning; the first that differs between settings names them.
@@ -48,6 +48,22 @@ class Run:
     def seed(self) -> int | None:
         """The seed of the run, or None."""
         return self.history.seed
+
+    @property
+    def trainings(self) -> dict[str, str]:
+        """What is of which training, by the name of the training."""
+        named = {
+            "recalls": self.history,
+            "data pruning": self.record,
+            "weight pruning": self.sparsity,
+        }
+        found: dict[str, str] = {}
+        for what, record in named.items():
+            name = None if record is None else record.training
+            if name is not None:
+                name = printable(name)
+                found[name] = f"{found[name]}, {what}" if name in found else what
+        return found
 
 
 def read(arguments: Paths) -> list[Run]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,6 +20,7 @@ from lightning_fairprune.callbacks._data.phases import Due, Pruned, WarmingUp
 from lightning_fairprune.callbacks._data.restart import Start, check_callbacks
 from lightning_fairprune.callbacks._data.settings import DataSettings
 from lightning_fairprune.callbacks._run_folder import run_folder
+from lightning_fairprune.callbacks._training import training_of
 from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.records.pruning_record import PruningRecord
 from lightning_fairprune.selection import Selection
@@ -266,7 +268,7 @@ class PruningRun:
         """Saves the record in the folder of the logger, for `fairprune report`."""
         folder, record = run_folder(self.trainer), self.record
         if folder is not None and record is not None:
-            record.save(folder)
+            replace(record, training=training_of(self.trainer)).save(folder)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns CPU tensors and primitives; all ranks must call this."""

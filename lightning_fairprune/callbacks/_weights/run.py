@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,6 +17,7 @@ from lightning_fairprune._model.hidden import check_finite, check_layers
 from lightning_fairprune.callbacks._data.length import training_is_over
 from lightning_fairprune.callbacks._run_folder import run_folder
 from lightning_fairprune.callbacks._together import check_reference
+from lightning_fairprune.callbacks._training import training_of
 from lightning_fairprune.callbacks._weights import checks
 from lightning_fairprune.callbacks._weights.first_step import FirstStep
 from lightning_fairprune.callbacks._weights.masks import (
@@ -254,7 +256,7 @@ class WeightRun:
     def _save(self, trainer: pl.Trainer) -> None:
         folder = run_folder(trainer)
         if folder is not None and self.history:
-            self.record.save(folder)
+            replace(self.record, training=training_of(trainer)).save(folder)
 
     # ---------------------------------------------------------------------------------- resuming
 
