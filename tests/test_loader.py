@@ -141,7 +141,7 @@ def test_skip_resumes_inside_its_epoch_exactly(num_replicas: int, weights: Tenso
     options = {"kept": KEPT, "weights": weights, "draws": draws, "num_replicas": num_replicas}
     for rank in range(num_replicas):
         whole = EpochSampler(N, rank=rank, **options)
-        resumed = EpochSampler(N, rank=rank, epoch=3, skip=2, **options)
+        resumed = EpochSampler(N, rank=rank, epoch=3, skip=2 * num_replicas, **options)
         assert drawn(resumed) == drawn(whole, 3)[2:]
         assert len(resumed) == len(whole)  # the Trainer counts the epoch from its beginning
         assert drawn(resumed, 4) == drawn(whole, 4)
@@ -258,10 +258,10 @@ def test_batches_carry_the_indices_of_their_samples() -> None:
         assert [batch.batch for batch in batches] == plain
 
 
-def test_batches_seen_are_not_seen_again() -> None:
+def test_samples_seen_are_not_seen_again() -> None:
     users = DataLoader(DATA, 4, shuffle=True, collate_fn=as_list)
     whole = content(rebuild(users, epoch=2))
-    resumed = rebuild(users, epoch=2, batches_seen=3)
+    resumed = rebuild(users, epoch=2, samples_seen=12)
     assert content(resumed) == whole[12:]
     resumed.sampler.set_epoch(3)
     assert len(content(resumed)) == N
@@ -275,7 +275,7 @@ def test_loader_with_a_state_finds_its_own_way_back() -> None:
         def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
     users = Stateful(DATA, batch_size=4, shuffle=True, collate_fn=as_list)
-    assert content(rebuild(users, batches_seen=3)) == content(rebuild(users))
+    assert content(rebuild(users, samples_seen=12)) == content(rebuild(users))
 
 
 def test_weighted_sampler_keeps_its_weights() -> None:

@@ -105,6 +105,7 @@ WINGS: dict[str, set[str]] = {
 # Files, and folders, that import Lightning.
 LIGHTNING = (
     "_lightning/",
+    "_loading/position.py",
     "_loading/served.py",
     "_loading/source.py",
     "_loading/wrapper.py",

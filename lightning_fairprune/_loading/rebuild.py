@@ -49,7 +49,8 @@ def rebuild(
     num_replicas: int = 1,
     rank: int = 0,
     epoch: int = 0,
-    batches_seen: int = 0,
+    samples_seen: int = 0,
+    order_seen: tuple[str, str] | None = None,
 ) -> DataLoader[Any]:
     """Returns a new loader like `loader` that draws only the kept samples.
 
@@ -62,7 +63,8 @@ def rebuild(
         num_replicas: ranks that share an epoch, unless a DistributedSampler says so.
         rank: this one.
         epoch: the first epoch.
-        batches_seen: batches of that epoch to skip, to resume inside it.
+        samples_seen: samples of that epoch over all ranks to skip, to resume inside it.
+        order_seen: `EpochSampler.order_of_epoch` of that epoch.
 
     Raises:
         TypeError: If the samples have no stable index or the sampler cannot be restricted.
@@ -71,14 +73,14 @@ def rebuild(
     size = len(sampled_dataset(loader))  # type: ignore[arg-type]
     drawn = drawing(loader)
     order = {"num_replicas": num_replicas, "rank": rank} | _order_of(drawn, size, seed)
-    stateful = hasattr(loader, "load_state_dict")  # torchdata's resumes by itself
     epoch_sampler = EpochSampler(
         size,
         kept=kept,
         classes=classes,
         seed=seed,
         epoch=epoch,
-        skip=0 if stateful else batches_seen * drawn.batch_size,
+        skip=0 if resumes_itself(loader) else samples_seen,
+        expected=order_seen,
         **order,
     )
     return copied(
@@ -86,6 +88,11 @@ def rebuild(
         carry_index=carry_index,
         **_batches(loader, epoch_sampler),
     )
+
+
+def resumes_itself(loader: DataLoader[Any]) -> bool:
+    """Whether a user's loader keeps its position in the Trainer's checkpoint, as that of torchdata does."""
+    return hasattr(loader, "load_state_dict")
 
 
 def shown(users: DataLoader[Any], rebuilt: DataLoader[Any]) -> DataLoader[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,7 +36,8 @@ class EpochSampler(DistributedSampler[Any]):
         rank: this one.
         drop_last: whether an uneven tail is dropped instead of filled with repeats.
         epoch: the first epoch; workers prefetch before the Trainer sets it.
-        skip: samples of this rank to skip in the first epoch.
+        skip: samples of the whole epoch, over all ranks, to skip in the first one.
+        expected: `order_of_epoch` of the first epoch, if it is resumed.
 
     Example:
         >>> sampler = EpochSampler(10, kept=torch.tensor([2, 3, 5]), shuffle=False)
@@ -59,6 +61,7 @@ class EpochSampler(DistributedSampler[Any]):
         drop_last: bool = False,
         epoch: int = 0,
         skip: int = 0,
+        expected: tuple[str, str] | None = None,
     ) -> None:
         super().__init__(
             range(num_samples),  # type: ignore[arg-type]
@@ -73,7 +76,8 @@ class EpochSampler(DistributedSampler[Any]):
         self._streamed: tuple[int, Tensor] | None = None
         self._draws = draws
         self.epoch = epoch
-        self._skip = (epoch, skip)
+        self._skip, self._expected = (epoch, skip), expected
+        self._drawn_last: tuple[int, str] | None = None
         self.draws_once = False
         """Whether a sampler of the user's own draws no sample twice in an epoch."""
         if stream is not None:
@@ -110,8 +114,34 @@ class EpochSampler(DistributedSampler[Any]):
 
     def size_of(self, population: int) -> int:
         """Returns the samples of one rank in an epoch over `population` samples."""
-        draws = self._drawn(population)
-        return draws // self.num_replicas if self.drop_last else -(-draws // self.num_replicas)
+        return self._share(self._drawn(population))
+
+    def size_after(self, skip: int) -> int:
+        """Returns the samples of one rank in an epoch of which `skip` over all ranks are done."""
+        return self._share(max(self.size_of_epoch - skip, 0))
+
+    @property
+    def size_of_epoch(self) -> int:
+        """The samples of an epoch over all ranks."""
+        return self._drawn(len(self.dataset) if self.kept is None else len(self.kept))  # type: ignore[arg-type]
+
+    @property
+    def order_of_epoch(self) -> tuple[str, str]:
+        """How the current epoch is ordered, in words, and a digest of its order over all ranks."""
+        if self._drawn_last is None or self._drawn_last[0] != self.epoch:
+            self._drawn_last = self.epoch, _digest(self._order())
+        return self._words, self._drawn_last[1]
+
+    @property
+    def _words(self) -> str:
+        if self.stream is not None:
+            return type(self.stream.sampler).__name__
+        if self._weights is not None:
+            return "weights" if self.users is None else type(self.users).__name__
+        return "shuffle=True" if self.shuffle else "shuffle=False"
+
+    def _share(self, samples: int) -> int:
+        return samples // self.num_replicas if self.drop_last else -(-samples // self.num_replicas)
 
     def _drawn(self, population: int) -> int:
         once = self.draws_once and population < len(self.dataset)  # type: ignore[arg-type]
@@ -127,17 +157,26 @@ class EpochSampler(DistributedSampler[Any]):
         return other
 
     def __iter__(self) -> Iterator[int]:
-        mine = self._mine()
-        epoch, skip = self._skip
-        return iter((mine[skip:] if skip and epoch == self.epoch else mine).tolist())
-
-    def _mine(self) -> Tensor:
-        """Returns what this rank draws in the epoch."""
         order = self._order()
-        if self.total_size > len(order):  # the smallest number of repeats that evens out the ranks
-            repeats = -(-self.total_size // max(len(order), 1))
-            order = order.repeat(repeats)
-        return order[self.rank : self.total_size : self.num_replicas]
+        # Kept, because weights that change in an epoch apply from the next one on.
+        self._drawn_last = self.epoch, _digest(order)
+        epoch, skip = self._skip
+        if epoch != self.epoch or not skip:
+            return iter(self._mine(order).tolist())
+        if self._expected is not None and self._expected[1] != self._drawn_last[1]:
+            raise ValueError(
+                f"the checkpoint was taken after {skip} samples of epoch {epoch} in an order ({self._expected[0]}) that "
+                f"is not the order now ({self._words}), so that samples would be skipped or repeated: give the same "
+                "sampler, or resume from a checkpoint at an epoch's end."
+            )
+        return iter(self._mine(order, skip).tolist())
+
+    def _mine(self, order: Tensor, skip: int = 0) -> Tensor:
+        """Returns what this rank draws in the epoch after its first samples."""
+        end = skip + self.size_after(skip) * self.num_replicas
+        if end > len(order):  # the smallest number of repeats that evens out the ranks
+            order = order.repeat(-(-end // max(len(order), 1)))
+        return order[skip + self.rank : end : self.num_replicas]
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch, also of the user's own sampler."""
@@ -208,4 +247,8 @@ class EpochSampler(DistributedSampler[Any]):
 
 class _WholeEpochs(EpochSampler):
     def __iter__(self) -> Iterator[int]:
-        return iter(self._mine().tolist())
+        return iter(self._mine(self._order()).tolist())
+
+
+def _digest(order: Tensor) -> str:
+    return hashlib.blake2b(order.numpy().tobytes(), digest_size=16).hexdigest()

@@ -15,11 +15,20 @@ from lightning_fairprune._files import pack_bits, unpack_bits
 from lightning_fairprune._lightning.kinds import is_overridden
 from lightning_fairprune._lightning.replaced import replaced
 from lightning_fairprune._loading.labels import fingerprint, is_label, labels_of
+from lightning_fairprune._loading.position import (
+    Position,
+    batches_of,
+    is_to_move,
+    now,
+    progress,
+    resumed,
+)
 from lightning_fairprune._loading.rebuild import (
     check_restrictable,
     copied,
     drawing,
     rebuild,
+    resumes_itself,
     sampled_dataset,
     shown,
 )
@@ -56,7 +65,10 @@ class TrainSource:
         self._loader: DataLoader[Any] | None = None
         self._carries = self._is_nested = False
         self._fingerprint: dict[str, Any] | None = None
-        self._epoch, self._batches_seen = 0, 0
+        self._base = Position()
+        self._resumed: Mapping[str, Any] | None = None
+        """What the checkpoint has on the batches of its epoch, until the Trainer's count is that of the loader."""
+        self._order: tuple[str, str] | None = None
         self._users_reload: int | None = None
         self.shows_all = False
         """Whether all samples are served for now, whatever is kept."""
@@ -83,18 +95,26 @@ class TrainSource:
                 "to share the samples among the ranks, so that it cannot be restricted to the kept ones: use a "
                 "DistributedSampler, or leave the sharing to the Trainer."
             )
+        if (
+            self._resumed is None
+            and self._base.samples > 0
+            and self._base.epoch < trainer.current_epoch
+        ):
+            self._base, self._order = Position(trainer.current_epoch), None
         kept = self._shown_kept
-        self._built = kept, self._epoch, self._batches_seen
+        self._built = kept, self._base.epoch, self._base.samples
         self._loader = rebuild(
             one,
             kept=kept,
             classes=self.classes,
             carry_index=self.carry_index,
             seed=self.seed,
-            epoch=self._epoch,
-            batches_seen=self._batches_seen,
+            epoch=self._base.epoch,
+            samples_seen=self._base.samples,
+            order_seen=None if self.shows_all else self._order,
             **shard,
         )
+        self._resume(stateful=resumes_itself(one))
         if self.on_load is not None:
             self.on_load(self._loader)
         return served(trainer, users, self._loader, shown(one, self._loader))
@@ -228,7 +248,7 @@ class TrainSource:
 
     def rewind(self) -> None:
         """Starts a fit at its first batch, unless a checkpoint says where."""
-        self._epoch, self._batches_seen = 0, 0
+        self._base, self._resumed, self._order = Position(), None, None
 
     def detach(self) -> None:
         """Serves plain batches again, for a wrapper that is later used without the callback."""
@@ -268,11 +288,21 @@ class TrainSource:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns kept indices, epoch and position as CPU tensors and primitives."""
-        epoch, batches_seen = self._position()
+        at, batches = self._base, self._resumed
+        if self.trainer is not None and self._loader is not None and batches is None:
+            at, pending = now(self.trainer, self._loader, self._base)
+            batches = {
+                "batches": batches_of(self.trainer, self._loader),
+                "done": progress(self.trainer),
+                "pending": pending,
+                "order": list(self.sampler.order_of_epoch) if at.samples else None,
+            }
         return {
             "kept": None if self.kept is None else _bits(self.kept),
-            "epoch": epoch,
-            "batches_seen": batches_seen,
+            "epoch": at.epoch,
+            "batches_seen": at.batches,
+            "samples_seen": at.samples,
+            "resumed": batches,
             "fingerprint": self._fingerprint,
         }
 
@@ -280,7 +310,10 @@ class TrainSource:
         """Restores what `state_dict` returned."""
         kept = state["kept"]
         self.kept = None if kept is None else unpack_bits(*kept).nonzero().squeeze(1)
-        self._epoch, self._batches_seen = state["epoch"], state["batches_seen"]
+        self._base = Position(state["epoch"], state.get("samples_seen", -1), state["batches_seen"])
+        found = state.get("resumed")  # older ones count batches alone
+        self._resumed = found if found is not None and found["done"] else None
+        self._order = None if found is None or found["order"] is None else tuple(found["order"])
         self._fingerprint = state["fingerprint"]
         if self._loader is not None:
             self._check_same_data(resumed=True)
@@ -290,24 +323,24 @@ class TrainSource:
             if (
                 self.kept is not None
                 or kept is not None
-                or place != [self._epoch, self._batches_seen]
+                or place != [self._base.epoch, self._base.samples]
+                or self._resumed is not None
             ):
                 self.request_reload(at_once=True)
 
-    def _position(self) -> tuple[int, int]:
-        """Returns the current or next epoch, and the number of its batches that are done."""
-        if self.trainer is None or self._loader is None:
-            return self._epoch, self._batches_seen
-        loop = self.trainer.fit_loop
-        epochs: Any = loop.epoch_progress.current
-        if (
-            epochs.processed >= epochs.ready
-        ):  # also of an epoch that was cut, whose batches still count
-            return epochs.processed, 0
-        done = loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
-        if done >= self.trainer.num_training_batches:
-            return self.trainer.current_epoch + 1, 0
-        return self.trainer.current_epoch, done
+    def _resume(self, *, stateful: bool) -> None:
+        """Has the Trainer count the batches of the new loader from the position of the checkpoint."""
+        before = self._resumed
+        if before is None:
+            return
+        trainer = self.attached
+        if is_to_move(trainer, self.loader, before):
+            if self.shows_all or progress(trainer) != before["done"]:
+                # Asked for before the Trainer restores its count, as to plan a schedule.
+                self.request_reload(at_once=True)
+                return
+            self._base = resumed(trainer, self.loader, self._base, before, stateful=stateful)
+        self._resumed = None
 
     def _check_same_data(self, *, resumed: bool) -> None:
         found = fingerprint(self.dataset)

@@ -15,10 +15,11 @@ from torch.utils.data import WeightedRandomSampler
 
 from lightning_fairprune._lightning.kinds import is_strategy, shards_weights
 from lightning_fairprune._loading.labels import class_names
+from lightning_fairprune._loading.position import limited
 from lightning_fairprune._loading.source import TrainSource
 from lightning_fairprune._loading.wrapper import Wrapper
 from lightning_fairprune._observe.combined import one_loader_a_batch
-from lightning_fairprune.callbacks._data.length import limited, resolve_warmup, steps_in
+from lightning_fairprune.callbacks._data.length import resolve_warmup, steps_in
 from lightning_fairprune.callbacks._data.settings import DataSettings
 from lightning_fairprune.records.settings import called
 from lightning_fairprune.selection import Selection

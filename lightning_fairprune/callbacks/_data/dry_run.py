@@ -14,10 +14,10 @@ from rich.table import Table
 from torch import Tensor
 
 from lightning_fairprune._loading.labels import LABEL_KEYS, guesses, is_label, label_in
+from lightning_fairprune._loading.position import limited
 from lightning_fairprune._observe.moves import MOVE
 from lightning_fairprune._observe.needs import required_signals
 from lightning_fairprune._observe.recorder import EpochRecorder
-from lightning_fairprune.callbacks._data.length import limited
 from lightning_fairprune.callbacks._data.run import PruningRun
 
 _MOST_ROWS = 40

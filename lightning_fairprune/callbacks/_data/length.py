@@ -37,12 +37,6 @@ def resolve_warmup(warmup_epochs: float, trainer: pl.Trainer) -> int:
     return warmup
 
 
-def limited(batches: int, trainer: pl.Trainer) -> int:
-    """Returns how many batches of an epoch the Trainer runs."""
-    limit = trainer.limit_train_batches
-    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-
-
 def steps_in(epochs: Iterable[int], batches: int, trainer: pl.Trainer) -> int:
     """Returns the optimiser steps of epochs of so many batches, with automatic optimisation."""
     return sum(math.ceil(batches / _accumulated(trainer, epoch)) for epoch in epochs)

@@ -10,12 +10,13 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
+from lightning_fairprune._loading.position import limited
 from lightning_fairprune._loading.source import TrainSource
 from lightning_fairprune._loading.wrapper import Wrapper
 from lightning_fairprune._observe.ranks import check_same_on_all_ranks
 from lightning_fairprune._observe.validation import RecallWindow, Validation
 from lightning_fairprune.callbacks._data import checks
-from lightning_fairprune.callbacks._data.length import is_cut, limited, resolve_warmup
+from lightning_fairprune.callbacks._data.length import is_cut, resolve_warmup
 from lightning_fairprune.callbacks._data.phases import Due, Pruned, WarmingUp
 from lightning_fairprune.callbacks._data.restart import Start, check_callbacks
 from lightning_fairprune.callbacks._data.settings import DataSettings
