@@ -18,7 +18,11 @@ def loop(
 ) -> Tensor:
     """One forward and one backward pass per sample, eval mode."""
     model.eval()
-    parameters = [p for n, p in model.named_parameters() if names is None or n in set(names)]
+    parameters = [
+        p
+        for n, p in model.named_parameters()
+        if (p.requires_grad if names is None else n in set(names))
+    ]
     norms = []
     for inputs, target in batches:
         for i in range(len(target)):
@@ -158,3 +162,14 @@ class Experts(nn.Module):
             if mine.any():
                 out = out.index_put((mine.nonzero()[:, 0],), expert(x[mine]))
         return out
+
+
+class Last(nn.Module):
+    """The output of a recurrent layer at the last step."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)[0][:, -1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,9 +12,8 @@ from torch import Tensor, nn
 from lightning_fairprune._model.batches import Batch
 from lightning_fairprune._model.borrowed import borrowed
 from lightning_fairprune._model.parameters import named
-from lightning_fairprune.gradients._functional import one_by_one
 from lightning_fairprune.gradients._loss import Loss
-from lightning_fairprune.gradients._plan import Plan, make_plan
+from lightning_fairprune.gradients._way import Way
 
 
 def grad_norm(
@@ -32,10 +30,11 @@ def grad_norm(
     (NeurIPS 2021, arXiv 2107.07075, definition 2.1) for one network; average it over several. The model is in
     eval mode meanwhile, as in the code published with DRoP; it and the random states are restored.
 
-    One batched forward and backward pass for most networks. Linear, convolution, normalisation, embedding and
-    attention layers of torch give their norms from inputs and output gradients; other parameters take torch.func, and
-    where it fails a pass per sample, with a warning. The way is chosen on two samples of the first batch with more than
-    one, where its norms are compared with those of each sample alone. Parameters that are used several times count as one.
+    One batched forward and backward pass for most networks, in which torch.vmap shows each sample to the model and the
+    loss as a batch of one: what sorts, mixes or chooses samples sees one. Linear, convolution, normalisation, embedding,
+    attention and recurrent functions of torch give their norms from inputs and output gradients; elsewhere each sample has
+    its own copy of a parameter. What torch.vmap cannot do (packed sequences, branches that depend on the values) takes a
+    backward pass per sample, with a warning. The model starts each sample with the buffers and attributes it came with.
 
     Args:
         model: The network f itself, without a wrapper for several processes. It is called with a tensor, the entries
@@ -72,19 +71,13 @@ def grad_norm(
     chosen = _chosen(model, parameters)
     device = next(iter(chosen.values())).device
     norms: list[Tensor] = []
-    plan: Plan | None = None
     done = 0
     with borrowed(model, gradients=True):
+        way = Way(model, chosen.values(), Loss(loss_fn), memory)
         for raw in batches:
             batch = Batch.of(raw, device)
             batch.check_rows()
-            if plan is None and batch.size > 1:
-                plan = make_plan(model, chosen, batch.rows(slice(2)), loss_fn, memory)
-                _say_if_slow(plan)
-            if plan is None:
-                losses, norms2 = one_by_one(model, chosen, batch, Loss(loss_fn))
-            else:
-                losses, norms2 = plan.norms2(model, chosen, batch)
+            losses, norms2 = way.norms2(batch)
             _check_finite(losses, norms2, done)
             done += batch.size
             norms.append(norms2.to(torch.promote_types(norms2.dtype, torch.float32)))
@@ -106,16 +99,6 @@ def _chosen(
             + (" that requires a gradient." if trained else ".")
         )
     return chosen
-
-
-def _say_if_slow(plan: Plan) -> None:
-    if plan.rest and not plan.batched:
-        more = f" and {len(plan.rest) - 3} more" if len(plan.rest) > 3 else ""
-        warnings.warn(
-            "`grad_norm` takes one backward pass per sample, which is right but slow: torch.func cannot do "
-            f"{', '.join(plan.rest[:3])}{more} in batches. Choose other `parameters` to be faster.",
-            stacklevel=3,
-        )
 
 
 def _check_finite(losses: Tensor, norms2: Tensor, done: int) -> None:
