@@ -184,3 +184,9 @@ def test_a_fraction_that_means_another_warm_up_is_refused(tmp_path: Path) -> Non
             scenario.run(prune={"warmup_epochs": 0.5}, resume=path, **length(8))
         with pytest.raises(ValueError, match=r"`warmup_epochs`=3 where the checkpoint has 2"):
             scenario.run(prune={"warmup_epochs": 3}, resume=path)
+
+
+def test_recalls_of_another_loader_are_refused() -> None:
+    before = lfp.DataPruning(0.4, 2).settings.to_resume()
+    with pytest.raises(ValueError, match="`recall_dataloader`=1 where the checkpoint has 0"):
+        lfp.DataPruning(0.4, 2, recall_dataloader=1).settings.check_resumed(before)

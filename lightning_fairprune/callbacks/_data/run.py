@@ -284,7 +284,7 @@ class PruningRun:
             snapshot = None if phase.snapshot is None else phase.snapshot.state_dict()
         selection = phase.state_dict() if isinstance(phase, Pruned) else None
         return {
-            "settings": self.settings.as_text(),
+            "settings": self.settings.to_resume(),
             "source": None if in_data else self.source.state_dict(),
             "record": record,
             "recalls": self.recalls.state_dict(),

@@ -99,9 +99,13 @@ class DataSettings:
         text = as_text(self, without=("recall_dataloader", "logits_fn", "dry_run"))
         return text | ({"score_on": "pass"} if self.score_on == ScorePass() else {})
 
+    def to_resume(self) -> dict[str, Any]:
+        """Returns what a checkpoint holds of the settings: also where the recalls come from."""
+        return self.as_text() | {"recall_dataloader": int(self.recall_dataloader)}
+
     def check_resumed(self, before: Mapping[str, Any]) -> None:
         """Raises if a fit that is resumed with these settings would keep other samples."""
-        fixed = {name: value for name, value in self.as_text().items() if name not in _FREE}
+        fixed = {name: value for name, value in self.to_resume().items() if name not in _FREE}
         # The address of an object differs between processes.
         comparable = {k: v for k, v in fixed.items() if " at 0x" not in f"{before.get(k)} {v}"}
         check_same("DataPruning", comparable, before)
