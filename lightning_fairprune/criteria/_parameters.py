@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_fairprune._model.hidden import check_layers
 from lightning_fairprune._model.matrices import lookups_of, matrices_of
 from lightning_fairprune._model.parameters import named
 
@@ -63,6 +62,8 @@ def chosen(model: nn.Module, parameters: Iterable[str] | None) -> dict[str, nn.P
             raise ValueError(
                 f"every parameter must be floating point, got `{name}` of {tensor.dtype}."
             )
+    from lightning_fairprune._model.hidden import check_layers  # when a criterion runs
+
     check_layers(model, found)
     return found
 

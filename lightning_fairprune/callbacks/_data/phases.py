@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -13,12 +13,14 @@ from lightning_fairprune._loading.source import TrainSource
 from lightning_fairprune._model.losses import IGNORED
 from lightning_fairprune._observe.warmup import WarmUp
 from lightning_fairprune.callbacks._data import checks
-from lightning_fairprune.callbacks._data.restart import Start
 from lightning_fairprune.callbacks._data.score_pass import FitPass
 from lightning_fairprune.callbacks._data.settings import DataSettings
 from lightning_fairprune.records.dynamics import Dynamics
 from lightning_fairprune.selection import Selection
 from lightning_fairprune.selection.decision import Decision
+
+if TYPE_CHECKING:
+    from lightning_fairprune.callbacks._data.restart import Start
 
 
 class Due(NamedTuple):

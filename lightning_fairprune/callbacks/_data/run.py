@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
@@ -18,7 +18,6 @@ from lightning_fairprune._observe.validation import RecallWindow, Validation
 from lightning_fairprune.callbacks._data import checks
 from lightning_fairprune.callbacks._data.length import is_cut, resolve_warmup
 from lightning_fairprune.callbacks._data.phases import Due, Pruned, WarmingUp
-from lightning_fairprune.callbacks._data.restart import Start, check_callbacks
 from lightning_fairprune.callbacks._data.settings import DataSettings
 from lightning_fairprune.callbacks._run_folder import run_folder
 from lightning_fairprune.callbacks._training import training_of
@@ -26,6 +25,9 @@ from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.records.pruning_record import PruningRecord
 from lightning_fairprune.selection import Selection
 from lightning_fairprune.selection.decision import Decision
+
+if TYPE_CHECKING:
+    from lightning_fairprune.callbacks._data.restart import Start
 
 
 class PruningRun:
@@ -96,7 +98,20 @@ class PruningRun:
         """Copies, before the first step, what the model will restart from."""
         phase, restarts = self.warming_up, self.settings.after == "restart"
         if restarts and phase is not None and phase.snapshot is None:
+            # Only a fit that restarts has the cost of importing it.
+            from lightning_fairprune.callbacks._data.restart import Start
+
             phase.snapshot = Start.take(self.trainer, module)
+
+    def _start_of(self, state: Mapping[str, Any]) -> Start:
+        from lightning_fairprune.callbacks._data.restart import Start
+
+        return Start.from_state_dict(state, self.trainer.lightning_module)
+
+    def _check_restart(self) -> None:
+        from lightning_fairprune.callbacks._data.restart import check_callbacks
+
+        check_callbacks(self.trainer, self.swap_epoch)
 
     def batches(self, samples: int) -> int:
         """Returns the batches of an epoch over so many samples."""
@@ -118,17 +133,17 @@ class PruningRun:
         trainer, restored = self.trainer, self._restored
         checks.validation(self.settings, trainer)
         checks.sampling(self.settings, self.source)
-        if self.settings.after == "restart" and not self.restarted:
-            check_callbacks(trainer, self.warmup)
         short = self.batches(self.decision.budget(self.source.num_samples))
         planned = self.steps_are_planned or self.settings.density == 1
         checks.stepping(trainer, planned=planned, batches=short)
         if restored is None or not restored.get("begun", True):  # older ones have begun
             self._begin(trainer.current_epoch)
+        if self.settings.after == "restart" and not self.restarted:
+            self._check_restart()
         if self.phase is None:
             snapshot = None
             if restored is not None and restored["snapshot"] is not None:
-                snapshot = Start.from_state_dict(restored["snapshot"], module)
+                snapshot = self._start_of(restored["snapshot"])
             self.phase = WarmingUp(self.settings, trainer, self.source, self.warmup, snapshot)
             if restored is not None and restored["record"] is not None:
                 self.phase.observed.load_state_dict(restored["record"])
@@ -338,8 +353,7 @@ class PruningRun:
             )
         if self.settings.quota is not None:
             self.source.classes = self.decision.target
-        module, saved = self.trainer.lightning_module, state["snapshot"]
-        snapshot = Start.from_state_dict(saved, module) if state["restart_due"] else None
+        snapshot = self._start_of(state["snapshot"]) if state["restart_due"] else None
         selection = Selection(indices=kept, **state["selection"])
         self._swapped_at = -1
         # A tuner restores a state during the fit, whose warm-up is known.

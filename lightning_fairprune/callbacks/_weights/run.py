@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
@@ -13,13 +13,11 @@ from torch import Tensor
 
 from lightning_fairprune import masks
 from lightning_fairprune._lightning.snapshot import Snapshot
-from lightning_fairprune._model.hidden import check_finite, check_layers
 from lightning_fairprune.callbacks._data.length import training_is_over
 from lightning_fairprune.callbacks._run_folder import run_folder
 from lightning_fairprune.callbacks._together import check_reference
 from lightning_fairprune.callbacks._training import training_of
 from lightning_fairprune.callbacks._weights import checks
-from lightning_fairprune.callbacks._weights.first_step import FirstStep
 from lightning_fairprune.callbacks._weights.masks import (
     MaskedWeights,
     agreed,
@@ -39,6 +37,9 @@ from lightning_fairprune.callbacks._weights.plan import (
 from lightning_fairprune.callbacks._weights.saliency import check_criterion, reads_batches, saliency
 from lightning_fairprune.callbacks._weights.settings import WeightSettings
 from lightning_fairprune.records.sparsity_record import PruneStep, SparsityRecord
+
+if TYPE_CHECKING:
+    from lightning_fairprune.callbacks._weights.first_step import FirstStep
 
 
 class WeightRun:
@@ -113,6 +114,10 @@ class WeightRun:
         """Finds the weights to prune, and checks what can be checked before training."""
         settings = self.settings
         names = selected(module, settings.include, settings.exclude, settings.keep_classifier)
+        # What a fit alone needs is imported when one begins.
+        from lightning_fairprune._model.hidden import check_layers
+        from lightning_fairprune.callbacks._weights.first_step import FirstStep
+
         check_layers(module, names, masked=True)
         check_criterion(settings, module)
         named = dict(module.named_parameters())
@@ -224,6 +229,8 @@ class WeightRun:
         new = agreed(trainer, new, from_data=reads_batches(settings.criterion))
         self._working.set(new)
         self._working.enforce()
+        from lightning_fairprune._model.hidden import check_finite
+
         check_finite(module, tuple(self._sizes))
         for average in averages(trainer):
             masks.apply(average, self._working.masks)
