@@ -1,6 +1,6 @@
 """What exact gradient norms cost per sample, next to ordinary training steps and to the other ways to get them.
 
-    python benchmarks/grand.py [--rounds 5] [--batch 64] [--models resnet18 resnet18-cifar vit]
+    python benchmarks/grand.py [--rounds 5] [--batch 64] [--threads 1] [--models resnet18 resnet18-cifar vit convnext]
 
 Every round takes, in turn, a batched forward and backward pass as in training, `grad_norm`, a pass per sample,
 and `torch.func` (vmap of grad), on images of 32 x 32 pixels in float32: two batches for the first two, fewer
@@ -38,6 +38,8 @@ def network(name: str) -> nn.Module:
     torch.manual_seed(0)
     if name == "vit":
         return torchvision.models.VisionTransformer(32, 4, 4, 4, 128, 256, num_classes=10)
+    if name == "convnext":
+        return torchvision.models.convnext_tiny(num_classes=10)
     model = torchvision.models.resnet18(num_classes=10)
     if name == "resnet18-cifar":
         model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
@@ -149,9 +151,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--models", nargs="+", default=["resnet18", "resnet18-cifar", "vit"])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--models", nargs="+", default=["resnet18", "resnet18-cifar", "vit", "convnext"]
+    )
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(arguments.threads)
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}")
     for device in ("cpu", "cuda")[: 1 + torch.cuda.is_available()]:
         if device == "cuda":
