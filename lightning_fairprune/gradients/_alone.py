@@ -49,4 +49,8 @@ def alone(
 
 def _squared(grads: Iterable[Tensor], like: Tensor) -> Tensor:
     zero = wide(torch.zeros_like(like))
-    return torch.stack([zero, *(wide(grad).square().sum().to(zero) for grad in grads)]).sum()
+    norms = [
+        torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32))
+        for g in grads
+    ]
+    return torch.stack([zero, *(norm.to(zero) for norm in norms)]).square().sum()
