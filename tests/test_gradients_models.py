@@ -361,6 +361,19 @@ def tied(m: Any, x: Tensor) -> Tensor:
     return F.linear(m.e((x.abs() * 3).long().clamp(0, 5)).tanh().mean(1), m.e.weight)
 
 
+def positions(m: Any, x: Tensor) -> Tensor:
+    return m.b((m.a(x) + m.e(torch.arange(5)[None])).tanh().mean(1))
+
+
+def one_norm_twice(m: Any, x: Tensor) -> Tensor:
+    return m.b(m.n(m.a(m.n(x))).mean(1))
+
+
+def bag_with_offsets(m: Any, x: Tensor) -> Tensor:
+    tokens = (x.abs() * 3).long().clamp(0, 5)
+    return m.b(m.e(tokens.flatten(), torch.arange(len(x)) * 5))
+
+
 def bag(m: Any, x: Tensor) -> Tensor:
     return m.b(m.e((x.abs() * 3).long().clamp(0, 5)))
 
@@ -510,6 +523,9 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         ab(words, e=lambda: nn.Embedding(6, 4, scale_grad_by_freq=True)),
         (5,),
     ),
+    "positions for all samples": (ab(positions, e=lambda: nn.Embedding(5, 4)), TIME),
+    "one LayerNorm in two places": (ab(one_norm_twice, n=lambda: nn.LayerNorm(4)), TIME),
+    "embedding bag with offsets": (ab(bag_with_offsets, e=lambda: nn.EmbeddingBag(6, 4)), (5,)),
     "embedding bag": (ab(bag, e=lambda: nn.EmbeddingBag(6, 4)), (5,)),
     "sparse embedding bag": (
         ab(bag, e=lambda: nn.EmbeddingBag(6, 4, sparse=True, mode="sum")),
