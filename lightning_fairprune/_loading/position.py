@@ -53,6 +53,8 @@ def now(trainer: pl.Trainer, loader: DataLoader[Any], base: Position) -> tuple[P
     The position is before these batches.
     """
     epochs: Any = trainer.fit_loop.epoch_progress.current
+    if is_at_epoch_start(trainer):
+        return Position(trainer.current_epoch), 0
     if _is_processed(trainer):  # also an epoch that was cut, whose batches still count
         return Position(epochs.processed), 0
     done = progress(trainer)
@@ -67,6 +69,25 @@ def now(trainer: pl.Trainer, loader: DataLoader[Any], base: Position) -> tuple[P
     batches = done - pending
     samples = base.samples + (batches - base.batches) * _in_a_batch(loader)
     return Position(base.epoch, samples, batches), pending
+
+
+def is_at_epoch_start(trainer: pl.Trainer) -> bool:
+    """Whether an epoch begins whose first batch is not prepared, as in `on_train_epoch_start`."""
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    return bool(epochs.started < epochs.ready)
+
+
+def begin_epoch(trainer: pl.Trainer) -> None:
+    """Has the Trainer begin an epoch with its first batch.
+
+    A checkpoint of an exception in `on_train_epoch_start` holds the count of the epoch before, and the Trainer that
+    resumes it would skip as many batches.
+    """
+    loop: Any = trainer.fit_loop.epoch_loop
+    loop.batch_progress.reset_on_run()
+    loop.scheduler_progress.reset_on_run()
+    loop.automatic_optimization.optim_progress.reset_on_run()
+    loop.val_loop.batch_progress.total.reset()
 
 
 def batches_of(trainer: pl.Trainer, loader: DataLoader[Any]) -> dict[str, Any]:

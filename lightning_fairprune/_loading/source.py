@@ -18,6 +18,8 @@ from lightning_fairprune._loading.labels import fingerprint, is_label, labels_of
 from lightning_fairprune._loading.position import (
     Position,
     batches_of,
+    begin_epoch,
+    is_at_epoch_start,
     is_to_move,
     now,
     progress,
@@ -172,6 +174,9 @@ class TrainSource:
                 self.shows_all = False
                 if self._loader is not None and self._built[0] is not self.kept:
                     self.request_reload(at_once=True)
+            if trainer.fit_loop.restarting and is_at_epoch_start(trainer):
+                begin_epoch(trainer)
+                self._resumed = None
             users()
 
         return replaced(trainer.fit_loop, "run", run)

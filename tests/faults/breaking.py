@@ -51,6 +51,8 @@ class Breaker:
             os.kill(os.getpid(), signal.SIGKILL)
         elif self.way == "term":
             os.kill(os.getpid(), signal.SIGTERM)
+        elif self.way == "interrupt":
+            raise KeyboardInterrupt
         elif self.way == "error":
             raise Broken("broken on purpose")
         elif self.way == "logger":

@@ -53,6 +53,7 @@ class Cell:
         policy: when checkpoints are written, of `training.POLICIES`.
         prune: what is pruned, of `training.PRUNE`.
         ranks: which of them break.
+        changed: settings of `training.DEFAULTS` that the resumed training has otherwise.
     """
 
     point: str
@@ -61,6 +62,12 @@ class Cell:
     policy: str = "step"
     prune: str = "scored"
     ranks: tuple[int, ...] = (0,)
+    changed: tuple[tuple[str, Any], ...] = ()
+
+    def processes(self, attempt: int) -> int:
+        """Ranks of an attempt; the first has the settings of the mode."""
+        ranks = MODES[self.mode]["ranks"]
+        return dict(self.changed).get("ranks", ranks) if attempt else ranks
 
     def task(self, folder: Path, attempt: int) -> dict[str, Any]:
         return {
@@ -69,6 +76,7 @@ class Cell:
             "workers": MODES[self.mode]["workers"],
             "prune": self.prune,
             "policy": self.policy,
+            "changed": dict(self.changed) if attempt else {},
             "fault": {"point": self.point, "way": self.way, "ranks": list(self.ranks)},
         }
 
@@ -245,7 +253,7 @@ class Faults:
         task = cell.task(folder, attempt)
         if attempt or not cell.point:
             task["fault"] = None
-        return self._zygote.run([task] * MODES[cell.mode]["ranks"])
+        return self._zygote.run([task] * cell.processes(attempt))
 
     def whole(self, cell: Cell) -> tuple[dict[Any, Any], dict[str, Any]]:
         """What the uninterrupted training of a cell does, and what it logs."""

@@ -304,7 +304,7 @@ def _spoil(tensors: dict[str, Tensor], draw: random.Random) -> None:
         tensors[key] = value.to(draw.choice((*kinds, torch.complex64, torch.bfloat16)))
     elif way == 3:
         shapes = ((-1,), (0,), (1, -1), (-1, 1), (1, 1, 1, -1), ())
-        shape = draw.choice(shapes)
+        shape = draw.choice(shapes if value.numel() else ((0,),))
         tensors[key] = value.flatten()[
             : 0 if shape == (0,) else 1 if shape == () else None
         ].reshape(shape)

@@ -19,6 +19,7 @@ import users
 from faults import breaking
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
 
 import lightning_fairprune as lfp
@@ -44,7 +45,13 @@ POLICIES: dict[str, dict[str, Any]] = {
     "validation": {"save_on_train_epoch_end": False},
     "exception": {"save_on_train_epoch_end": True},
     "both": {"every_n_train_steps": 1, "save_on_train_epoch_end": False},
+    "async": {"every_n_train_steps": 1, "save_on_train_epoch_end": False},
+    "top": {"monitor": "val/recall/worst", "mode": "max", "save_top_k": 2},
 }
+# What a user may change when resuming.
+DEFAULTS: dict[str, Any] = {
+    "batch": 10, "workers": None, "max_epochs": EPOCHS, "accumulate": 1, "density": 0.4
+}  # fmt: skip
 
 
 class Diary(Logger):
@@ -129,6 +136,10 @@ class Notes(pl.Callback):
 
     def __init__(self, diary: Diary, prune: lfp.DataPruning | None) -> None:
         self.diary, self.prune = diary, prune
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        # Another logging name than the facts that are compared: a resumed training begins elsewhere.
+        self.diary.note("begin", epoch=trainer.current_epoch, step=trainer.global_step)
 
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
         self.diary.breaker.at(f"epoch {trainer.current_epoch}")
@@ -228,7 +239,8 @@ def fit(task: dict[str, Any], rank: int, ranks: int) -> None:
         diary.note("files", found=files(folder))
     try:
         pl.seed_everything(1, verbose=False)
-        options = RHYTHM | PRUNE[task["prune"]]
+        settings = DEFAULTS | task.get("changed", {})
+        options = RHYTHM | PRUNE[task["prune"]] | {"density": settings["density"]}
         if options.get("quota") == "minimax":
             options["quota"] = lfp.quotas.Minimax()
         elif "quota" in options:
@@ -253,7 +265,7 @@ def fit(task: dict[str, Any], rank: int, ranks: int) -> None:
             callbacks.append(at_end)
         if task["policy"] == "exception":
             callbacks.append(LastWords(folder / "checkpoints" / "last-words.ckpt"))
-        batch = 10
+        batch = settings["batch"]
         if ranks > 1:
             limit = timedelta(seconds=GROUP_SECONDS)
             more = {
@@ -263,7 +275,10 @@ def fit(task: dict[str, Any], rank: int, ranks: int) -> None:
             batch //= ranks
         # Without DataPruning nothing brings a shuffling loader back to its order.
         order = {} if is_data else {"shuffle": False}
-        data: Any = Data(breaker, batch_size=batch, workers=task["workers"], **order)
+        workers = task["workers"] if settings["workers"] is None else settings["workers"]
+        data: Any = Data(breaker, batch_size=batch, workers=workers, **order)
+        if task["policy"] == "async":
+            more["plugins"] = [AsyncCheckpointIO()]
         if is_data and task.get("form") == "wrapper":
             data = lfp.FairPruneDataModule(data)
         model = Model(breaker)
@@ -272,7 +287,8 @@ def fit(task: dict[str, Any], rank: int, ranks: int) -> None:
             logger=diary,
             enable_checkpointing=True,
             log_every_n_steps=1,
-            max_epochs=EPOCHS,
+            max_epochs=settings["max_epochs"],
+            accumulate_grad_batches=settings["accumulate"],
             default_root_dir=str(folder),
             **more,
         )
