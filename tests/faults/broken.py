@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from faults.harness import MODES, Cell, Faults, Outcome, Zygote, diary, facts
 
-EPOCHS, WARMUP, BATCHES, SIZES = 4, 2, (11, 11, 5, 5), (103, 103, 41, 41)
+EPOCHS, WARMUP, BATCHES = 4, 2, (11, 11, 5, 5)
 POLICIES = ("step", "step", "async", "async", "epoch", "validation", "exception", "both", "top")
 WAYS = ("kill", "kill", "term", "error", "interrupt", "disk", "logger")
 PRUNE = ("scored", "scored", "random", "restart", "weights")
@@ -104,7 +104,7 @@ class Broken(Faults):
         said = [line["facts"]["text"] for line in lines if line["what"] == "said"]
         told = [text for text in said if any(word in text for word in WORDS)]
         wrong = [] if cell.prune == "weights" else list(_not_whole(cell, folder))
-        if cell.prune == "weights" and _position(folder)[1] and not told:
+        if cell.prune == "weights" and _position(cell, folder)[1] and not told:
             wrong = ["a plain loader begins inside an epoch"]
         if not wrong:
             return "whole", told[0] if told else ""
@@ -115,7 +115,7 @@ def _rest(found: Outcome) -> tuple[Any, ...]:
     return found.words, found.ended, found.seconds
 
 
-def _position(folder: Path) -> tuple[int, int]:
+def _position(cell: Cell, folder: Path) -> tuple[int, int]:
     """Epoch in which the resumed training began, and the batches of it that were done; it had the first settings."""
     begins = [
         line["facts"]
@@ -123,12 +123,13 @@ def _position(folder: Path) -> tuple[int, int]:
         if line["what"] == "begin" and line["attempt"] == 1
     ]
     epoch, step = begins[-1]["epoch"], begins[-1]["step"]
-    return epoch, max(0, step - sum(BATCHES[:epoch]))
+    before = 11 * epoch if cell.prune == "weights" else sum(BATCHES[:epoch])
+    return epoch, max(0, step - before)
 
 
 def _not_whole(cell: Cell, folder: Path) -> Iterator[str]:
     """Yields how an epoch differs from one that trains on each of its samples once."""
-    first, batches = _position(folder)
+    first, batches = _position(cell, folder)
     batches = min(batches, BATCHES[first] if first < EPOCHS else 0)
     trained: dict[int, list[int]] = {}
     before: set[int] = set()
@@ -143,10 +144,12 @@ def _not_whole(cell: Cell, folder: Path) -> Iterator[str]:
     most = (
         max(cell.processes(0), cell.processes(1)) - 1
     )  # ranks repeat samples to have equally many
-    epochs = dict(cell.changed).get("max_epochs", EPOCHS)
+    settings = dict(cell.changed)
+    epochs = settings.get("max_epochs", EPOCHS)
+    kept = round(103 * settings.get("density", 0.4))  # if it begins anew, without a checkpoint
     for epoch in range(first, epochs):
         samples, rest = trained.get(epoch, []), before if epoch == first else set()
-        size = SIZES[min(epoch, EPOCHS - 1)]
+        size = 103 if epoch < WARMUP else kept
         if len(samples) - len(set(samples)) + len(rest & set(samples)) > most:
             yield f"epoch {epoch} repeats samples"
         if len(rest | set(samples)) != size:
