@@ -45,7 +45,8 @@ POLICIES: dict[str, dict[str, Any]] = {
     "validation": {"save_on_train_epoch_end": False},
     "exception": {"save_on_train_epoch_end": True},
     "both": {"every_n_train_steps": 1, "save_on_train_epoch_end": False},
-    "async": {"every_n_train_steps": 1, "save_on_train_epoch_end": False},
+    # Lightning removes files of the best that it has not written yet: all are kept.
+    "async": {"every_n_train_steps": 1, "save_on_train_epoch_end": False, "save_top_k": -1},
     "top": {"monitor": "val/recall/worst", "mode": "max", "save_top_k": 2},
 }
 # What a user may change when resuming.
