@@ -57,24 +57,6 @@ def fit(callback: pl.Callback, **options: Any) -> users.Model:
     return model
 
 
-def plain(value: Any) -> Any:
-    """Results as text, with every number of their tensors."""
-    if isinstance(value, torch.Tensor):
-        return value.tolist()
-    if isinstance(value, dict):
-        return {key: plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
-    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
-    if slots or hasattr(value, "__dict__"):
-        return {name: plain(getattr(value, name)) for name in [*slots, *vars_of(value)]}
-    return value
-
-
-def vars_of(value: Any) -> list[str]:
-    return [name for name in getattr(value, "__dict__", {}) if not name.startswith("_")]
-
-
 RESULTS = (
     *("selection", "quota", "dynamics", "record", "pruned", "masks"),
     *("history", "counts", "weight"),
@@ -83,7 +65,7 @@ RESULTS = (
 
 def results(callback: Any) -> dict[str, Any]:
     found = {name: getattr(callback, name) for name in RESULTS if hasattr(callback, name)}
-    return {name: repr(plain(value)) for name, value in found.items()}
+    return {name: repr(users.plain(value)) for name, value in found.items()}
 
 
 @pytest.mark.parametrize("way", COPIES)

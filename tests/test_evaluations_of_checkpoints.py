@@ -83,18 +83,6 @@ def after_epoch(folder: Path, epoch: int) -> str:
     return str(path)
 
 
-def plain(value: Any) -> Any:
-    """Results as values that can be compared."""
-    if isinstance(value, torch.Tensor):
-        return value.tolist()
-    if isinstance(value, dict):
-        return {key: plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
-    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
-    return {name: plain(getattr(value, name)) for name in slots} if slots else value
-
-
 def left(trainer: pl.Trainer, callbacks: dict[str, Any], folder: Path) -> dict[str, Any]:
     """All that a fit left, but the evaluations of the monitor."""
     found: dict[str, Any] = {"reload": trainer.reload_dataloaders_every_n_epochs}
@@ -115,7 +103,7 @@ def left(trainer: pl.Trainer, callbacks: dict[str, Any], folder: Path) -> dict[s
         found["reference"] = monitor.history.reference
     files = sorted(p for p in folder.rglob("*") if p.is_file() and "recalls" not in p.name)
     found["files"] = {p.name: p.read_bytes() for p in files if p.suffix != ".csv"}
-    return {key: plain(value) for key, value in found.items()}
+    return {key: users.plain(value) for key, value in found.items()}
 
 
 def evaluated(monitor: lfp.RecallMonitor) -> list[Any]:

@@ -114,6 +114,20 @@ class Probe(pl.Callback):
             self.validations[epoch] = self.validations.get(epoch, 0) + 1
 
 
+def plain(value: Any) -> Any:
+    """What a callback found, as values that can be compared."""
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+    public = [name for name in getattr(value, "__dict__", {}) if not name.startswith("_")]
+    names = [*slots, *public]
+    return {name: plain(getattr(value, name)) for name in names} if names else value
+
+
 def trainer(**options: Any) -> pl.Trainer:
     defaults: dict[str, Any] = {
         "accelerator": "cpu",
