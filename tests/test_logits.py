@@ -414,6 +414,7 @@ class CutShort(Functional):
         assert depth() == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*keep no sample")
 @pytest.mark.filterwarnings("ignore:.*were never observed in the warm-up")
 def test_no_mode_is_left_when_the_module_ends_an_epoch() -> None:
     prune = lfp.DataPruning(0.2, 1, quota=lfp.quotas.proportional)

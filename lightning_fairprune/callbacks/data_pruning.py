@@ -253,6 +253,9 @@ class DataPruning(CountsValidation):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restarts the model after the swap, if it is due."""
+        self.run.knows_before = (
+            True  # the Trainer leaves this hook out where it resumes inside an epoch
+        )
         self.run.source.after_reload()
         self.run.restart(pl_module)
 
@@ -261,7 +264,6 @@ class DataPruning(CountsValidation):
     ) -> None:
         """Starts observing the step."""
         checks.begins_in_epoch(trainer, batch_idx, knows_before=self.run.knows_before)
-        self.run.knows_before = True
         if self.run.warming_up is not None:
             self.run.remember(pl_module)
             self.run.warming_up.observed.before_step(pl_module, batch)
