@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import time
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -23,8 +22,6 @@ _RECORDS: dict[str, Any] = {
     "pruning.safetensors": PruningRecord,
     "sparsity.json": SparsityRecord,
 }
-
-
 _KEY = "lightning_fairprune.training"  # in checkpoints
 _NAMES: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # of a Trainer's fit
 _CHECKED: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
@@ -56,16 +53,22 @@ def training_of(trainer: pl.Trainer) -> str | None:
     return _NAMES.get(trainer)
 
 
-def save_training(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
-    """Puts the name into a checkpoint: a resumed training is the same one."""
-    if (name := _NAMES.get(trainer)) is not None:
-        checkpoint[_KEY] = name
+class OfTraining(pl.Callback):
+    """A callback whose checkpoints say which training they are of: a resumed training is the same one."""
 
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Saves which training this is."""
+        if (name := _NAMES.get(trainer)) is not None:
+            checkpoint[_KEY] = name
 
-def load_training(trainer: pl.Trainer, checkpoint: Mapping[str, Any]) -> None:
-    """Takes the name from a checkpoint; those of earlier releases have none."""
-    if isinstance(name := checkpoint.get(_KEY), str):
-        _NAMES[trainer] = name
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Continues the training of the checkpoint; those of earlier releases name none."""
+        if isinstance(name := checkpoint.get(_KEY), str):
+            _NAMES[trainer] = name
 
 
 @rank_zero_only

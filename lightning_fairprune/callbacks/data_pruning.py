@@ -20,12 +20,7 @@ from lightning_fairprune.callbacks._data.dry_run import dry_run as run_dry
 from lightning_fairprune.callbacks._data.run import PruningRun
 from lightning_fairprune.callbacks._data.settings import DataSettings, ScorePass
 from lightning_fairprune.callbacks._run_folder import say_where
-from lightning_fairprune.callbacks._training import (
-    forget_training,
-    load_training,
-    name_training,
-    save_training,
-)
+from lightning_fairprune.callbacks._training import OfTraining, forget_training, name_training
 from lightning_fairprune.records.dynamics import Dynamics
 from lightning_fairprune.records.pruning_record import PruningRecord
 from lightning_fairprune.selection import Selection
@@ -34,7 +29,7 @@ from lightning_fairprune.selection.decision import Estimate
 __all__ = ["DataPruning"]
 
 
-class DataPruning(CountsValidation):
+class DataPruning(OfTraining, CountsValidation):
     """Warms up on all training data, then trains on a class-aware part of it.
 
     During the warm-up epochs the callback records the label of every training sample and, if a score
@@ -253,9 +248,8 @@ class DataPruning(CountsValidation):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restarts the model after the swap, if it is due."""
-        self.run.knows_before = (
-            True  # the Trainer leaves this hook out where it resumes inside an epoch
-        )
+        # The Trainer leaves this hook out where it resumes inside an epoch.
+        self.run.knows_before = True
         self.run.source.after_reload()
         self.run.restart(pl_module)
 
@@ -308,18 +302,6 @@ class DataPruning(CountsValidation):
             self.run.add_recalls(counts)
 
     # ---------------------------------------------------------------------------------- resuming
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Saves which training this is."""
-        save_training(trainer, checkpoint)
-
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Continues the training of the checkpoint."""
-        load_training(trainer, checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns CPU tensors and primitives; all ranks must call it, as the Trainer does."""

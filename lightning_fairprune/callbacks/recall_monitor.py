@@ -32,10 +32,9 @@ from lightning_fairprune.callbacks._run_folder import (
     takes_figures,
 )
 from lightning_fairprune.callbacks._training import (
+    OfTraining,
     forget_training,
-    load_training,
     name_training,
-    save_training,
     training_of,
 )
 from lightning_fairprune.counts import ClassCounts
@@ -49,7 +48,7 @@ from lightning_fairprune.records.recall_history import (
 __all__ = ["RecallMonitor"]
 
 
-class RecallMonitor(CountsValidation):
+class RecallMonitor(OfTraining, CountsValidation):
     """Logs the recall of every class after each evaluation, and its change from a reference.
 
     The names are ``val/recall/worst``, ``.../gap``, ``.../std``, ``.../mean`` and
@@ -147,9 +146,8 @@ class RecallMonitor(CountsValidation):
         self._validation = Validation(None, settings.group_by)
         self._loaded: LoadedWeights | None = None
         self._held: Callable[[], pl.LightningModule | None] = _nothing  # the module with them
-        self._outside: set[tuple[str, int, int]] = (
-            set()
-        )  # evaluations of other stages since the fit
+        # Evaluations of other stages since the fit.
+        self._outside: set[tuple[str, int, int]] = set()
 
     @property
     def counts(self) -> dict[str, ClassCounts]:
@@ -361,18 +359,6 @@ class RecallMonitor(CountsValidation):
         )
 
     # -------------------------------------------------------------------------------- resuming
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Saves which training this is."""
-        save_training(trainer, checkpoint)
-
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Continues the training of the checkpoint."""
-        load_training(trainer, checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all counts, as CPU tensors and primitives."""

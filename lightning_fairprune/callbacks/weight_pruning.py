@@ -12,12 +12,7 @@ from lightning_fairprune import criteria, masks
 from lightning_fairprune._observe.groups import GroupBy
 from lightning_fairprune.callbacks._arguments import given, without_fit
 from lightning_fairprune.callbacks._run_folder import say_where
-from lightning_fairprune.callbacks._training import (
-    forget_training,
-    load_training,
-    name_training,
-    save_training,
-)
+from lightning_fairprune.callbacks._training import OfTraining, forget_training, name_training
 from lightning_fairprune.callbacks._weights import checks
 from lightning_fairprune.callbacks._weights.run import WeightRun
 from lightning_fairprune.callbacks._weights.settings import LossFn, WeightSettings
@@ -26,7 +21,7 @@ from lightning_fairprune.records.sparsity_record import PruneStep, SparsityRecor
 __all__ = ["WeightPruning"]
 
 
-class WeightPruning(pl.Callback):
+class WeightPruning(OfTraining):
     """Removes the least important weights of a model during training, and trains the others.
 
     Removed weights stay exactly zero: after every step of every optimiser, in every checkpoint and in
@@ -146,6 +141,7 @@ class WeightPruning(pl.Callback):
         # Other stages restore the state of a checkpoint, too, but they must not change what a fit left.
         self._restores = stage == "fit" or not self._run.begun
         if stage == "fit":
+            forget_training(trainer)
             before = self._run
             before.detach()
             self._run = WeightRun(self.settings)
@@ -180,7 +176,6 @@ class WeightPruning(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Removes the hooks from the optimisers; the masks stay."""
         if stage == "fit":
-            forget_training(trainer)
             self._run.detach()
 
     # ----------------------------------------------------------------------------------- each step
@@ -230,18 +225,6 @@ class WeightPruning(pl.Callback):
         pl_module.log_dict(self._run.logged, sync_dist=trainer.world_size > 1)
 
     # ------------------------------------------------------------------------------------ resuming
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Saves which training this is."""
-        save_training(trainer, checkpoint)
-
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Continues the training of the checkpoint."""
-        load_training(trainer, checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns masks, plan and snapshot, as CPU tensors and primitives."""
