@@ -143,7 +143,7 @@ def resumed(
         f"`{name}`={mine[name]} where the checkpoint has {before[name]}" for name in changed
     )
     sampler: Any = loader.sampler
-    full = _count(loader, sampler.num_samples)
+    full = batches_in(loader, sampler.num_samples)
     planned = limited(full, trainer)
     if is_over and _is_processed(trainer):
         return base  # the Trainer starts the next one at its first batch
@@ -157,7 +157,7 @@ def resumed(
             f"in batches, so that it cannot be resumed with {what}: give the same, or resume from a checkpoint "
             "at an epoch's end."
         )
-    left = _count(loader, sampler.size_after(base.samples))
+    left = batches_in(loader, sampler.size_after(base.samples))
     if planned < full:
         left = min(left, -(-(planned * _in_a_batch(loader) - base.samples) // _in_a_batch(loader)))
     total = sampler.size_of_epoch
@@ -201,8 +201,8 @@ def _in_a_batch(loader: DataLoader[Any]) -> int:
     return loader.batch_size * sampler.num_replicas
 
 
-def _count(loader: DataLoader[Any], samples: int) -> int:
-    """Returns the batches of one rank with so many samples."""
+def batches_in(loader: DataLoader[Any], samples: int) -> int:
+    """Returns the batches of one rank with so many samples, before any limit."""
     size = loader.batch_size
     assert size is not None
     return samples // size if loader.drop_last else -(-samples // size)

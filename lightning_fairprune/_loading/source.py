@@ -17,6 +17,7 @@ from lightning_fairprune._lightning.replaced import replaced
 from lightning_fairprune._loading.labels import fingerprint, is_label, labels_of
 from lightning_fairprune._loading.position import (
     Position,
+    batches_in,
     batches_of,
     begin_epoch,
     is_at_epoch_start,
@@ -165,7 +166,7 @@ class TrainSource:
         """Serves all samples until the Trainer trains; returns the function that undoes it.
 
         A fit that is resumed after the swap then plans its schedules, in `configure_optimizers`, for epochs as
-        long as those that the first fit planned for.
+        long as those that the first fit planned for. When it trains, an epoch that failed in its start begins anew.
         """
         self.shows_all, users = True, trainer.fit_loop.run
 
@@ -240,10 +241,7 @@ class TrainSource:
 
     def num_batches(self, samples: int) -> int:
         """Returns the batches of one rank in an epoch over `samples` samples, before any limit."""
-        sampler, batch_size = self.sampler, self.loader.batch_size
-        assert batch_size is not None
-        size = sampler.size_of(samples)
-        return size // batch_size if self.loader.drop_last else -(-size // batch_size)
+        return batches_in(self.loader, self.sampler.size_of(samples))
 
     def reset(self) -> None:
         """Resets the state of an earlier fit."""

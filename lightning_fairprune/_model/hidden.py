@@ -9,12 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fairprune._model.borrowed import borrowed, isolated_rng
+from lightning_fairprune._model.matrices import CONVOLUTIONS
 from lightning_fairprune._model.uses import Made, Uses
 
-_LINEAR = nn.Linear
-_CONVOLUTIONS = (
-    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
-)  # fmt: skip
 _REMEDY = "leave it out (`exclude` of WeightPruning, `parameters` of a criterion), or train the layer without it"
 
 
@@ -136,11 +133,11 @@ def _trials(model: nn.Module, names: Collection[str]) -> Iterator[tuple[str, lis
 
 def _may_hide(layer: nn.Module) -> bool:
     """Whether a layer that can be tried computes otherwise than torch's own of its kind."""
-    if isinstance(layer, torch.jit.ScriptModule):
+    if _is_script(layer):
         return False
     if hasattr(layer, "parametrizations"):
         return True
-    if not isinstance(layer, (_LINEAR, *_CONVOLUTIONS)):
+    if not isinstance(layer, (nn.Linear, *CONVOLUTIONS)):
         return False
     own = getattr(type(layer).forward, "__module__", "")
     return bool(layer._forward_pre_hooks) or not own.startswith("torch.nn.modules.")
@@ -173,9 +170,9 @@ def _of_torch(hook: Callable[..., object]) -> bool:
 def _input_of(layer: nn.Module) -> Tensor | None:
     """Returns zeros in the shape of one input of a layer, None if it is not known."""
     like = next(layer.parameters())
-    if isinstance(layer, _LINEAR):
+    if isinstance(layer, nn.Linear):
         return like.new_zeros(1, layer.in_features)
-    if isinstance(layer, _CONVOLUTIONS):
+    if isinstance(layer, CONVOLUTIONS):
         extents = zip(layer.kernel_size, layer.dilation, strict=True)
         sizes = [dilation * (size - 1) + 1 for size, dilation in extents]
         return like.new_zeros(1, layer.in_channels, *sizes)

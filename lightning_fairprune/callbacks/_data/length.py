@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_fairprune._lightning.kinds import lightning_class
+from lightning_fairprune._loading.position import progress
 
 
 def resolve_warmup(warmup_epochs: float, trainer: pl.Trainer) -> int:
@@ -66,5 +67,4 @@ def training_is_over(trainer: pl.Trainer, epochs_done: int) -> bool:
 
 def is_cut(trainer: pl.Trainer, epoch: int) -> bool:
     """Whether training ends inside this epoch, as with `max_time`, although the Trainer ends the epoch."""
-    done = trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
-    return done < trainer.num_training_batches and training_is_over(trainer, epoch + 1)
+    return progress(trainer) < trainer.num_training_batches and training_is_over(trainer, epoch + 1)
