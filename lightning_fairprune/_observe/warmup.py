@@ -69,9 +69,8 @@ class WarmUp:
 
     def after_step(self, module: pl.LightningModule, outputs: Any, batch: Any) -> None:
         """Records the step."""
-        if (
-            not self.recorder.needed or batch is None
-        ):  # a loader may give no batch, and no step is run
+        # A loader may give no batch, and no step is run.
+        if not self.recorder.needed or batch is None:
             return
         self._observer.close()
         if module.automatic_optimization and not outputs and self._observer.saw_nothing:

@@ -74,9 +74,9 @@ def begins_in_epoch(trainer: pl.Trainer, batch_idx: int, *, knows_before: bool) 
         )
     if batch_idx >= trainer.num_training_batches:
         raise RuntimeError(
-            f"the checkpoint was taken before the first batch of epoch {trainer.current_epoch}, as "
-            "after an exception in `on_train_epoch_start`, and the Trainer would skip most of that "
-            "epoch: resume from the checkpoint before it."
+            f"the Trainer resumes epoch {trainer.current_epoch} at batch {batch_idx}, but a pruned epoch has "
+            f"{trainer.num_training_batches}: from a checkpoint at an epoch's end, with `max_steps`, it counts that epoch "
+            "again. Resume from the checkpoint before it, or limit training by max_epochs alone."
         )
 
 

@@ -79,9 +79,8 @@ class Start:
             if isinstance(part, Metric):
                 part.reset()
             elif isinstance(part, MetricTracker):
-                for step in list(part._modules)[
-                    1:
-                ]:  # the first is the metric that each step copies
+                # The first is the metric that each step copies.
+                for step in list(part._modules)[1:]:
                     del part._modules[step]
         if self.precision:
             trainer.precision_plugin.load_state_dict(dict(self.precision))

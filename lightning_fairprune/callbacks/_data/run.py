@@ -43,9 +43,8 @@ class PruningRun:
         self.validation = Validation(settings.recall_dataloader, settings.group_by)
         self.phase: WarmingUp | Pruned | None = None  # None until training starts
         self.steps_are_planned = False
-        self._swapped_at: int | None = (
-            None  # the Trainer's step, -1 in a fit that was resumed later
-        )
+        # The Trainer's step, -1 in a fit that was resumed later.
+        self._swapped_at: int | None = None
         # A Trainer that has trained before continues to count; the warm-up counts what it observes.
         self.first_epoch, self.first_step = trainer.current_epoch, trainer.global_step
         self.swap_epoch = self.first_epoch + self.warmup
