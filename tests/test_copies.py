@@ -15,7 +15,6 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import users
-from torch import nn
 
 import lightning_fairprune as lfp
 
@@ -23,16 +22,6 @@ COPIES: dict[str, Callable[[Any], Any]] = {
     "pickle": lambda callback: pickle.loads(pickle.dumps(callback)),
     "deepcopy": copy.deepcopy,
 }
-
-
-class WithLoss(users.Model):
-    def __init__(self) -> None:
-        super().__init__()
-        self.loss = nn.CrossEntropyLoss()
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        x, y = batch
-        return self.loss(self(x), y)
 
 
 def data_pruning(**options: Any) -> lfp.DataPruning:
@@ -52,7 +41,7 @@ MAKES: dict[str, Callable[[], pl.Callback]] = {
 
 def fit(callback: pl.Callback, **options: Any) -> users.Model:
     pl.seed_everything(1, verbose=False)
-    model = WithLoss()
+    model = users.WithLoss()
     users.trainer(callbacks=[callback], **options).fit(model, users.Data())
     return model
 
@@ -93,7 +82,7 @@ def test_a_copy_takes_neither_model_nor_data(name: str) -> None:
             self.train.ballast = torch.zeros(10**6)
 
     used = MAKES[name]()
-    model = WithLoss()
+    model = users.WithLoss()
     model.register_buffer("ballast", torch.zeros(10**6))
     users.trainer(callbacks=[used]).fit(model, Huge())
     assert len(pickle.dumps(used)) < 10**5
@@ -112,7 +101,7 @@ def test_a_copy_in_the_middle_of_a_fit_changes_nothing(name: str, way: str) -> N
     alone, watched, copies = MAKES[name](), MAKES[name](), Copies()
     fit(alone)
     pl.seed_everything(1, verbose=False)
-    users.trainer(callbacks=[watched, copies]).fit(WithLoss(), users.Data())
+    users.trainer(callbacks=[watched, copies]).fit(users.WithLoss(), users.Data())
     assert results(watched) == results(alone)
     fit(copies.copied)
     assert results(copies.copied) == results(alone)
@@ -124,7 +113,7 @@ def test_a_copy_can_validate_and_save(name: str, tmp_path: Path) -> None:
     fit(used)
     again = copy.deepcopy(used)
     trainer = users.trainer(callbacks=[again])
-    trainer.validate(WithLoss(), users.Data(), verbose=False)
+    trainer.validate(users.WithLoss(), users.Data(), verbose=False)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     kept = {k: v for k, v in results(again).items() if k in ("selection", "masks", "weight")}
     assert kept.items() <= results(used).items()

@@ -13,7 +13,6 @@ import users
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
-from torch import nn
 from torch.utils.data import DataLoader
 
 import lightning_fairprune as lfp
@@ -24,19 +23,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Experiment logs directory"),
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),
 ]
-
-
-class Model(users.Model):
-    def __init__(self) -> None:
-        super().__init__()
-        self.loss = nn.CrossEntropyLoss()
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        x, y = batch
-        return self.loss(self(x), y)
-
-    def predict_step(self, batch: Any, batch_idx: int) -> Any:
-        return self(batch[0])
 
 
 class Data(users.Data):
@@ -73,7 +59,7 @@ def trainer_of(callbacks: dict[str, Any], folder: Path, **options: Any) -> pl.Tr
 
 def fit(callbacks: dict[str, Any], folder: Path, form: str = "plain", **options: Any) -> Any:
     pl.seed_everything(1, verbose=False)
-    trainer, model = trainer_of(callbacks, folder, **options), Model()
+    trainer, model = trainer_of(callbacks, folder, **options), users.WithLoss()
     trainer.fit(model, data_of(form))
     return trainer, model
 
@@ -146,7 +132,7 @@ def test_a_new_trainer_with_new_callbacks(names: tuple[str, ...], tmp_path: Path
         again = made(names)
         trainer, model = (
             trainer_of(again, tmp_path),
-            Model(),
+            users.WithLoss(),
         )  # the logger has the folder of the fit
         for _ in range(2):
             trainer.test(model, Data(), ckpt_path=path, verbose=False, weights_only=True)
@@ -171,7 +157,7 @@ def test_a_checkpoint_of_a_fit_without_the_callback(name: str, tmp_path: Path) -
     fit(others, tmp_path)
     alone = made((name,))
     trainer = trainer_of(alone, tmp_path / "other")
-    trainer.test(Model(), Data(), ckpt_path=after_epoch(tmp_path, 3), verbose=False)
+    trainer.test(users.WithLoss(), Data(), ckpt_path=after_epoch(tmp_path, 3), verbose=False)
     if name == "monitor":
         (found,) = alone["monitor"].history.evaluations
         assert found[:4] == ("test", 3, 26, True)
@@ -197,13 +183,13 @@ def test_weights_alone(shown: bool, tmp_path: Path) -> None:
     monitor = lfp.RecallMonitor(figures=False)
     saves = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_weights_only=True)
     trainer = users.trainer(callbacks=[monitor, saves], enable_checkpointing=True)
-    trainer.fit(Model(), Data())
+    trainer.fit(users.WithLoss(), Data())
     if not shown:
         monitor = lfp.RecallMonitor(figures=False)
         trainer = users.trainer(callbacks=[monitor])
     for epoch in (2, 1):
         path = str(tmp_path / f"epoch={epoch}.ckpt")
-        trainer.test(Model(), Data(), ckpt_path=path, verbose=False)
+        trainer.test(users.WithLoss(), Data(), ckpt_path=path, verbose=False)
         assert monitor.history.last("test")[:3] == ("test", epoch + 1, 11 * (epoch + 1))
 
 
@@ -240,7 +226,7 @@ def test_the_cli_with_the_fits_own_config(
     config = tmp_path / "given.yaml"
     config.write_text(CONFIG.replace("FOLDER", str(tmp_path)).replace("VERSION", version or "null"))
     monkeypatch.setattr(sys, "argv", ["train"])
-    cli: Any = LightningCLI(Model, Data, args=["fit", "--config", str(config)])
+    cli: Any = LightningCLI(users.WithLoss, Data, args=["fit", "--config", str(config)])
     log = Path(cli.trainer.logger.log_dir)
     path = log / "checkpoints" / "epoch=1.ckpt"
     before, own = left(users.trainer(), {}, log), tmp_path / "own.yaml"
@@ -248,7 +234,7 @@ def test_the_cli_with_the_fits_own_config(
     for verb, name in (("test", "test"), ("validate", "val"), ("predict", None)):
         args = [verb, "--config", str(own), "--ckpt_path", str(path)]
         cli = LightningCLI(
-            Model, Data, args=args, save_config_kwargs={"overwrite": version is not None}
+            users.WithLoss, Data, args=args, save_config_kwargs={"overwrite": version is not None}
         )
         monitor = next(c for c in cli.trainer.callbacks if isinstance(c, lfp.RecallMonitor))
         if name is not None:
@@ -275,7 +261,7 @@ def test_a_validation_on_other_data_is_added(tmp_path: Path) -> None:
 def test_a_loaded_model_in_a_new_trainer_keeps_the_record_of_the_fit(tmp_path: Path) -> None:
     callbacks = made(("monitor",))
     fit(callbacks, tmp_path)
-    model = Model.load_from_checkpoint(after_epoch(tmp_path, 2), weights_only=True)
+    model = users.WithLoss.load_from_checkpoint(after_epoch(tmp_path, 2), weights_only=True)
     trainer_of(made(("monitor",)), tmp_path).test(model, Data(), verbose=False)
     there = lfp.RecallHistory.load(tmp_path / "log" / "v")
     assert [(e.name, e.epoch) for e in there.evaluations] == [

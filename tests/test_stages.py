@@ -12,7 +12,6 @@ import torch
 import users
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from torch import nn
 
 import lightning_fairprune as lfp
 from lightning_fairprune.history import RecallHistory
@@ -23,18 +22,6 @@ STEPS = {1: 11, 2: 22, 3: 26, 4: 30}
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Be aware that when using `ckpt_path`", "ignore:nothing was trained on the kept samples"
 )
-
-
-class Net(users.Model):
-    def __init__(self) -> None:
-        super().__init__()
-        self.loss = nn.CrossEntropyLoss()
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        return self.loss(self(batch[0]), batch[1])
-
-    def predict_step(self, batch: Any, batch_idx: int) -> Any:
-        return self(batch[0])
 
 
 class Data(users.Data):
@@ -66,14 +53,16 @@ def fit(folder: Path, names: tuple[str, ...] = NAMES) -> tuple[pl.Trainer, dict[
     pl.seed_everything(1, verbose=False)
     used = {name: callback for name, callback in callbacks().items() if name in names}
     t = trainer(used, folder, saves(folder))
-    t.fit(Net(), datamodule=Data())
+    t.fit(users.WithLoss(), datamodule=Data())
     return t, used
 
 
 def run(t: pl.Trainer, stage: str, path: Any, model: Any = None) -> Any:
     silent = {} if stage == "predict" else {"verbose": False}
     data = {"datamodule": Data()}
-    return getattr(t, stage)(Net() if model is None else model, **data, ckpt_path=path, **silent)
+    return getattr(t, stage)(
+        users.WithLoss() if model is None else model, **data, ckpt_path=path, **silent
+    )
 
 
 def left(used: dict[str, Any]) -> dict[str, Any]:
@@ -173,7 +162,7 @@ def test_checkpoints_of_the_weights_alone_and_of_other_callbacks(
     stage: str, tmp_path: Path
 ) -> None:
     plain = users.trainer(enable_checkpointing=True, default_root_dir=tmp_path)
-    plain.fit(Net(), datamodule=Data())
+    plain.fit(users.WithLoss(), datamodule=Data())
     plain.save_checkpoint(tmp_path / "plain.ckpt")
     plain.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
     for name in ("plain", "weights"):
@@ -190,7 +179,7 @@ def test_a_fit_resumes_after_other_stages(tmp_path: Path) -> None:
     path = tmp_path / "full/saved/epoch=2.ckpt"
     run(t, "validate", tmp_path / "full/saved/epoch=0.ckpt")
     run(t, "test", path)
-    model = Net()
+    model = users.WithLoss()
     t.fit(model, datamodule=Data(), ckpt_path=path)
     for a, b in zip(model.parameters(), full.lightning_module.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -219,14 +208,14 @@ def test_a_checkpoint_without_our_state_is_warmed_up_from(
     after: Any, warmup: Any, epochs: int, tmp_path: Path
 ) -> None:
     plain = users.trainer(max_epochs=3)
-    plain.fit(Net(), datamodule=Data())
+    plain.fit(users.WithLoss(), datamodule=Data())
     plain.save_checkpoint(tmp_path / "plain.ckpt")
     prune, seen = (
         lfp.DataPruning(0.3, warmup, score=lfp.scores.el2n, keep="hard", after=after),
         Seen(),
     )
     t = users.trainer(callbacks=[prune, seen], max_epochs=8)
-    t.fit(Net(), datamodule=Data(), ckpt_path=tmp_path / "plain.ckpt")
+    t.fit(users.WithLoss(), datamodule=Data(), ckpt_path=tmp_path / "plain.ckpt")
     assert seen.batches == {3 + i: 11 if i < epochs else 4 for i in range(5)}
     assert len(prune.dynamics.signals["el2n"]) == epochs
     assert prune.history[0].epoch == 3 + epochs - 1
@@ -235,7 +224,7 @@ def test_a_checkpoint_without_our_state_is_warmed_up_from(
 def test_a_fit_that_the_trainer_continues_warms_up_again(tmp_path: Path) -> None:
     prune, seen = lfp.DataPruning(0.3, 2), Seen()
     t = users.trainer(callbacks=[prune, seen], max_epochs=4)
-    model = Net()
+    model = users.WithLoss()
     t.fit(model, datamodule=Data())
     t.fit_loop.max_epochs = 8
     t.fit(model, datamodule=Data())
@@ -244,7 +233,7 @@ def test_a_fit_that_the_trainer_continues_warms_up_again(tmp_path: Path) -> None
     t.save_checkpoint(tmp_path / "a.ckpt")
     again, later = lfp.DataPruning(0.3, 2), Seen()
     t = users.trainer(callbacks=[again, later], max_epochs=10)
-    t.fit(Net(), datamodule=Data(), ckpt_path=tmp_path / "a.ckpt")
+    t.fit(users.WithLoss(), datamodule=Data(), ckpt_path=tmp_path / "a.ckpt")
     assert later.batches == {8: 4, 9: 4}
     assert [estimate.epoch for estimate in again.history] == [5, 7, 9]
 
@@ -252,7 +241,7 @@ def test_a_fit_that_the_trainer_continues_warms_up_again(tmp_path: Path) -> None
 def test_a_warm_up_without_room_is_refused(tmp_path: Path) -> None:
     prune = lfp.DataPruning(0.3, 2)
     t = users.trainer(callbacks=[prune], max_epochs=4)
-    model = Net()
+    model = users.WithLoss()
     t.fit(model, datamodule=Data())
     t.fit_loop.max_epochs, step = 6, t.global_step
     with pytest.raises(ValueError, match=r"begins at epoch 4 .* until epoch 6 of max_epochs=6"):
@@ -264,7 +253,7 @@ def test_weights_stay_pruned_in_a_fit_that_the_trainer_continues() -> None:
     prune = lfp.WeightPruning(sparsity=0.5, start=1, end=3)
     monitor = lfp.RecallMonitor(figures=False)
     t = users.trainer(callbacks=[prune, monitor], max_epochs=4)
-    model = Net()
+    model = users.WithLoss()
     t.fit(model, datamodule=Data())
     before = {name: mask.clone() for name, mask in prune.masks.items()}
     t.fit_loop.max_epochs = 6
@@ -278,13 +267,13 @@ def test_weights_stay_pruned_in_a_fit_that_the_trainer_continues() -> None:
 
 def test_a_plan_that_is_over_when_the_fit_begins_is_refused(tmp_path: Path) -> None:
     plain = users.trainer(max_epochs=3)
-    plain.fit(Net(), datamodule=Data())
+    plain.fit(users.WithLoss(), datamodule=Data())
     plain.save_checkpoint(tmp_path / "plain.ckpt")
 
     def resumed(**prune: Any) -> lfp.WeightPruning:
         callback = lfp.WeightPruning(sparsity=0.5, **prune)
         t = users.trainer(callbacks=[callback], max_epochs=8)
-        t.fit(Net(), datamodule=Data(), ckpt_path=tmp_path / "plain.ckpt")
+        t.fit(users.WithLoss(), datamodule=Data(), ckpt_path=tmp_path / "plain.ckpt")
         return callback
 
     with pytest.raises(

@@ -84,6 +84,21 @@ class Model(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), self.lr, momentum=0.9)
 
 
+class WithLoss(Model):
+    """A model whose loss is a module, as ClassWeighting needs it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = nn.CrossEntropyLoss()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y = batch
+        return self.loss(self(x), y)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        return self(batch[0])
+
+
 def only(batch: Any) -> Any:
     """The batch in a dictionary or list of one, as of one loader in such a collection."""
     while len(batch) == 1 and not isinstance(batch, torch.Tensor):
