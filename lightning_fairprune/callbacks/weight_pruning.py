@@ -141,11 +141,11 @@ class WeightPruning(OfTraining):
         # Other stages restore the state of a checkpoint, too, but they must not change what a fit left.
         self._restores = stage == "fit" or not self._run.begun
         if stage == "fit":
-            forget_training(trainer)
             before = self._run
             before.detach()
             self._run = WeightRun(self.settings)
             checks.strategy(trainer)
+            forget_training(trainer)
             self._run.plan(trainer, "epoch")
             if before.has_trained(pl_module) and trainer.current_epoch > 0:  # the Trainer continues
                 self._run.load_state_dict(before.state_dict())
