@@ -63,6 +63,21 @@ def level(sizes: Sequence[int], budget: int) -> list[int]:
     return share
 
 
+def class_difficulty(
+    score: Sequence[float], target: Sequence[int], winsorise: float, num_classes: int
+) -> list[float]:
+    """Sort each class, write the neighbour over every value of its two ends, average."""
+    replaced = []
+    for k in range(num_classes):
+        values = sorted(s for s, label in zip(score, target, strict=True) if label == k)
+        ends = int(winsorise * len(values))
+        for i in range(ends):
+            values[i], values[-1 - i] = values[ends], values[-1 - ends]
+        replaced.append(values)
+    lowest = min([0.0, *(v for values in replaced for v in values)])
+    return [sum(v - lowest for v in vs) / len(vs) if vs else float("nan") for vs in replaced]
+
+
 def by_score(
     target: Sequence[int], score: Sequence[float], quota: Sequence[int], hard: bool
 ) -> list[int]:

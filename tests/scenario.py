@@ -26,6 +26,7 @@ QUOTAS = {
     "drop": lambda: lfp.quotas.drop,
     "minimax": lambda: lfp.quotas.Minimax(),
     "proportional": lambda: lfp.quotas.proportional,
+    "difficulty": lambda: lfp.quotas.difficulty,
 }
 
 

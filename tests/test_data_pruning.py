@@ -81,6 +81,35 @@ def test_no_class_loses_everything_by_default() -> None:
     assert lfp.quotas.drop([100] * 4, shrunk, 40).min() > 0
 
 
+@pytest.mark.parametrize("keep", ["random", "hard"])
+@pytest.mark.parametrize("score", [lfp.scores.el2n, lfp.scores.aum])
+def test_quotas_by_difficulty_need_no_validation(score: Any, keep: Any) -> None:
+    """AUM has scores below 0."""
+    callback = fit(
+        score=score, keep=keep, quota=lfp.quotas.difficulty, trainer={"limit_val_batches": 0}
+    )
+    seen = callback.dynamics
+    difficulty = lfp.quotas.class_difficulty(score(seen), seen.target)
+    expected = lfp.quotas.difficulty(torch.bincount(Blobs().y), difficulty, 41)
+    assert torch.equal(callback.quota, expected)
+    kept = lfp.select(
+        seen.target,
+        expected,
+        score=score(seen) if keep == "hard" else None,
+        keep=keep,
+        seed=callback.selection.seed,
+    )
+    assert torch.equal(callback.selection.indices, kept.indices)
+
+
+def test_dry_run_assumes_equal_difficulties(capsys: pytest.CaptureFixture[str]) -> None:
+    fit(score=lfp.scores.el2n, quota=lfp.quotas.difficulty, dry_run=True)
+    sizes = torch.bincount(Blobs().y)
+    printed = capsys.readouterr().out
+    for kept in lfp.quotas.proportional(sizes, 41).tolist():
+        assert f" {kept} " in printed
+
+
 def test_floor_reaches_the_quotas() -> None:
     callback = fit(floor=8)
     for estimate in callback.history:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -54,6 +55,27 @@ def test_state_goes_on_where_it_was(rule: Any) -> None:
     resumed.estimate(1, recalls[1])
     assert torch.equal(resumed.draw().indices, expected.indices)
     assert len(resumed.history) == len(whole.history)
+
+
+@pytest.mark.parametrize("keep", ["random", "hard"])
+def test_a_rule_that_asks_for_difficulties_gets_those_of_the_score(keep: Any) -> None:
+    score = torch.rand(100) * (1 + TARGET)
+    decision = Decision(0.3, quotas.difficulty, keep)
+    decision.learn(TARGET, score, 4)
+    expected = quotas.difficulty(
+        [50, 30, 20, 0], quotas.class_difficulty(score, TARGET, num_classes=4), 30
+    )
+    assert torch.equal(decision.estimate(0), expected)
+    kept = select(TARGET, expected, keep=keep, score=score if keep == "hard" else None)
+    assert torch.equal(decision.draw().indices, kept.indices)
+    assert torch.equal(decision.quotas(torch.tensor([60, 40]), None, 50), torch.tensor([30, 20]))
+
+
+def test_fixed_difficulties_stay() -> None:
+    fixed = functools.partial(quotas.difficulty, difficulty=[0.0, 0.0, 1.0])
+    decision = Decision(0.2, fixed)
+    decision.learn(TARGET, torch.rand(100), 3)
+    assert decision.estimate(0).tolist() == [0, 0, 20]
 
 
 def test_state_is_narrow() -> None:

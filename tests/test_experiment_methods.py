@@ -31,6 +31,7 @@ METHODS: dict[str, Any] = {
         "quota": DROP,
     },
     "forgetting": FORGETTING,
+    "nucs": {"score": FORGETTING["score"], "quota": "lightning_fairprune.quotas.difficulty"},
     "forgetting+strategyq": FORGETTING | {"quota": "lightning_fairprune.quotas.of_subset"},
 }
 
@@ -93,6 +94,15 @@ def test_k_center_in_every_class_under_quotas(store: Store) -> None:
         expected += own[farthest_first(x[own], count)].tolist()
     assert selection.quota.tolist() == quota.tolist()
     assert selection.indices.tolist() == sorted(expected)
+
+
+def test_quotas_by_the_difficulty_of_the_query_models(store: Store) -> None:
+    record = PruningRecord.load(store.folder(Cell("final", 0, "nucs", 0.3)) / "run")
+    difficulty = quotas.class_difficulty(record.score, record.target)
+    expected = quotas.difficulty(record.selection.sizes, difficulty, 31)
+    assert torch.equal(record.selection.quota, expected)
+    drawn = lfp.select(record.target, expected, seed=record.selection.seed)
+    assert torch.equal(record.selection.indices, drawn.indices)
 
 
 def test_k_center_is_taken_from_one_query_model(store: Store) -> None:

@@ -235,6 +235,7 @@ def test_two_scores_of_one_name_are_refused() -> None:
         (OneFit, {"warmup": 1.0}, r"`warmup` of one_fit must be in \(0, 1\)"),
         (Method, {"score": scores.el2n}, "got score: el2n and keep: random"),
         (Method, {"keep": "hard"}, "got score: null and keep: hard"),
+        (Method, {"quota": quotas.difficulty}, "quota: difficulty needs the `score`"),
     ],
 )
 def test_impossible_records_are_refused(record: Any, arguments: Any, message: str) -> None:

@@ -108,7 +108,7 @@ def test_relabelling_moves_only_what_ties(p: Problem, order: list[int], name: st
     problems(known=True),
     st.integers(0, 8),
     fractions,
-    st.sampled_from(["drop", "drop_reference", "rcap"]),
+    st.sampled_from(["drop", "drop_reference", "rcap", "difficulty"]),
 )
 def test_a_class_recalled_better_gets_no_more_and_the_others_no_less(
     p: Problem, which: int, better: float, name: str

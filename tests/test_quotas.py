@@ -18,6 +18,8 @@ from lightning_fairprune.quotas import (
     Minimax,
     apportion,
     balanced,
+    class_difficulty,
+    difficulty,
     drop,
     drop_reference,
     of_subset,
@@ -32,13 +34,13 @@ LONG_TAIL_RECALL = [0.95, 0.9, 0.8, 0.6, 0.4]
 
 
 def rules() -> dict[str, Callable[..., Tensor]]:
-    """Every public rule, called as (sizes, recall, budget); one that takes losses gets the errors."""
+    """Every public rule, called as (sizes, recall, budget); one that takes losses or difficulties gets the errors."""
 
     def uniform(rule: Callable[..., Tensor]) -> Callable[..., Tensor]:
         parameters = inspect.signature(rule).parameters
         if "recall" in parameters:
             return rule
-        if "loss" in parameters:
+        if {"loss", "difficulty"} & set(parameters):
             return lambda sizes, recall, budget, **options: rule(
                 sizes, 1 - torch.as_tensor(recall), budget, **options
             )
@@ -59,7 +61,8 @@ every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 
 
 def test_every_rule_is_found() -> None:
-    assert set(RULES) == {"drop", "drop_reference", "proportional", "balanced", "rcap", "Minimax"}
+    of_recalls = {"drop", "drop_reference", "Minimax"}
+    assert set(RULES) == of_recalls | {"proportional", "balanced", "rcap", "difficulty"}
     assert "recall" in inspect.signature(Minimax()).parameters
     assert "recall" not in inspect.signature(proportional).parameters
 
@@ -273,6 +276,59 @@ def test_rcap_has_the_least_sum_of_losses_over_quotas() -> None:
         if a + b + c == budget
     }
     assert tuple(rcap(sizes, loss, budget).tolist()) == min(cost, key=cost.__getitem__)
+
+
+def test_difficulty_is_drop_with_other_numbers() -> None:
+    error = 1 - torch.tensor(RECALL, dtype=torch.float64)
+    for budget in (0, 1, 25_000, 40_000):
+        expected = drop([5000] * 10, RECALL, budget, floor=3 if budget > 30 else 0)
+        found = difficulty([5000] * 10, error * 7, budget, floor=3 if budget > 30 else 0)
+        assert torch.equal(found, expected)
+    with pytest.raises(ValueError, match="`difficulty` must be finite and >= 0"):
+        difficulty([5, 5], [0.1, -0.2], 3)
+
+
+class_scores = st.lists(
+    st.tuples(st.integers(-1, 4), st.floats(-50, 50, width=32)), min_size=0, max_size=60
+)
+
+
+@given(class_scores, st.sampled_from([0.0, 0.05, 0.1, 0.25, 0.49]))
+def test_class_difficulty_is_the_mean_after_replacing_both_ends(
+    samples: list[tuple[int, float]], winsorise: float
+) -> None:
+    target, score = [k for k, _ in samples], [value for _, value in samples]
+    found = class_difficulty(score, target, winsorise=winsorise, num_classes=5)
+    expected = torch.tensor(
+        oracle.class_difficulty(score, target, winsorise, 5), dtype=torch.float64
+    )
+    torch.testing.assert_close(found, expected, equal_nan=True, atol=1e-9, rtol=1e-9)
+    assert bool((found[~found.isnan()] >= 0).all())
+
+
+def test_class_difficulty_replaces_as_scipy_does() -> None:
+    winsorised = pytest.importorskip("scipy.stats.mstats").winsorize
+    score = torch.rand(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = float(winsorised(score.numpy(), limits=(0.05, 0.05)).mean())
+    assert float(class_difficulty(score, [0] * 200)) == pytest.approx(expected)
+
+
+def test_one_wrong_label_hardly_changes_a_class() -> None:
+    score, target = torch.full((100,), 0.1), torch.zeros(100, dtype=torch.int64)
+    score[7] = 1000.0
+    assert float(class_difficulty(score, target)) == pytest.approx(0.1)
+    assert float(class_difficulty(score, target, winsorise=0)) > 10
+
+
+def test_what_class_difficulty_refuses() -> None:
+    with pytest.raises(ValueError, match=r"`winsorise` must be in \[0, 0.5\)"):
+        class_difficulty([1.0], [0], winsorise=0.5)
+    with pytest.raises(ValueError, match=r"must be finite .*first at index 2"):
+        class_difficulty([NAN, 1.0, NAN], [-1, 0, 0])
+    with pytest.raises(ValueError, match=r"same shape \[N\], got \(2,\) and \(1,\)"):
+        class_difficulty([1.0, 2.0], [0])
+    with pytest.raises(ValueError, match="`target` must be below 2, got 3"):
+        class_difficulty([1.0, 2.0], [0, 3], num_classes=2)
 
 
 @pytest.mark.parametrize("recall", [1.0, NAN, 0.0])

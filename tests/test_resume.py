@@ -17,6 +17,7 @@ PRUNE: dict[str, dict[str, Any]] = {
     "random": {"quota": "drop"},
     "scored": {"score": "el2n", "keep": "hard", "quota": "minimax", "recall_window": 2},
     "restart": {"quota": "minimax", "after": "restart"},
+    "difficulty": {"score": "el2n", "quota": "difficulty"},
     "forgetting": {"score": "forgetting", "keep": "stratified", "resample_every": 2},
 }
 WHEN: dict[str, dict[str, Any]] = {

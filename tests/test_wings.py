@@ -28,7 +28,7 @@ WINGS: dict[str, set[str]] = {
     "masks": {"quotas"},
     "weighting": set(),
     "_model": {"_files"},
-    "selection": {"_files"},
+    "selection": {"_files", "quotas"},
     "counts": {"recalls"},
     "statistics": {"recalls"},
     "_lightning": {"_model"},

@@ -57,7 +57,8 @@ class DataPruning(OfTraining, CountsValidation):
             With a pass also one of :mod:`~lightning_fairprune.gradients` or
             :mod:`~lightning_fairprune.geometry`.
         quota: ``(sizes, recall, budget) -> int64 [K]`` or ``(sizes, budget) -> int64 [K]``, for
-            example `quotas.drop` or `quotas.Minimax()`; None for no quotas: the score alone decides.
+            example `quotas.drop` or `quotas.Minimax()`; None for no quotas: the score alone decides. One that
+            asks for ``difficulty`` [K], such as `quotas.difficulty`, gets that of the score.
         keep: which samples of a class stay: ``"random"``, or by score the ``"hard"``, the ``"easy"``
             or ``"stratified"`` ones.
         after: ``"continue"`` trains the same model; ``"restart"`` first restores weights, buffers,

@@ -84,9 +84,7 @@ def _choose(cell: Cell, experiment: Experiment, known: Known, seed: int) -> Prun
     decision = Decision(cell.density, method.quota, method.keep, seed)
     if method.quota is quotas.of_subset:
         decision = Decision(cell.density, _quota_of(method, cell, known, seed), "random", seed)
-    decision.learn(
-        known.target, None if decision.keep == "random" else known.score, len(known.recall)
-    )
+    decision.learn(known.target, known.score, len(known.recall))
     decision.estimate(0, known.recall if decision.needs_recall else None)
     settings = {
         "density": cell.density,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from lightning_fairprune import geometry, quotas
 from lightning_fairprune.callbacks import ClassWeighting, DataPruning, WeightPruning
 from lightning_fairprune.selection import Keep
+from lightning_fairprune.selection.decision import needs_difficulty
 
 
 @dataclass(frozen=True)  # no slots, as of Hardware
@@ -77,6 +78,7 @@ class Method:
         quota: samples per class, ``(sizes, recall, budget)`` or ``(sizes, budget) -> int64 [K]``;
             None for no quotas. :func:`~lightning_fairprune.quotas.of_subset` takes as many of each class
             as `score` and `keep` would without quotas, but at random: StrategyQ of the DRoP paper.
+            :func:`~lightning_fairprune.quotas.difficulty` sets them by the score, not by recalls.
         score_on: ``"training"``: the score reads the signals of the query models' training steps;
             ``"pass"``: one pass over the training set in eval mode, without augmentation.
         at: whether the score is computed early in the training of a query model or at its end.
@@ -89,7 +91,13 @@ class Method:
     at: Literal["early", "end"] = "end"
 
     def __post_init__(self) -> None:
-        if (self.score is None) != (self.keep == "random"):
+        by_score = needs_difficulty(self.quota)
+        if by_score and self.score is None:
+            raise ValueError(
+                "quota: difficulty needs the `score` that the difficulty of each class is computed from, got "
+                "score: null: give one, such as lightning_fairprune.scores.el2n."
+            )
+        if (self.score is None) != (self.keep == "random") and not by_score:
             raise ValueError(
                 "a method has a `score` and keep: hard, easy or stratified, or neither, got score: "
                 f"{'null' if self.score is None else score_name(self.score)} and keep: {self.keep}."

@@ -21,11 +21,11 @@ def errors(recall: Tensor | Sequence[float], size: Tensor) -> Tensor:
     return _filled(1 - recalls(recall, len(size)), size)
 
 
-def losses(loss: Tensor | Sequence[float], size: Tensor) -> Tensor:
+def losses(loss: Tensor | Sequence[float], size: Tensor, name: str = "loss") -> Tensor:
     """Return the mean losses: their mean for a class never seen, ones if no class has a loss."""
     most = torch.finfo(torch.float64).max
     what = "finite and >= 0, or NaN for a class never seen"
-    return _filled(_per_class("loss", loss, len(size), most, what), size)
+    return _filled(_per_class(name, loss, len(size), most, what), size)
 
 
 def _per_class(

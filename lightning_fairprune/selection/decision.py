@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_fairprune.quotas import class_difficulty
 from lightning_fairprune.selection._record import Selection
 from lightning_fairprune.selection._select import Keep, select
 
@@ -26,7 +27,8 @@ class Decision:
 
     Args:
         density: fraction of samples to keep.
-        quota_fn: ``(sizes, recall, budget)`` or ``(sizes, budget) -> int64 [K]``; None for no quotas.
+        quota_fn: ``(sizes, recall, budget)`` or ``(sizes, budget) -> int64 [K]``; None for no quotas. One that
+            asks for ``difficulty`` gets the :func:`~lightning_fairprune.quotas.class_difficulty` of the scores.
         keep: which samples of a class, see :func:`~lightning_fairprune.select`.
         seed: of the first draw.
         floor: samples that each class keeps at least, passed to `quota_fn` unless 0.
@@ -52,6 +54,7 @@ class Decision:
         self.density, self.quota_fn, self.keep, self.seed = density, quota_fn, keep, seed
         self.floor = floor
         self.needs_recall = needs_recall(quota_fn)
+        self.needs_difficulty = needs_difficulty(quota_fn)
         self.quota: Tensor | None = None
         self.history: list[Estimate] = []
         self.draws = 0
@@ -93,14 +96,22 @@ class Decision:
             unknown = recall.new_full((num_classes - len(recall),), torch.nan)
             recall = torch.cat([recall, unknown])
         sizes = torch.bincount(known, minlength=num_classes)
-        self.quota = self.quotas(sizes, recall, budget)
+        difficulty = None
+        if self.needs_difficulty:
+            assert self.scores is not None
+            difficulty = class_difficulty(self.scores, target, num_classes=num_classes)
+        self.quota = self.quotas(sizes, recall, budget, difficulty)
         self.history.append(Estimate(epoch, recall, self.quota))
         return self.quota
 
-    def quotas(self, sizes: Tensor, recall: Tensor | None, budget: int) -> Tensor:
-        """Returns the quotas of the rule and checks them."""
+    def quotas(
+        self, sizes: Tensor, recall: Tensor | None, budget: int, difficulty: Tensor | None = None
+    ) -> Tensor:
+        """Returns the quotas of the rule and checks them; without difficulties it gets equal ones."""
         assert self.quota_fn is not None
-        options = {"floor": self.floor} if self.floor else {}
+        options: dict[str, Any] = {"floor": self.floor} if self.floor else {}
+        if self.needs_difficulty:
+            options["difficulty"] = torch.ones(len(sizes)) if difficulty is None else difficulty
         given = (sizes, recall) if self.needs_recall else (sizes,)
         quota: Tensor = self.quota_fn(*given, budget=budget, **options)
         _check(quota, sizes, budget)
@@ -112,7 +123,8 @@ class Decision:
         quota = self.budget(self._population) if self.quota is None else self.quota
         seed = self.seed + self.draws
         self.draws += 1
-        return select(target, quota, score=self.scores, keep=self.keep, seed=seed)
+        score = None if self.keep == "random" else self.scores
+        return select(target, quota, score=score, keep=self.keep, seed=seed)
 
     def _learned(self) -> Tensor:
         if self.target is None:
@@ -151,6 +163,14 @@ class Decision:
 def needs_recall(quota_fn: Callable[..., Any] | None) -> bool:
     """Whether a quota function takes recalls."""
     return quota_fn is not None and "recall" in inspect.signature(quota_fn).parameters
+
+
+def needs_difficulty(quota_fn: Callable[..., Any] | None) -> bool:
+    """Whether a quota function asks for difficulties, and does not have fixed ones."""
+    if quota_fn is None:
+        return False
+    asked = inspect.signature(quota_fn).parameters.get("difficulty")
+    return asked is not None and asked.default is asked.empty
 
 
 def emptied(quota: Tensor, sizes: Tensor) -> list[int]:

@@ -83,6 +83,8 @@ ROWS = [
     Bad("score_on unknown", made(score=lfp.scores.el2n, keep="hard", score_on="later"), ValueError, "`score_on` must be 'training', 'pass' or a ScorePass", "got 'later'"),
     Bad("quota that is a name", made(quota="drop"), TypeError, r"`quota` must be a function, such as quotas\.drop", "got 'drop'"),
     Bad("quota with an argument missing", made(quota=quotas.rcap), ValueError, r"`quota` must take \(sizes, recall, budget\) or \(sizes,", "but rcap also needs 'loss'", r"give it with functools\.partial"),
+    Bad("quota by difficulty without a score", made(quota=quotas.difficulty), ValueError, "`quota` difficulty needs the difficulty of each class", "got score=None", r"give one, such as scores\.el2n"),
+    Bad("quota of a difficulty below 0", lambda at: quotas.difficulty(SIZES, [0.5, -0.6, 0.1, 0.8], 30), ValueError, "`difficulty` must be finite and >= 0", r"got -0\.6 for class 1"),
     Bad("quota that ignores the budget", fitted(quota=lambda sizes, budget: sizes), ValueError, "`quota` must sum to the budget 41", "got 103", steps=22),
     Bad("quota of another shape", fitted(quota=lambda sizes, budget: torch.tensor([budget])), ValueError, r"`quota` must return int64 \[4\]", r"got torch\.int64 \[1\]", steps=22),
     Bad("quota below zero", fitted(quota=lambda sizes, budget: torch.tensor([budget + 5, -5, 0, 0])), ValueError, "`quota` must be >= 0", "got -5 for class 1", steps=22),

@@ -23,7 +23,12 @@ from lightning_fairprune.callbacks._data.length import resolve_warmup, steps_in
 from lightning_fairprune.callbacks._data.settings import DataSettings
 from lightning_fairprune.records.settings import called
 from lightning_fairprune.selection import Selection
-from lightning_fairprune.selection.decision import emptied, emptied_in_words, needs_recall
+from lightning_fairprune.selection.decision import (
+    emptied,
+    emptied_in_words,
+    needs_difficulty,
+    needs_recall,
+)
 
 
 def quota(settings: DataSettings) -> None:
@@ -33,8 +38,10 @@ def quota(settings: DataSettings) -> None:
     """
     if settings.quota is None:
         return
-    sizes, options = torch.full((4,), 100), {"floor": settings.floor} if settings.floor else {}
-    recall = torch.linspace(0.5, 0.8, 4, dtype=torch.float64)
+    sizes, recall = torch.full((4,), 100), torch.linspace(0.5, 0.8, 4, dtype=torch.float64)
+    options: dict[str, Any] = {"floor": settings.floor} if settings.floor else {}
+    if needs_difficulty(settings.quota):
+        options["difficulty"] = 1 - recall
     given = (sizes, recall) if needs_recall(settings.quota) else (sizes,)
     try:
         with torch.random.fork_rng(devices=[]):

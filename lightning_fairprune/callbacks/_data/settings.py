@@ -19,6 +19,7 @@ from lightning_fairprune.callbacks._arguments import (
 from lightning_fairprune.records.settings import called
 from lightning_fairprune.scoring.wanted import kind_of
 from lightning_fairprune.selection import Keep
+from lightning_fairprune.selection.decision import needs_difficulty
 
 After = Literal["continue", "restart"]
 Rhythm = int | Literal["auto"] | None
@@ -133,7 +134,13 @@ class DataSettings:
             )
         one_of("keep", self.keep, get_args(Keep))
         one_of("after", self.after, get_args(After))
-        if (self.score is None) != (self.keep == "random"):
+        by_score = needs_difficulty(self.quota)
+        if by_score and self.score is None:
+            raise ValueError(
+                f"`quota` {called(self.quota)} needs the difficulty of each class, which is computed from a "
+                "`score`, got score=None: give one, such as scores.el2n."
+            )
+        if (self.score is None) != (self.keep == "random") and not by_score:
             raise ValueError(
                 "`score` selects samples only with keep='hard', 'easy' or 'stratified', and those "
                 f"need a score, got score={'None' if self.score is None else 'a function'} and "
@@ -159,7 +166,7 @@ class DataSettings:
             for name, parameter in inspect.signature(self.quota).parameters.items()
             if parameter.default is parameter.empty
             and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-            and name not in ("sizes", "recall", "budget")
+            and name not in ("sizes", "recall", "budget", "difficulty")
         ]
         if unknown:
             raise ValueError(
