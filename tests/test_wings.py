@@ -40,6 +40,7 @@ WINGS: dict[str, set[str]] = {
     "records": {"_files", "counts", "selection"},
     "history": {"records"},
     "scores": {"records"},
+    "label_errors": {"records"},
     "figures": {"recalls", "records", "statistics"},
     "table": {"_files", "counts", "quotas", "records", "selection"},
     "_loading": {"_files", "_lightning", "_model", "selection"},
