@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+Counts = Tensor | Sequence[Any]
 ROUNDING = 1e-12  # relative: closer values differ by rounding alone
 
 
@@ -34,6 +35,37 @@ def fractions(name: str, values: Tensor | Sequence[Any] | float) -> Tensor:
             f"got {float(found[wrong][0])}."
         )
     return found
+
+
+def whole(name: str, values: Counts) -> Tensor:
+    """Return whole numbers as int64 on the CPU."""
+    found = numbers(name, values)
+    wrong = (found < 0) | (found != found.floor())
+    if bool(wrong.any()):
+        raise ValueError(
+            f"`{name}` must be whole numbers of samples, got {float(found[wrong][0])}."
+        )
+    return found.long()
+
+
+def same_shape(first: tuple[str, Tensor], *others: tuple[str, Tensor]) -> None:
+    """Raise a ValueError unless tensors have the shape of the first."""
+    for name, tensor in others:
+        if tensor.shape != first[1].shape:
+            raise ValueError(
+                f"`{first[0]}` and `{name}` must have one shape, got {list(first[1].shape)} and "
+                f"{list(tensor.shape)}."
+            )
+
+
+def at_most(name: str, values: Tensor, most: Tensor) -> None:
+    """Raise a ValueError if a number is above that of the samples."""
+    wrong = values > most
+    if bool(wrong.any()):
+        raise ValueError(
+            f"`{name}` must be at most the number of samples, got {int(values[wrong][0])} of "
+            f"{int(most[wrong][0])}."
+        )
 
 
 def accuracies(
