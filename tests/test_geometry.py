@@ -14,6 +14,7 @@ from lightning_fairprune.geometry import _centroids as centroids
 from lightning_fairprune.geometry import (
     _farthest,
     class_k_center,
+    clusters,
     features_of,
     k_center,
     k_center_distance,
@@ -424,7 +425,7 @@ def test_a_cluster_that_runs_empty_begins_again_at_the_farthest_sample():
 def test_blocks_do_not_change_k_means_or_prototypes(monkeypatch):
     x, target = blobs(0.5), torch.arange(600) % 7
     before = k_means_distance(x, 8), prototype_distance(x, target)
-    monkeypatch.setattr(centroids, "_TABLE", 100)
+    monkeypatch.setattr(clusters, "_TABLE", 100)
     torch.testing.assert_close((k_means_distance(x, 8), prototype_distance(x, target)), before)
 
 

@@ -7,9 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_fairprune.geometry._arguments import checked_features, checked_target, integer
-
-_TABLE = 2**20  # most numbers in a table of samples x centroids at a time: 4 MB
-_ROUNDS = 300  # most rounds of Lloyd's algorithm
+from lightning_fairprune.geometry.clusters import lloyd, means, parts
 
 
 def prototype_distance(features: Tensor, target: Tensor) -> Tensor:
@@ -36,9 +34,9 @@ def prototype_distance(features: Tensor, target: Tensor) -> Tensor:
     features = checked_features(features)
     target = checked_target(target, features)
     num_classes = max(1, int(target.max()) + 1) if len(target) else 1
-    mean = _means(features, target, num_classes)[0]
+    mean = means(features, target, num_classes)[0]
     score = torch.full((len(features),), torch.nan, device=features.device)
-    for part in _parts(len(features), features.shape[1]):
+    for part in parts(len(features), features.shape[1]):
         own = target[part]
         difference = features[part].double() - mean[own]  # -1 is any row: masked below
         score[part] = difference.square_().sum(1).sqrt_().float().masked_fill_(own < 0, torch.nan)
@@ -80,17 +78,17 @@ def k_means_distance(features: Tensor, num_clusters: int, *, seed: int = 0) -> T
     n, d = features.shape
     with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
         mean = torch.zeros(d, dtype=torch.float64, device=features.device)
-        for part in _parts(n, d):
+        for part in parts(n, d):
             mean += _direction(features[part]).sum(0) / n
         # Moved by their mean, so that directions close to each other keep their digits.
         moved = torch.empty_like(features)
-        for part in _parts(n, d):
+        for part in parts(n, d):
             moved[part] = _direction(features[part]).sub_(mean)
         centroid = lloyd(moved, _plus_plus(moved, clusters, seed))[0] + mean
         # Not a direction: the centroid of samples that are 0, but for rounding.
         centroid = F.normalize(centroid, dim=1, eps=1e-6)
         near = [
-            (_direction(features[part]) @ centroid.T).amax(1) for part in _parts(n, clusters + d)
+            (_direction(features[part]) @ centroid.T).amax(1) for part in parts(n, clusters + d)
         ]
     return torch.cat(near).neg_().add_(1).clamp_(0, 2).float()
 
@@ -100,25 +98,6 @@ def _direction(features: Tensor) -> Tensor:
     # By the largest first: the squares of what is left neither overflow nor vanish.
     largest = features.abs().amax(1, keepdim=True).clamp_(min=torch.finfo(features.dtype).tiny)
     return F.normalize(features.double() / largest, dim=1)
-
-
-def lloyd(features: Tensor, centroid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return k-means centroids float64 [K, D], clusters int64 [N] and squared distances [N]."""
-    cluster, distance = _assign(features, centroid)
-    for _ in range(_ROUNDS):
-        centroid, size = _means(features, cluster, len(centroid))
-        empty = (size == 0).nonzero().flatten()
-        if len(empty):
-            # The farthest samples, each from a cluster that keeps another. Ties by index.
-            far = distance.masked_fill(size[cluster] < 2, -1.0).argsort(
-                descending=True, stable=True
-            )
-            centroid[empty] = features[far[: len(empty)]].double()
-        before = cluster
-        cluster, distance = _assign(features, centroid)
-        if torch.equal(cluster, before):
-            break
-    return centroid, cluster, distance
 
 
 def _plus_plus(features: Tensor, clusters: int, seed: int) -> Tensor:
@@ -141,35 +120,3 @@ def _plus_plus(features: Tensor, clusters: int, seed: int) -> Tensor:
         distance = distance.minimum(other)
         distance[chosen[-1]] = 0
     return features[chosen].double()
-
-
-def _assign(features: Tensor, centroid: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the nearest centroid of each sample, the lowest of equals, and its squared distance."""
-    near = [
-        _squared(features[part], centroid).min(1)
-        for part in _parts(len(features), len(centroid) + features.shape[1])
-    ]
-    return torch.cat([found.indices for found in near]), torch.cat([found.values for found in near])
-
-
-def _squared(features: Tensor, centroid: Tensor) -> Tensor:
-    """Return squared distances [N, K] by a product: the features are to lie around 0."""
-    centroid = centroid.to(features.dtype)
-    square = features.square().sum(1)[:, None] + centroid.square().sum(1)
-    return torch.addmm(square, features, centroid.T, alpha=-2).clamp_(min=0)
-
-
-def _means(features: Tensor, group: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the mean of each group, float64 [K, D], and the sizes; group -1 is left out."""
-    d = features.shape[1]
-    total = torch.zeros(count + 1, d, dtype=torch.float64, device=features.device)
-    for part in _parts(len(features), d):
-        total.index_add_(0, group[part] + 1, features[part].double())
-    size = torch.bincount(group + 1, minlength=count + 1)[1:]
-    return total[1:] / size.clamp(min=1)[:, None], size
-
-
-def _parts(rows: int, width: int) -> list[slice]:
-    """Cut rows so that a table of this width stays small."""
-    step = max(1, _TABLE // max(1, width))
-    return [slice(start, start + step) for start in range(0, rows, step)] or [slice(0, 0)]
