@@ -147,7 +147,8 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
 
 
 def test_how_often_quotas_follow_may_change(tmp_path: Path) -> None:
-    scenario.run(prune=PRUNE["random"], checkpoint={}, folder=str(tmp_path))
+    # The shrinkage that was the default once.
+    scenario.run(prune=PRUNE["random"] | {"shrinkage": 10.0}, checkpoint={}, folder=str(tmp_path))
     scenario.run(prune=PRUNE["random"] | {"recall_window": 5}, resume=saved(tmp_path)[0])
 
 

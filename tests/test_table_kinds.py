@@ -39,8 +39,10 @@ def numbered(folder: Path) -> Path:
 # --------------------------------------------------------------------- shrinkage, floor, empty classes
 
 
-@pytest.mark.parametrize(("shrinkage", "floor"), [(10.0, 0), (3.0, 0), (0.0, 2), (10.0, 4)])
-def test_quotas_are_those_of_the_callback(tmp_path: Path, shrinkage: float, floor: int) -> None:
+@pytest.mark.parametrize(
+    ("shrinkage", "floor"), [("auto", 0), (10.0, 0), (3.0, 0), (0.0, 2), ("auto", 4)]
+)
+def test_quotas_are_those_of_the_callback(tmp_path: Path, shrinkage: Any, floor: int) -> None:
     RecallHistory((Evaluation("val", 1, 1, False, COUNTS),)).save(tmp_path / "run")
     lines = zip(range(3), COUNTS.recall.tolist(), COUNTS.support.tolist(), strict=True)
     text = "label,recall,support\n" + "".join(f"{k},{r!r},{n}\n" for k, r, n in lines)
@@ -93,6 +95,7 @@ def test_a_class_that_keeps_nothing_is_named(
         ({"floor": 1.5}, "`floor` must be .*whole number, got 1.5"),
         ({"shrinkage": -1}, "`shrinkage` must be 0 or more"),
         ({"shrinkage": float("nan")}, "`shrinkage` must be 0 or more"),
+        ({"shrinkage": "much"}, "`shrinkage` must be 0 or more samples, or 'auto', got 'much'"),
         ({"floor": 1, "quota": "none"}, "`floor` has no effect"),
         ({"floor": 40}, "floor"),
     ],

@@ -45,7 +45,16 @@ WINGS: dict[str, set[str]] = {
     "figures": {"recalls", "records", "statistics"},
     "table": {"_files", "counts", "quotas", "records", "selection"},
     "_loading": {"_files", "_lightning", "_model", "selection"},
-    "_observe": {"_files", "_lightning", "_loading", "_model", "counts", "records", "signals"},
+    "_observe": {
+        "_files",
+        "_lightning",
+        "_loading",
+        "_model",
+        "counts",
+        "recalls",
+        "records",
+        "signals",
+    },
     "report": {
         "_files",
         "counts",

@@ -82,7 +82,9 @@ CASES: list[tuple[Any, dict[str, Any]]] = [
     (lfp.DataPruning, PRUNE),
     (lfp.WeightPruning, WEIGHTS),
     *((lfp.RecallMonitor, MONITOR | {"reference": r}) for r in (None, "fit_start", "a/folder")),
+    (lfp.DataPruning, PRUNE | {"shrinkage": "auto"}),
     *((lfp.ClassWeighting, WEIGH | {"loss": loss}) for loss in (None, "criterion")),
+    (lfp.ClassWeighting, WEIGH | {"shrinkage": "auto"}),
 ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import lightning.pytorch as pl
@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_fairprune import recalls
 from lightning_fairprune._lightning.kinds import lightning_class
 from lightning_fairprune._model.losses import IGNORED
 from lightning_fairprune._observe.combined import one_loader_a_batch
@@ -23,9 +24,13 @@ from lightning_fairprune.counts import ClassCounts, Tally, counts_of
 
 
 class RecallWindow:
-    """Pools the counts of the last `length` validations; `shrinkage` as of the callbacks."""
+    """Pools the counts of the last `length` validations; `shrinkage` as of the callbacks.
 
-    def __init__(self, length: int, shrinkage: float) -> None:
+    The validations are on the same samples, so three of them are not three times as many: with ``"auto"``
+    the recall is their mean, but the support, which says how noisy it is, that of one validation.
+    """
+
+    def __init__(self, length: int, shrinkage: float | Literal["auto"]) -> None:
         self.length, self.shrinkage = length, shrinkage
         self._counts: list[ClassCounts] = []
 
@@ -40,8 +45,13 @@ class RecallWindow:
         """Returns the pooled recalls, float64 [K]; NaN for a class without a sample."""
         most = max(counts.num_classes for counts in self._counts)
         # A group may be missing in an earlier validation.
-        pooled = ClassCounts.pooled([counts.padded(most) for counts in self._counts])
-        return pooled.shrunk_recall(self.shrinkage)
+        counts = [counts.padded(most) for counts in self._counts]
+        pooled = ClassCounts.pooled(counts)
+        if self.shrinkage != "auto":
+            return pooled.shrunk_recall(self.shrinkage)
+        support = torch.stack([c.support for c in counts]).amax(0)
+        fitted = recalls.empirical_bayes(pooled.recall.nan_to_num() * support, support)
+        return torch.where(support > 0, fitted, torch.nan)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns CPU tensors."""

@@ -53,6 +53,15 @@ def at_least(name: str, value: float, least: int, unit: str = "") -> None:
         raise ValueError(f"`{name}` must be {bound}{unit and f' {unit}'}, got {value}.")
 
 
+def shrinkage(value: object) -> None:
+    """Raises unless a value is "auto" or a number of pseudo-samples."""
+    if isinstance(value, str) and value != "auto":
+        raise ValueError(f"`shrinkage` must be 'auto' or a number of samples, got {value!r}.")
+    if value != "auto":
+        number("shrinkage", value)
+        at_least("shrinkage", value, 0, "samples")  # type: ignore[arg-type]
+
+
 def as_text(settings: Any, *, without: Sequence[str]) -> dict[str, Any]:
     """Returns settings as text, numbers of Python and lists of them, for records and checkpoints."""
     values = {f.name: _plain(getattr(settings, f.name)) for f in fields(settings)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -19,7 +19,7 @@ from lightning_fairprune._observe.validation import (
     Validation,
     abandon,
 )
-from lightning_fairprune.callbacks._arguments import at_least, given, without_fit
+from lightning_fairprune.callbacks._arguments import at_least, given, shrinkage, without_fit
 from lightning_fairprune.weighting import cdb_w
 
 __all__ = ["ClassWeighting"]
@@ -35,14 +35,14 @@ class WeightingSettings:
     loss: str | None
     recall_window: int
     update_every: int
-    shrinkage: float
+    shrinkage: float | Literal["auto"]
     recall_dataloader: int
     logits_fn: LogitsFn | None
 
     def __post_init__(self) -> None:
         at_least("recall_window", self.recall_window, 1, "validation")
         at_least("update_every", self.update_every, 1, "validation")
-        at_least("shrinkage", self.shrinkage, 0, "samples")
+        shrinkage(self.shrinkage)
         at_least("recall_dataloader", self.recall_dataloader, 0)
 
 
@@ -71,9 +71,9 @@ class ClassWeighting(CountsValidation):
             if there is only one; None changes no module, the step reads `weight`.
         recall_window: number of latest validations whose class counts are pooled.
         update_every: validations between updates of the weights; the first validation sets them.
-        shrinkage: pseudo-samples at the mean recall that are added to every class. With 0, as
-            published, a class without an error gets weight 0, and a batch of that class alone a loss
-            of 0 / 0.
+        shrinkage: how far recalls are pulled to the mean, as in `DataPruning`: by so many pseudo-samples at the
+            mean recall for every class, or ``"auto"``. With 0, as published, a class without an error gets
+            weight 0, and a batch of that class alone a loss of 0 / 0.
         recall_dataloader: index of the validation loader that the recalls come from.
         logits_fn: ``(module, batch) -> (logits, target)``, for all callbacks of the Trainer, where steps do not
             show one prediction (see the guide); costs one forward pass a batch.
@@ -95,7 +95,7 @@ class ClassWeighting(CountsValidation):
         *,
         recall_window: int = 1,
         update_every: int = 1,
-        shrinkage: float = 10.0,
+        shrinkage: float | Literal["auto"] = 10.0,
         recall_dataloader: int = 0,
         logits_fn: LogitsFn | None = None,
     ) -> None:

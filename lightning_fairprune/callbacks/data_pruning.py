@@ -70,9 +70,10 @@ class DataPruning(OfTraining, CountsValidation):
             first ones; ``"auto"`` is 2 with ``after="continue"`` and None with ``"restart"``.
         recall_window: number of latest validations whose class counts are pooled. At a high learning
             rate the recall of a class changes by tens of points between epochs.
-        shrinkage: pseudo-samples at the mean recall that are added to every class, so that noise does
-            not set the quota of a class with few validation samples, and a class without an error
-            keeps samples.
+        shrinkage: how far recalls are pulled to the mean, so that noise does not set the quotas. ``"auto"``
+            leaves it to the counts of the validation, see :func:`~lightning_fairprune.recalls.empirical_bayes`:
+            recalls that differ by no more than noise become equal, those that differ for certain stay.
+            A number adds so many pseudo-samples at the mean recall to every class.
         floor: samples that every class keeps at least, or all of a smaller class; an argument of
             `quota`.
         recall_dataloader: index of the validation loader that the recalls come from.
@@ -119,7 +120,7 @@ class DataPruning(OfTraining, CountsValidation):
         resample_every: int | Literal["auto"] | None = "auto",
         update_every: int | Literal["auto"] | None = "auto",
         recall_window: int = 3,
-        shrinkage: float = 10.0,
+        shrinkage: float | Literal["auto"] = "auto",
         floor: int = 0,
         recall_dataloader: int = 0,
         group_by: GroupBy | None = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -80,11 +81,15 @@ class ClassCounts:
         """Share of each class that was predicted right, float64 [K]; NaN without support."""
         return self.tp.double() / self.support.double()
 
-    def shrunk_recall(self, pseudo: float) -> Tensor:
+    def shrunk_recall(self, pseudo: float | Literal["auto"]) -> Tensor:
         r"""Recall pulled towards the mean recall: :math:`(tp_k + a \bar r) / (n_k + a)` with `pseudo` as a.
 
-        So the noisy recall of a class with few validation samples moves its quota less. NaN without support.
+        So the noisy recall of a class with few validation samples moves its quota less. With ``"auto"`` the counts
+        themselves say how far, see :func:`lightning_fairprune.recalls.empirical_bayes`. NaN without support.
         """
+        if pseudo == "auto":
+            fitted = recalls.empirical_bayes(self.tp, self.support)
+            return torch.where(self.support > 0, fitted, torch.nan)
         shrunk = (self.tp + pseudo * self.recall.nanmean()) / (self.support.double() + pseudo)
         return torch.where(self.support > 0, shrunk, torch.nan)
 

@@ -20,7 +20,8 @@ class Query:
         epochs: of each query model, over all the data; at least 1 if there are `methods`.
         models: number for each seed; recalls and scores are averaged over them.
         early: fraction of `epochs` in (0, 1] before the scores of methods with ``at: early``.
-        shrinkage: pseudo-samples at the mean recall that are added to every class; 0 as published.
+        shrinkage: pseudo-samples at the mean recall that are added to every class; 0 as published, ``"auto"``
+            as in `DataPruning`.
 
     Example:
         >>> Query(epochs=160).early_epoch
@@ -30,7 +31,7 @@ class Query:
     epochs: int = 0
     models: int = 1
     early: float = 0.1
-    shrinkage: float = 0.0
+    shrinkage: float | Literal["auto"] = 0.0
 
     def __post_init__(self) -> None:
         for name, value, least in (("epochs", self.epochs, 0), ("models", self.models, 1)):
@@ -38,7 +39,7 @@ class Query:
                 raise ValueError(f"`query.{name}` must be at least {least}, got {value}.")
         if not 0 < self.early <= 1:
             raise ValueError(f"`query.early` must be in (0, 1], got {self.early}.")
-        if not self.shrinkage >= 0:
+        if self.shrinkage != "auto" and not self.shrinkage >= 0:
             raise ValueError(f"`query.shrinkage` must be 0 or more samples, got {self.shrinkage}.")
 
     @property

@@ -25,6 +25,7 @@ from lightning_fairprune.recalls._compared import (
     intensification,
     retention,
 )
+from lightning_fairprune.recalls._empirical_bayes import empirical_bayes
 from lightning_fairprune.recalls._groups import groups
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "class_intensification",
     "cvar",
     "disparity",
+    "empirical_bayes",
     "gap",
     "groups",
     "intensification",

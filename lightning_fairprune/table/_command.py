@@ -113,6 +113,13 @@ def classes(chosen: TableSelection) -> Table:
     return table
 
 
+def _shrinkage(text: str) -> float | str:
+    return text if text == "auto" else float(text)
+
+
+_shrinkage.__name__ = "shrinkage"  # argparse names it where it cannot read a value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fairprune select",
@@ -161,10 +168,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--shrinkage",
-        type=float,
-        default=10.0,
-        help="pseudo-samples at the mean recall added to every class, for recalls of a run or with a column "
-        "support (%(default)s)",
+        type=_shrinkage,
+        default="auto",
+        help="how far recalls of a run, or with a column support, are pulled to the mean: auto, as far as "
+        "noise explains their differences, or a number of pseudo-samples (%(default)s)",
     )
     parser.add_argument(
         "--floor",

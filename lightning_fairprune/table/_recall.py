@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ def recall_of(
     source: str | os.PathLike[str] | Mapping[object, float],
     classes: Sequence[Cell],
     columns: Sequence[str],
-    shrinkage: float = 0.0,
+    shrinkage: float | Literal["auto"] = 0.0,
 ) -> Tensor:
     """Return float64 [K], the recall of each class, or NaN.
 
@@ -96,7 +97,10 @@ def _cell(key: object) -> Cell:
 
 
 def _from_csv(
-    path: Path, classes: Sequence[Cell], columns: Sequence[str], shrinkage: float
+    path: Path,
+    classes: Sequence[Cell],
+    columns: Sequence[str],
+    shrinkage: float | Literal["auto"],
 ) -> dict[Cell, float]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
@@ -155,7 +159,9 @@ def _support(text: str | None) -> int:
     return int(value)
 
 
-def _from_run(path: Path, classes: Sequence[Cell], shrinkage: float) -> dict[Cell, float]:
+def _from_run(
+    path: Path, classes: Sequence[Cell], shrinkage: float | Literal["auto"]
+) -> dict[Cell, float]:
     history = RecallHistory.load(path)
     grouped = len(classes[0]) == 2
     names = [n for n in history.names if is_of_groups(n) == grouped and not n.startswith("test")]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -62,7 +62,7 @@ def select_table(
     group: str = "group",
     memory: str = "2GiB",
     out: Path_ | None = None,
-    shrinkage: float = 10.0,
+    shrinkage: float | Literal["auto"] = "auto",
     floor: int = 0,
     on_step: Callable[[str], object] | None = None,
 ) -> TableSelection:
@@ -95,9 +95,10 @@ def select_table(
             to a folder beside ``out``.
         out: Parquet file for the kept ids, in order; a summary is written beside it, as .json. None
             only sets the quotas.
-        shrinkage: as in `DataPruning`: pseudo-samples at the mean recall that are added to every class, so that
-            noise does not set the quota of a class with few validation samples. For recalls of a run, or with
-            the column ``support``, the number of validation samples; others are taken as they are.
+        shrinkage: as in `DataPruning`: how far recalls are pulled to the mean, so that noise does not set the
+            quotas; ``"auto"`` as far as noise explains their differences, a number by so many pseudo-samples.
+            For recalls of a run, or with the column ``support``, the number of validation samples; others are
+            taken as they are.
         floor: as in `DataPruning`: rows that every class keeps at least, or all of a smaller class.
         on_step: called with a few words when a step starts.
 
@@ -149,7 +150,7 @@ def _with_quotas(
     quota: str | Mapping[object, int],
     recall: Path_ | Mapping[object, float] | None,
     columns: Columns,
-    shrinkage: float,
+    shrinkage: float | Literal["auto"],
     floor: int,
 ) -> TableSelection:
     rate = None if recall is None else recall_of(recall, found.classes, columns.cell, shrinkage)
@@ -265,8 +266,9 @@ def _check_quota(
 
 
 def _check_numbers(quota: str | Mapping[object, int], shrinkage: object, floor: object) -> None:
-    if not (isinstance(shrinkage, Real) and float(shrinkage) >= 0):  # NaN is not
-        raise ValueError(f"`shrinkage` must be 0 or more samples, got {shrinkage!r}.")
+    given = isinstance(shrinkage, Real) and float(shrinkage) >= 0  # NaN is not
+    if not (given or shrinkage == "auto"):
+        raise ValueError(f"`shrinkage` must be 0 or more samples, or 'auto', got {shrinkage!r}.")
     if isinstance(floor, bool) or not isinstance(floor, Integral) or int(floor) < 0:
         raise ValueError(f"`floor` must be 0 or more samples, a whole number, got {floor!r}.")
     if floor and (quota == "none" or not isinstance(quota, str)):

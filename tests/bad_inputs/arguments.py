@@ -100,6 +100,8 @@ ROWS = [
     Bad("update_every -1", made(update_every=-1), ValueError, "`update_every` must be None or at least 1 epoch", "got -1"),
     Bad("recall_window 0", made(recall_window=0), ValueError, "`recall_window` must be at least 1 validation", "got 0"),
     Bad("shrinkage NaN", made(shrinkage=float("nan")), ValueError, "`shrinkage` must be 0 or more samples", "got nan"),
+    Bad("shrinkage as text", made(shrinkage="much"), ValueError, "`shrinkage` must be 'auto' or a number of samples", "got 'much'"),
+    Bad("shrinkage None", made(shrinkage=None), TypeError, "`shrinkage` must be a number", "got NoneType"),
     Bad("floor -1", made(floor=-1), ValueError, "`floor` must be 0 or more samples", "got -1"),
     Bad("floor above what there is", fitted(floor=1000), ValueError, "`floor`", "asks for 103 samples in all, more than `budget`=41", "lower the floor or raise the budget", steps=22),
     Bad("seed as text", made(seed="lucky"), TypeError, "`seed` must be a whole number", "got 'lucky'"),

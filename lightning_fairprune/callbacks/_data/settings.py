@@ -15,6 +15,7 @@ from lightning_fairprune.callbacks._arguments import (
     function,
     number,
     one_of,
+    shrinkage,
 )
 from lightning_fairprune.records.settings import called
 from lightning_fairprune.scoring.wanted import kind_of
@@ -67,7 +68,7 @@ class DataSettings:
     resample_every: Rhythm
     update_every: Rhythm
     recall_window: int
-    shrinkage: float
+    shrinkage: float | Literal["auto"]
     floor: int
     recall_dataloader: int
     group_by: GroupBy | None
@@ -114,7 +115,7 @@ class DataSettings:
     def _check(self) -> None:
         function("score", self.score, "scores.el2n")
         function("quota", self.quota, "quotas.drop")
-        for name in ("density", "warmup_epochs", "shrinkage"):
+        for name in ("density", "warmup_epochs"):
             number(name, getattr(self, name))
         for name in ("recall_window", "floor", "recall_dataloader", "seed"):
             number(name, getattr(self, name), whole=True)
@@ -154,7 +155,7 @@ class DataSettings:
                 if every < 1:
                     raise ValueError(f"`{name}` must be None or at least 1 epoch, got {every}.")
         at_least("recall_window", self.recall_window, 1, "validation")
-        at_least("shrinkage", self.shrinkage, 0, "samples")
+        shrinkage(self.shrinkage)
         at_least("floor", self.floor, 0, "samples")
         at_least("recall_dataloader", self.recall_dataloader, 0)
 
