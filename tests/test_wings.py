@@ -27,6 +27,7 @@ WINGS: dict[str, set[str]] = {
     "quotas": set(),
     "masks": {"quotas"},
     "weighting": set(),
+    "offsets": set(),
     "_model": {"_files"},
     "selection": {"_files", "quotas"},
     "counts": {"recalls"},
@@ -300,6 +301,7 @@ def test_pages_name_files_that_are_there(page: str) -> None:
         "masks.schedules.cubic",
         "weighting.cdb_w",
         "metrics.WorstClassRecall",
+        "offsets.fit",
     ],
 )
 def test_saved_paths(path: str) -> None:
