@@ -94,7 +94,7 @@ def minimax(
         "Minimax",
         3 / 8,
         {
-            "quota": quotas.Minimax(step, leak),
+            "quota": quotas.Minimax(step, leak, worst=1e-9),
             "resample_every": 1,
             "update_every": every,
             "recall_window": window,

@@ -80,7 +80,7 @@ def one_seed(mixture: tuple[float, float, float], n: int, seed: int) -> dict[str
     found = {"all samples": full}
     for name, rule in RULES.items():
         if rule is None:
-            rounds, t = lfp.quotas.Minimax(step=4.0), full
+            rounds, t = lfp.quotas.Minimax(step=4.0, leak=0.0, worst=1e-9), full
             for i in range(20):
                 t = pruned(x, y, rounds(sizes, recall(t), budget), seed + i)
             found[name] = t

@@ -23,6 +23,7 @@ from lightning_fairprune.selection import select
 N = 10**9  # the loops below see risks, not samples: sizes this large make rounding invisible
 Key = tuple[float, float, float]
 Rule = Callable[..., torch.Tensor]
+FREE = 1e-9  # a `worst` that bounds nothing
 DENSITY = 0.3  # low enough that no quota reaches its class size in any of these problems
 
 
@@ -143,7 +144,7 @@ def numbers(key: Key) -> dict[str, float]:
     row["balanced worst"] = one_step(mixture, lambda s, r, b: quotas.balanced(s, b))[2]
     q = row["drop fixed point q"] = drop_fixed_point(mixture)
     row["drop fixed point worst"] = max(mixture.risks(mixture.threshold(q)))
-    q = row["Minimax q"] = loop(mixture, quotas.Minimax(step=4.0), rounds=80)[-1]
+    q = row["Minimax q"] = loop(mixture, quotas.Minimax(4.0, 0.0, FREE), rounds=80)[-1]
     row["Minimax worst"] = max(mixture.risks(mixture.threshold(q)))
     return row
 
@@ -172,11 +173,23 @@ def test_no_quota_beats_equal_recalls(key: Key) -> None:
 
 def test_minimax_with_leak_rests_where_leak_and_step_cancel() -> None:
     mixture = MIXTURES[0.5, 1.0, 0.5]
-    rule = quotas.Minimax(step=4.0, leak=0.1)
+    rule = quotas.Minimax(4.0, 0.1, FREE)
     q = loop(mixture, rule, rounds=80)[-1]
     r0, r1 = mixture.risks(mixture.threshold(q))
     assert math.log(q) == pytest.approx((r0 - r1) * 4.0 / 0.1, rel=1e-6)
     assert numbers((0.5, 1.0, 0.5))["best worst"] < max(r0, r1) < 0.1210  # better than full data
+
+
+@pytest.mark.parametrize("phi", [0.5, 0.7])
+def test_the_defaults_of_minimax_lose_no_class_where_the_threshold_jumps(phi: float) -> None:
+    mixture = Mixture(0.3, 2.0, phi)  # at q = 0.233 the best threshold jumps to -inf
+
+    def lost(rule: Rule) -> int:
+        ratios = loop(mixture, rule, rounds=1000)
+        return sum(mixture.threshold(q) == -math.inf for q in ratios)
+
+    assert lost(quotas.Minimax(leak=0.0, worst=FREE)) > 100
+    assert lost(quotas.Minimax()) == 0
 
 
 @pytest.mark.parametrize("key", list(MIXTURES)[:3], ids=str)
@@ -257,7 +270,7 @@ def sampled_minimax(mixture: Mixture, n: int = 200_000, rounds: int = 60) -> tup
     x, target = draw(mixture, n, seed=3)
     held_out = draw(mixture, n // 2, seed=4)
     sizes, support = torch.bincount(target), torch.bincount(held_out[1])
-    rule, quota = quotas.Minimax(step=2.0), quotas.proportional(sizes, round(DENSITY * n))
+    rule, quota = quotas.Minimax(2.0, 0.0, FREE), quotas.proportional(sizes, round(DENSITY * n))
     logs, thresholds = [], []
     for i in range(rounds):
         kept = select(target, quota, seed=i).indices

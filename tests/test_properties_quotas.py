@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -184,7 +185,7 @@ def test_minimax_goes_on_from_its_state(
 
 @given(runs, st.floats(0.01, 50), st.floats(0, 0.9))
 def test_minimax_against_a_loop(recalls: list[list[float]], step: float, leak: float) -> None:
-    quota = quotas.Minimax(step, leak)
+    quota = quotas.Minimax(step, leak, worst=1e-9)
     log_weight = [0.0] * 4
     for recall in recalls:
         found = quota([40, 30, 20, 10], recall, 50)
@@ -197,6 +198,35 @@ def test_minimax_against_a_loop(recalls: list[list[float]], step: float, leak: f
         )
         assert abs(float(quota.log_weight.sum())) < 1e-9 * (1 + step * len(recalls))
         assert int(found.sum()) == 50
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 40), fractions), min_size=2, max_size=8),
+    st.floats(0.1, 60),
+    st.floats(0.05, 1),
+)
+def test_the_bound_of_minimax_against_a_slow_search(
+    classes: list[tuple[int, float]], step: float, worst: float
+) -> None:
+    """No share above p / worst, the classes below it in the ratio of their weights."""
+    sizes = torch.tensor([size for size, _ in classes])
+    recall = [rate for _, rate in classes]
+    total = int(sizes.sum())
+    assume(total)
+    rule, free = quotas.Minimax(step, 0.0, worst), quotas.Minimax(step, 0.0, 1e-9)
+    rule(sizes, recall, total // 2)
+    free(sizes, recall, total // 2)
+    p = [size / total for size in sizes.tolist()]
+    log_weight = free.log_weight.tolist()
+    low, high = min(log_weight) - 1, max(log_weight) + 1
+    for _ in range(200):  # the highest cut of the log-weights whose shares keep within the bound
+        cut = (low + high) / 2
+        weight = [q * math.exp(min(w, cut) - cut) for q, w in zip(p, log_weight, strict=True)]
+        fits = max(w / q for w, q in zip(weight, p, strict=True) if q) <= sum(weight) / worst
+        low, high = (cut, high) if fits else (low, cut)
+    cut = max(low, min(w for w, q in zip(log_weight, p, strict=True) if q))
+    expected = [min(w, cut) for w in log_weight]
+    assert rule.log_weight.tolist() == pytest.approx(expected, abs=1e-6)
 
 
 @given(st.lists(st.tuples(st.integers(-1, 5), st.booleans()), max_size=60))

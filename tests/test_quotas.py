@@ -28,6 +28,7 @@ from lightning_fairprune.quotas import (
 )
 
 NAN = math.nan
+FREE = 1e-9  # a `worst` that bounds nothing
 RECALL = [0.92, 0.96, 0.86, 0.77, 0.90, 0.84, 0.93, 0.92, 0.95, 0.94]
 LONG_TAIL = [5000, 3000, 1800, 1080, 648]
 LONG_TAIL_RECALL = [0.95, 0.9, 0.8, 0.6, 0.4]
@@ -368,7 +369,7 @@ def test_tensors_lists_and_narrow_types_give_the_same(rule: Callable[..., Tensor
 
 
 def test_minimax_multiplies_weights_by_the_exponential_of_the_gap() -> None:
-    rule = Minimax(step=3.0, leak=0.25)
+    rule = Minimax(step=3.0, leak=0.25, worst=FREE)
     rule.log_weight = torch.tensor([0.4, -0.4, 0.0], dtype=torch.float64)
     quota = rule([10**6, 10**6, 10**6], [0.5, 0.7, 0.9], 10**6)
     log_weight = [0.75 * 0.4 + 3 * 0.2, 0.75 * -0.4, -3 * 0.2]
@@ -379,7 +380,7 @@ def test_minimax_multiplies_weights_by_the_exponential_of_the_gap() -> None:
 
 
 def test_minimax_does_not_push_unknown_or_empty_classes() -> None:
-    rule = Minimax(step=10.0)
+    rule = Minimax(step=10.0, leak=0.0, worst=FREE)
     for _ in range(300):  # an empty class must not drag the others out of the range of exp
         quota = rule([100, 100, 100, 0], [0.8, 0.6, NAN, 0.0], 150)
     assert rule.log_weight.tolist() == pytest.approx([-300.0, 300.0, 0.0, 0.0])
@@ -387,14 +388,14 @@ def test_minimax_does_not_push_unknown_or_empty_classes() -> None:
 
 
 def test_minimax_survives_a_gap_that_never_closes() -> None:
-    rule = Minimax(step=100.0)
+    rule = Minimax(step=100.0, leak=0.0, worst=FREE)
     for _ in range(100):
         quota = rule([100, 100], [1.0, 0.0], 120)
     assert quota.tolist() == [20, 100]
 
 
 def test_the_state_of_minimax_is_a_plain_copy() -> None:
-    rule = Minimax(step=2.0)
+    rule = Minimax(step=2.0, leak=0.0, worst=FREE)
     rule([100, 100], [0.5, 0.9], 100)
     state = rule.state_dict()
     assert {type(value) for value in state.values()} == {float, Tensor}
@@ -421,7 +422,54 @@ def test_minimax_is_unchanged_by_a_call_that_raises() -> None:
 
 
 def test_minimax_says_what_it_is() -> None:
-    assert repr(Minimax(step=0.5, leak=0.1)) == "Minimax(step=0.5, leak=0.1)"
+    assert repr(Minimax(step=0.5, leak=0.1)) == "Minimax(step=0.5, leak=0.1, worst=0.5)"
+
+
+def test_the_bound_of_minimax_by_hand() -> None:
+    # Weights e^1, 1, 1 of equal classes: shares .576, .212, .212. At worst=2/3 the first is cut to
+    # 1/2, the others keep their ratio and get 1/4 each, so that its log-weight becomes log 2.
+    rule = Minimax(step=1.5, leak=0.0, worst=2 / 3)
+    recall = [0.0, 2 / 3, 2 / 3]  # steps of 2/3, -1/3 and -1/3
+    assert rule([900, 900, 900], recall, 400).tolist() == [200, 100, 100]
+    assert rule.log_weight.diff().tolist() == pytest.approx([-math.log(2), 0.0])
+
+
+def test_minimax_keeps_no_weight_beyond_its_bound() -> None:
+    rule = Minimax(step=3.0, leak=0.0, worst=0.5)
+    for _ in range(200):  # a class that nothing helps
+        quota = rule([600] * 10, [0.6] + [0.95] * 9, 1800)
+    assert quota.tolist() == [360] + [160] * 9
+    # It answers, and gives samples back in the same call.
+    assert rule([600] * 10, [0.99] + [0.95] * 9, 1800)[0] < 350
+
+
+@pytest.mark.parametrize("worst", [1.0, 0.5])
+def test_minimax_bounds_the_worst_fraction(worst: float) -> None:
+    sizes = torch.tensor(LONG_TAIL)
+    rule, free = Minimax(worst=worst), Minimax(worst=FREE)
+    for _ in range(100):
+        quota, unbound = (r(sizes, LONG_TAIL_RECALL, 2000) for r in (rule, free))
+    share = quota / proportional(sizes, 2000)
+    assert (unbound / proportional(sizes, 2000)).max() > 2.5
+    assert float(share.max()) == pytest.approx(1 / worst, abs=0.01)
+    if worst == 1:
+        assert torch.equal(quota, proportional(sizes, 2000))
+
+
+def test_a_bound_that_is_not_reached_changes_nothing() -> None:
+    bound, free = Minimax(leak=0.0, worst=0.3), Minimax(leak=0.0, worst=FREE)
+    for _ in range(2):
+        quota = [rule(LONG_TAIL, LONG_TAIL_RECALL, 5000) for rule in (bound, free)]
+        assert torch.equal(*quota)
+        assert torch.equal(bound.log_weight, free.log_weight)
+
+
+def test_the_defaults_of_minimax_hold_where_recalls_do_not_move() -> None:
+    rule = Minimax(step=3.0)
+    for _ in range(12):
+        quota = rule([6000] * 10, [0.5] + [0.9] * 9, 6000)
+    assert quota.tolist()[0] == 1200
+    assert min(quota.tolist()) > 500
 
 
 @pytest.mark.parametrize(
@@ -452,6 +500,8 @@ def test_minimax_says_what_it_is() -> None:
         (lambda: rcap([3], [math.inf], 1), ValueError, "`loss` must be finite .* inf for class 0"),
         (lambda: rcap([3, 3], [0.5], 1), ValueError, "`loss` must have one entry per class"),
         (lambda: Minimax(step=NAN), ValueError, "`step` must be positive and finite"),
+        (lambda: Minimax(worst=0.0), ValueError, r"`worst` must be in \(0, 1\], got 0.0"),
+        (lambda: Minimax(worst=1.1), ValueError, r"`worst` must be in \(0, 1\], got 1.1"),
         (lambda: Minimax(leak=1.0), ValueError, r"`leak` must be in \[0, 1\), got 1.0"),
         (lambda: Minimax().load_state_dict({"log_weight": [NAN]}), ValueError, "`log_weight` must"),
         (lambda: of_subset([0, 1], [2]), ValueError, r"`indices` must be in \[0, 2\), got 2 to 2"),

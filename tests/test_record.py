@@ -127,7 +127,7 @@ class Plain:
         (2, 2),
         (lfp.quotas.drop, "drop"),
         (partial(lfp.quotas.drop, cap=[3, 4]), "drop(cap=[3, 4])"),
-        (lfp.quotas.Minimax(), "Minimax(step=1, leak=0)"),
+        (lfp.quotas.Minimax(), "Minimax(step=1, leak=0.1, worst=0.5)"),
         (Plain(), "Plain()"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -108,6 +109,9 @@ class DataSettings:
     def check_resumed(self, before: Mapping[str, Any]) -> None:
         """Raises if a fit that is resumed with these settings would keep other samples."""
         fixed = {name: value for name, value in self.to_resume().items() if name not in _FREE}
+        quota = str(before.get("quota"))
+        if quota.startswith("Minimax(") and "worst" not in quota:  # older ones had no bound
+            fixed["quota"] = re.sub(r", worst=[^)]*", "", str(fixed["quota"]))
         # The address of an object differs between processes.
         comparable = {k: v for k, v in fixed.items() if " at 0x" not in f"{before.get(k)} {v}"}
         check_same("DataPruning", comparable, before)
