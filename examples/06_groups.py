@@ -102,7 +102,7 @@ METHODS = {
     "30 %, random": {"quota": lfp.quotas.proportional},
     "30 %, equal groups": {"quota": lfp.quotas.balanced},
     "30 %, DRoP": {"quota": lfp.quotas.drop},
-    "30 %, Minimax": {"quota": lfp.quotas.Minimax()},
+    "30 %, Minimax": {"quota": lfp.quotas.Minimax(leak=0.0, worst=0.1)},  # a group has 3 %
 }
 
 
