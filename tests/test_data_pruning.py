@@ -110,6 +110,20 @@ def test_dry_run_assumes_equal_difficulties(capsys: pytest.CaptureFixture[str]) 
         assert f" {kept} " in printed
 
 
+def test_cutoff_and_pool_reach_every_draw() -> None:
+    limits: dict[str, Any] = {"keep": "hard", "cutoff": 0.2, "pool": 0.8}
+    callback = fit(score=lfp.scores.el2n, quota=lfp.quotas.balanced, seed=5, **limits)
+    seen, seed = callback.dynamics, callback.selection.seed
+    assert seed == 7  # the third draw: one after the warm-up, one after each pruned epoch
+    kept = lfp.select(seen.target, callback.quota, score=lfp.scores.el2n(seen), seed=seed, **limits)
+    assert torch.equal(callback.selection.indices, kept.indices)
+    assert callback.record.selection.keep == "hard, cutoff 0.2, pool 0.8"
+    assert callback.record.settings["cutoff"] == 0.2
+    other = lfp.DataPruning(0.4, 2, score=lfp.scores.el2n, keep="hard", cutoff=0.3).settings
+    with pytest.raises(ValueError, match=r"`cutoff`=0.3, .* where the checkpoint has 0.2"):
+        other.check_resumed(callback.settings.to_resume() | {"quota": "drop"})
+
+
 def test_floor_reaches_the_quotas() -> None:
     callback = fit(floor=8)
     for estimate in callback.history:

@@ -235,6 +235,7 @@ def test_two_scores_of_one_name_are_refused() -> None:
         (OneFit, {"warmup": 1.0}, r"`warmup` of one_fit must be in \(0, 1\)"),
         (Method, {"score": scores.el2n}, "got score: el2n and keep: random"),
         (Method, {"keep": "hard"}, "got score: null and keep: hard"),
+        (Method, {"cutoff": 0.1}, "`cutoff` has no effect with keep='random'"),
         (Method, {"quota": quotas.difficulty}, "quota: difficulty needs the `score`"),
     ],
 )
@@ -345,6 +346,21 @@ def test_arguments_of_classes_are_settings(
     older = {name: value for name, value in flat[0].items() if "recall_window" not in name}
     added = config.differences(older, flat[0])
     assert bool(added) is (before.get("recall_window", 3) != 3)
+
+
+def test_a_new_argument_of_methods_changes_no_result_by_its_default() -> None:
+    method = {"score": "lightning_fairprune.scores.el2n", "keep": "hard"}
+    cell = Cell("final", 0, "el2n", 0.5)
+    same, other = (
+        config.settings_of(cell, settings(methods={"el2n": method | more}))
+        for more in ({}, {"cutoff": 0.1})
+    )
+    older = {name: value for name, value in same.items() if not name.endswith(".cutoff")}
+    assert len(older) < len(same)
+    assert config.differences(older, same) == []
+    assert config.differences(older, other) == [
+        "methods.el2n.cutoff was not there and is 0.1",
+    ]
 
 
 def test_where_data_lie_is_no_setting() -> None:

@@ -18,6 +18,7 @@ PRUNE: dict[str, dict[str, Any]] = {
     "scored": {"score": "el2n", "keep": "hard", "quota": "minimax", "recall_window": 2},
     "restart": {"quota": "minimax", "after": "restart"},
     "difficulty": {"score": "el2n", "quota": "difficulty"},
+    "pool": {"score": "el2n", "keep": "hard", "quota": "difficulty", "cutoff": 0.1, "pool": 0.7},
     "forgetting": {"score": "forgetting", "keep": "stratified", "resample_every": 2},
 }
 WHEN: dict[str, dict[str, Any]] = {

@@ -61,6 +61,10 @@ class DataPruning(OfTraining, CountsValidation):
             asks for ``difficulty`` [K], such as `quotas.difficulty`, gets that of the score.
         keep: which samples of a class stay: ``"random"``, or by score the ``"hard"``, the ``"easy"``
             or ``"stratified"`` ones.
+        cutoff: fraction of each class, the hardest by score, that ``"hard"`` and ``"stratified"`` never
+            keep, in [0, 1), as wrong labels are often among them; less where the quota needs those samples.
+        pool: fraction of each class, drawn at random for every draw, that ``"hard"``, ``"easy"`` or
+            ``"stratified"`` choose from, in (0, 1].
         after: ``"continue"`` trains the same model; ``"restart"`` first restores weights, buffers,
             optimisers and schedules of the start of the fit, so that the final model is trained on
             the kept samples alone, as in the papers.
@@ -116,6 +120,8 @@ class DataPruning(OfTraining, CountsValidation):
         score: Callable[[Dynamics], Any] | None = None,
         quota: Callable[..., Any] | None = quotas.drop,
         keep: Literal["random", "hard", "easy", "stratified"] = "random",
+        cutoff: float = 0.0,
+        pool: float = 1.0,
         after: Literal["continue", "restart"] = "continue",
         resample_every: int | Literal["auto"] | None = "auto",
         update_every: int | Literal["auto"] | None = "auto",

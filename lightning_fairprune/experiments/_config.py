@@ -167,7 +167,12 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _is_default(name: str, settings: Mapping[str, Any]) -> bool:
-    """Whether a setting is an argument of a class with its default value."""
+    """Whether a setting is an argument of a class, or of a method, with its default value."""
+    part, _, rest = name.partition(".")
+    if part == "methods" and ".init_args." not in rest:
+        default = {field.name: field.default for field in fields(Method)}
+        argument = rest.rpartition(".")[2]
+        return argument in default and settings[name] == default[argument]
     owner, _, argument = name.rpartition(".init_args.")
     path = settings.get(f"{owner}.class_path")
     if path is None or "." in argument:

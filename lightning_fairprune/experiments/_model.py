@@ -34,6 +34,7 @@ from lightning_fairprune.experiments._train import (
 )
 from lightning_fairprune.records.pruning_record import PruningRecord
 from lightning_fairprune.records.settings import name_of
+from lightning_fairprune.selection.candidates import order_in_words
 from lightning_fairprune.selection.decision import Decision
 
 
@@ -81,7 +82,8 @@ def run_final(
 
 def _choose(cell: Cell, experiment: Experiment, known: Known, seed: int) -> PruningRecord:
     method = experiment.methods[cell.name]
-    decision = Decision(cell.density, method.quota, method.keep, seed)
+    limits = {"cutoff": method.cutoff, "pool": method.pool}
+    decision = Decision(cell.density, method.quota, method.keep, seed, 0, **limits)
     if method.quota is quotas.of_subset:
         decision = Decision(cell.density, _quota_of(method, cell, known, seed), "random", seed)
     decision.learn(known.target, known.score, len(known.recall))
@@ -91,7 +93,7 @@ def _choose(cell: Cell, experiment: Experiment, known: Known, seed: int) -> Prun
         "score": name_of(method.score),
         "score_on": f"{method.score_on} of a query model, {method.at}" if method.score else None,
         "quota": name_of(method.quota),
-        "keep": method.keep,
+        "keep": order_in_words(method.keep, **limits),
         "seed": seed,
     }
     drawn, history = decision.draw(), tuple(decision.history)
@@ -100,7 +102,9 @@ def _choose(cell: Cell, experiment: Experiment, known: Known, seed: int) -> Prun
 
 def _quota_of(method: Method, cell: Cell, known: Known, seed: int) -> Callable[..., Tensor]:
     """Returns the quota function of the subset that a method chooses without quotas."""
-    alone = Decision(cell.density, None, method.keep, seed + 1)  # its chance is its own
+    limits = {"cutoff": method.cutoff, "pool": method.pool}
+    # Its chance is its own.
+    alone = Decision(cell.density, None, method.keep, seed + 1, 0, **limits)
     alone.learn(known.target, known.score)
     indices = alone.draw().indices
 

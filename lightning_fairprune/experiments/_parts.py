@@ -9,6 +9,7 @@ from typing import Any, Literal
 from lightning_fairprune import geometry, quotas
 from lightning_fairprune.callbacks import ClassWeighting, DataPruning, WeightPruning
 from lightning_fairprune.selection import Keep
+from lightning_fairprune.selection.candidates import check_candidates
 from lightning_fairprune.selection.decision import needs_difficulty
 
 
@@ -83,6 +84,8 @@ class Method:
         score_on: ``"training"``: the score reads the signals of the query models' training steps;
             ``"pass"``: one pass over the training set in eval mode, without augmentation.
         at: whether the score is computed early in the training of a query model or at its end.
+        cutoff: fraction of each class, the hardest, that is never kept, see :func:`~lightning_fairprune.select`.
+        pool: fraction of each class, drawn at random, to choose from.
     """
 
     score: Callable[..., Any] | None = None
@@ -90,6 +93,8 @@ class Method:
     quota: Callable[..., Any] | None = None
     score_on: Literal["training", "pass"] = "training"
     at: Literal["early", "end"] = "end"
+    cutoff: float = 0.0
+    pool: float = 1.0
 
     def __post_init__(self) -> None:
         by_score = needs_difficulty(self.quota)
@@ -103,6 +108,7 @@ class Method:
                 "a method has a `score` and keep: hard, easy or stratified, or neither, got score: "
                 f"{'null' if self.score is None else score_name(self.score)} and keep: {self.keep}."
             )
+        check_candidates(self.keep, self.cutoff, self.pool)
         if self.quota is quotas.of_subset and self.score is None:
             raise ValueError(
                 "quota: of_subset needs the `score` whose own subset determines how many samples of each "

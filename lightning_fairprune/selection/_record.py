@@ -26,7 +26,7 @@ class Selection:
         num_samples: N, the size of the training set.
         quota: int64 [K], samples kept per class.
         sizes: int64 [K], samples available per class.
-        keep: the order inside a class, see `select`; "given" if unknown.
+        keep: the order inside a class, see `select`, such as "hard, cutoff 0.1"; "given" if unknown.
         seed: the seed of the random order.
 
     Raises:

@@ -12,6 +12,11 @@ from torch import Tensor
 from lightning_fairprune.selection._labels import class_sizes, labels
 from lightning_fairprune.selection._order import lowest, score_key, strata
 from lightning_fairprune.selection._record import Selection
+from lightning_fairprune.selection.candidates import (
+    candidates,
+    check_candidates,
+    order_in_words,
+)
 
 Keep = Literal["random", "hard", "easy", "stratified"]
 
@@ -23,6 +28,8 @@ def select(
     score: Tensor | None = None,
     keep: Keep = "random",
     seed: int = 0,
+    cutoff: float = 0.0,
+    pool: float = 1.0,
 ) -> Selection:
     r"""Return the samples to keep: ``quota[k]`` of every class k, or ``quota`` of all samples.
 
@@ -38,9 +45,15 @@ def select(
         seed: seed of the random order. It draws one 31-bit key per sample in index order, so that the
             order depends on N and seed alone: it is the same on every rank, for every quota and with
             or without classes.
+        cutoff: fraction of each class's samples (of all samples, without classes), the hardest by score,
+            that is cut off before "hard" or "stratified" choose, rounded to whole samples, in [0, 1).
+            With "hard" this keeps a window of difficulty below the hardest. Where fewer samples than the
+            quota are left, the cut-off gives way, the easiest of its samples first.
+        pool: fraction of the other samples of each class, drawn at random, that "hard", "easy" or
+            "stratified" choose from, rounded, at least the quota, in (0, 1].
 
     Returns:
-        The `Selection`. With the same target, score, keep and seed, a quota that is nowhere larger
+        The `Selection`. With the same target, score and other arguments, a quota that is nowhere larger
         selects a subset.
 
     Raises:
@@ -54,13 +67,22 @@ def select(
         tensor([1, 2, 4])
         >>> select(target, 2, score=score, keep="easy").indices
         tensor([0, 3])
+        >>> select(
+        ...     target, [1, 1], score=score, keep="hard", cutoff=0.4
+        ... ).indices  # 1 sample of each class is cut
+        tensor([3, 4])
 
     "stratified" is Algorithm 1 of Zheng, Liu, Lai and Prakash, "Coverage-centric Coreset Selection for
-    High Pruning Rates", ICLR 2023 (arXiv 2210.15809), applied to each class, with hard cut-off 0.
+    High Pruning Rates", ICLR 2023 (arXiv 2210.15809), applied to each class; `cutoff` is their hard cut-off
+    :math:`\beta`. The windows of NUCS (Zhang et al., arXiv 2504.13234) begin below the hardest samples, too; they
+    learn where, here it is an argument. A new seed for every epoch with ``pool`` is the rule of OrderDP (Jin et al.,
+    ICLR 2026, arXiv 2606.08574): the top q of a random subset. The paper shows that its gradients are unbiased for
+    a surrogate loss, not for the mean loss, when the scores are the losses of that epoch.
     """
     target, excluded = labels(target)
     n = len(target)
     _check_keep(keep, score)
+    check_candidates(keep, cutoff, pool)
     seed = _integer("seed", "an int", seed)
     if (isinstance(quota, Tensor) and quota.dim() > 0) or isinstance(quota, Sequence):
         wanted = _class_quota(quota)
@@ -87,12 +109,16 @@ def select(
         wanted = torch.tensor([budget])
         group = (target < 0).long() if excluded else torch.zeros(1, dtype=torch.int64).expand(n)
     key: Callable[[slice], Tensor]
-    if keep in ("random", "stratified"):
+    if keep in ("random", "stratified") or pool < 1:
         generator = torch.Generator().manual_seed(seed)
         draw = torch.empty(n, dtype=torch.int32).random_(generator=generator)
         key, bits = draw.__getitem__, 31
     if score is not None:
         score = _checked_score(score, target, excluded, finite=keep == "stratified")
+        if cutoff or pool < 1:
+            hardest = score_key(score, group if excluded else None, len(wanted), True)
+            draws = (lambda part: draw[part], 31)
+            group = candidates(group, wanted, hardest, draws, cutoff, pool)
         if keep == "stratified":
             group, wanted = strata(group, score, wanted)
         else:
@@ -100,7 +126,7 @@ def select(
     mask = lowest(group, key, bits, wanted)
     indices = mask.nonzero().flatten()
     kept = torch.bincount(target.index_select(0, indices), minlength=len(sizes))
-    return Selection(indices, n, kept, sizes, keep, seed)
+    return Selection(indices, n, kept, sizes, order_in_words(keep, cutoff, pool), seed)
 
 
 def _class_quota(quota: Tensor | Sequence[int]) -> Tensor:

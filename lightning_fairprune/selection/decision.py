@@ -32,6 +32,8 @@ class Decision:
         keep: which samples of a class, see :func:`~lightning_fairprune.select`.
         seed: of the first draw.
         floor: samples that each class keeps at least, passed to `quota_fn` unless 0.
+        cutoff: fraction of each class, the hardest, that is never kept, see :func:`~lightning_fairprune.select`.
+        pool: fraction of each class, drawn anew for each subset, to choose from.
 
     Example:
         >>> from lightning_fairprune import quotas
@@ -50,9 +52,12 @@ class Decision:
         keep: Keep = "random",
         seed: int = 0,
         floor: int = 0,
+        cutoff: float = 0.0,
+        pool: float = 1.0,
     ) -> None:
         self.density, self.quota_fn, self.keep, self.seed = density, quota_fn, keep, seed
         self.floor = floor
+        self.limits = {"cutoff": cutoff, "pool": pool}
         self.needs_recall = needs_recall(quota_fn)
         self.needs_difficulty = needs_difficulty(quota_fn)
         self.quota: Tensor | None = None
@@ -124,7 +129,7 @@ class Decision:
         seed = self.seed + self.draws
         self.draws += 1
         score = None if self.keep == "random" else self.scores
-        return select(target, quota, score=score, keep=self.keep, seed=seed)
+        return select(target, quota, score=score, keep=self.keep, seed=seed, **self.limits)
 
     def _learned(self) -> Tensor:
         if self.target is None:

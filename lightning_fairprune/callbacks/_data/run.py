@@ -36,7 +36,13 @@ class PruningRun:
     def __init__(self, settings: DataSettings, trainer: pl.Trainer, source: TrainSource) -> None:
         self.settings, self.trainer, self.source = settings, trainer, source
         self.decision = Decision(
-            settings.density, settings.quota, settings.keep, settings.seed, floor=settings.floor
+            settings.density,
+            settings.quota,
+            settings.keep,
+            settings.seed,
+            floor=settings.floor,
+            cutoff=settings.cutoff,
+            pool=settings.pool,
         )
         self.warmup = resolve_warmup(settings.warmup_epochs, trainer)
         self.recalls = RecallWindow(settings.recall_window, settings.shrinkage)

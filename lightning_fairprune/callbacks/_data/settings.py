@@ -21,6 +21,7 @@ from lightning_fairprune.callbacks._arguments import (
 from lightning_fairprune.records.settings import called
 from lightning_fairprune.scoring.wanted import kind_of
 from lightning_fairprune.selection import Keep
+from lightning_fairprune.selection.candidates import check_candidates
 from lightning_fairprune.selection.decision import needs_difficulty
 
 After = Literal["continue", "restart"]
@@ -65,6 +66,8 @@ class DataSettings:
     score_on: Literal["training", "pass"] | ScorePass
     quota: Callable[..., Any] | None
     keep: Keep
+    cutoff: float
+    pool: float
     after: After
     resample_every: Rhythm
     update_every: Rhythm
@@ -119,7 +122,7 @@ class DataSettings:
     def _check(self) -> None:
         function("score", self.score, "scores.el2n")
         function("quota", self.quota, "quotas.drop")
-        for name in ("density", "warmup_epochs"):
+        for name in ("density", "warmup_epochs", "cutoff", "pool"):
             number(name, getattr(self, name))
         for name in ("recall_window", "floor", "recall_dataloader", "seed"):
             number(name, getattr(self, name), whole=True)
@@ -151,6 +154,7 @@ class DataSettings:
                 f"need a score, got score={'None' if self.score is None else 'a function'} and "
                 f"keep={self.keep!r}."
             )
+        check_candidates(self.keep, self.cutoff, self.pool)
         self._check_quota()
         for name in ("resample_every", "update_every"):
             every = getattr(self, name)
