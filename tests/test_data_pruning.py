@@ -124,6 +124,23 @@ def test_cutoff_and_pool_reach_every_draw() -> None:
         other.check_resumed(callback.settings.to_resume() | {"quota": "drop"})
 
 
+def infinite(seen: Any) -> Any:
+    """Infinitely hard where the class is 3."""
+    return lfp.scores.el2n(seen).masked_fill(seen.target == 3, math.inf)
+
+
+def test_the_warm_up_ends_with_what_the_score_alone_would_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr("lightning_fairprune.callbacks._data.run.rank_zero_info", lines.append)
+    fit(score=infinite, keep="hard", quota=lfp.quotas.balanced)
+    fit()
+    said = [line for line in lines if "the score alone" in line]
+    assert len(said) == 1  # not without a score
+    assert "and 100% of class 3; the classes explain" in said[0]
+
+
 def test_floor_reaches_the_quotas() -> None:
     callback = fit(floor=8)
     for estimate in callback.history:

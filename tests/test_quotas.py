@@ -25,6 +25,7 @@ from lightning_fairprune.quotas import (
     of_subset,
     proportional,
     rcap,
+    separability,
 )
 
 NAN = math.nan
@@ -557,3 +558,36 @@ def test_groups_of_validation_alone_do_not_hide_that_no_other_has_errors() -> No
     for rule, expected in ((drop, proportional), (drop_reference, balanced)):
         quota = rule([60, 30, 0], [1.0, NAN, 0.0], 40)
         assert torch.equal(quota, expected([60, 30, 0], 40))
+
+
+# --- separability ---------------------------------------------------------------------------------
+
+
+@given(class_scores.filter(lambda samples: len({k for k, _ in samples if k >= 0}) > 1))
+@settings(max_examples=60, deadline=None)
+def test_separability_is_that_of_kruskal_and_wallis(samples: list[tuple[int, float]]) -> None:
+    kruskal = pytest.importorskip("scipy.stats").kruskal
+    target, score = [k for k, _ in samples], [value for _, value in samples]
+    found = separability(score, target)
+    groups = [[v for k, v in samples if k == c] for c in sorted(set(target) - {-1})]
+    if len({v for group in groups for v in group}) == 1:
+        assert found == 0
+        return
+    expected = float(kruskal(*groups).statistic) / (sum(map(len, groups)) - 1)
+    assert found == pytest.approx(expected, abs=1e-9)
+    assert -1e-12 <= found <= 1 + 1e-12
+
+
+def test_separability_reads_the_order_alone_and_takes_infinite_scores() -> None:
+    score = torch.randn(300, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    target = torch.arange(300) % 3
+    score += target
+    found = separability(score, target)
+    assert 0.2 < found < 0.8
+    assert separability(score.exp(), target) == pytest.approx(found)
+    assert separability(score, (target + 1) % 3) == pytest.approx(found)
+    score[score.argmax()] = math.inf
+    assert separability(score, target) == pytest.approx(found)
+    assert separability([], []) == 0
+    with pytest.raises(ValueError, match="must be a number for samples that have a class, 1 of 2"):
+        separability([NAN, 1.0], [0, 0])

@@ -8,7 +8,7 @@ exceed a class size, and never shrink for any class when the budget grows.
 from __future__ import annotations
 
 from lightning_fairprune.quotas._apportion import apportion
-from lightning_fairprune.quotas._difficulty import class_difficulty, difficulty
+from lightning_fairprune.quotas._difficulty import class_difficulty, difficulty, separability
 from lightning_fairprune.quotas._minimax import Minimax
 from lightning_fairprune.quotas._rules import (
     balanced,
@@ -30,4 +30,5 @@ __all__ = [
     "of_subset",
     "proportional",
     "rcap",
+    "separability",
 ]

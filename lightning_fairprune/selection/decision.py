@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_fairprune.quotas import class_difficulty
+from lightning_fairprune.quotas import class_difficulty, separability
 from lightning_fairprune.selection._record import Selection
 from lightning_fairprune.selection._select import Keep, select
 
@@ -130,6 +130,20 @@ class Decision:
         self.draws += 1
         score = None if self.keep == "random" else self.scores
         return select(target, quota, score=score, keep=self.keep, seed=seed, **self.limits)
+
+    def by_score_alone(self) -> str:
+        """Returns how unequally a selection by score of the same size, without quotas, would treat the classes."""
+        target = self._learned()
+        assert self.scores is not None
+        keep: Keep = "hard" if self.keep == "random" else self.keep
+        budget = self.budget(self._population)
+        alone = select(target, budget, score=self.scores, keep=keep, seed=self.seed, **self.limits)
+        density = alone.class_density
+        few, many = int(density.nan_to_num(2).argmin()), int(density.nan_to_num(-1).argmax())
+        return (
+            f"the score alone, without quotas, would keep {density[few]:.0%} of class {few} and {density[many]:.0%} of "
+            f"class {many}; the classes explain {separability(self.scores, target):.0%} of its order"
+        )
 
     def _learned(self) -> Tensor:
         if self.target is None:

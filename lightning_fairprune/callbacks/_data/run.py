@@ -269,6 +269,8 @@ class PruningRun:
             f"{int(selection.sizes[few])}), class {many} most ({int(kept[many])} of "
             f"{int(selection.sizes[many])})."
         )
+        if self.decision.scores is not None:
+            rank_zero_info(f"DataPruning: {self.decision.by_score_alone()}.")
 
     @property
     def record(self) -> PruningRecord | None:
