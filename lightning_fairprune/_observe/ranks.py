@@ -19,6 +19,18 @@ def max_over_ranks(trainer: pl.Trainer) -> Callable[[Tensor], Tensor]:
     return lambda tensor: _reduced(trainer, tensor, "max")
 
 
+def gather_over_ranks(trainer: pl.Trainer) -> Callable[[Tensor], Tensor]:
+    """Returns the function from a tensor [...], of one shape on all W ranks, to those of all, [W, ...]."""
+
+    def gather(tensor: Tensor) -> Tensor:
+        if trainer.world_size == 1:
+            return tensor[None]
+        gathered: Tensor = trainer.strategy.all_gather(tensor)
+        return gathered.reshape(trainer.world_size, *tensor.shape)
+
+    return gather
+
+
 def check_same_on_all_ranks(trainer: pl.Trainer, indices: Tensor) -> None:
     """Raises a RuntimeError on every rank if any of them would keep other samples than rank 0."""
     if trainer.world_size == 1:

@@ -19,7 +19,7 @@ from lightning_fairprune._observe.combined import one_loader_a_batch
 from lightning_fairprune._observe.groups import GroupBy, groups_of
 from lightning_fairprune._observe.observer import StepObserver, capture_of
 from lightning_fairprune._observe.positions import rows_of
-from lightning_fairprune._observe.ranks import max_over_ranks, sum_over_ranks
+from lightning_fairprune._observe.ranks import gather_over_ranks, max_over_ranks, sum_over_ranks
 from lightning_fairprune.counts import ClassCounts, Tally, counts_of
 
 
@@ -75,6 +75,7 @@ class _Running:
         self._started = self._is_open = False
         self._loaders: set[int] = set()
         self._groupings: list[GroupBy] = []
+        self._answers = False
         self._tallies: dict[int, Tally] = {}
         self._found: dict[int, tuple[ClassCounts, ...]] | None = None
         self.batches: Counter[int] = Counter()
@@ -101,9 +102,10 @@ class _Running:
                     "the model that is trained. Average from the first validation on, or prune later."
                 )
 
-    def want(self, loaders: range, group_by: GroupBy | None) -> None:
-        """Adds the loaders and groups that a callback wants counted, before the first batch."""
+    def want(self, loaders: range, group_by: GroupBy | None, answers: bool) -> None:
+        """Adds what a callback wants, before the first batch: loaders, groups, which samples were right."""
         self._loaders.update(loaders)
+        self._answers |= answers
         if group_by is not None and group_by not in self._groupings:
             self._groupings.append(group_by)
 
@@ -152,7 +154,8 @@ class _Running:
             nothing = Tally(len(self._groupings))
             tallies = [self._tallies.get(i, nothing) for i in loaders]
             sums = sum_over_ranks(trainer), max_over_ranks(trainer), module.device
-            self._found = dict(zip(loaders, counts_of(tallies, *sums), strict=True))
+            gather = gather_over_ranks(trainer) if self._answers else None
+            self._found = dict(zip(loaders, counts_of(tallies, *sums, gather), strict=True))
             self._tallies = {}
         rows = [0] if group_by is None else [0, 1 + self._groupings.index(group_by)]
         return {i: tuple(found[row] for row in rows) for i, found in self._found.items()}
@@ -209,14 +212,17 @@ class Validation:
     Args:
         dataloader_idx: the loader to count; None for all.
         group_by: groups to count besides the classes.
+        answers: whether the counts shall say which samples were right.
     """
 
     def __init__(
         self,
         dataloader_idx: int | None = None,
         group_by: GroupBy | None = None,
+        *,
+        answers: bool = False,
     ) -> None:
-        self._loader, self._group_by = dataloader_idx, group_by
+        self._loader, self._group_by, self._answers = dataloader_idx, group_by, answers
         self.step = -1  # global step of the last whole validation
         self.wanted = False  # whether the last validation is counted
         self._resumed_in = -1
@@ -235,7 +241,7 @@ class Validation:
             one_loader_a_batch(trainer)
             if trainer not in _running:
                 _running[trainer] = _Running(trainer)
-            _running[trainer].want(self._loaders(trainer), self._group_by)
+            _running[trainer].want(self._loaders(trainer), self._group_by, self._answers)
             _running[trainer].tell_average(trainer)
 
     def _loaders(self, trainer: pl.Trainer) -> range:

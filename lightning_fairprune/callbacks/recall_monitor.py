@@ -77,7 +77,7 @@ class RecallMonitor(OfTraining, CountsValidation):
     if matplotlib is installed. The class counts of every evaluation are saved in the folder of the
     logger, as ``fairprune/recalls.safetensors`` and ``recalls.json``: a
     :class:`~lightning_fairprune.RecallHistory`, which can be the `reference` of another run, and which
-    ``fairprune report`` reads.
+    ``fairprune report`` reads. Of the last evaluation they say which samples were right, a bit for each.
 
     Args:
         num_classes: number of logits; None accepts any.
@@ -143,7 +143,7 @@ class RecallMonitor(OfTraining, CountsValidation):
             class_names=settings.class_names, group_names=settings.group_names
         )
         self._reference = ReferenceCounts(settings.reference, settings.class_names)
-        self._validation = Validation(None, settings.group_by)
+        self._validation = Validation(None, settings.group_by, answers=True)
         self._loaded: LoadedWeights | None = None
         self._held: Callable[[], pl.LightningModule | None] = _nothing  # the module with them
         # Evaluations of other stages since the fit.

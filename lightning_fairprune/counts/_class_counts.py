@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_fairprune import recalls
+from lightning_fairprune.counts._answers import Answers
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,6 +22,7 @@ class ClassCounts:
     Args:
         tp: Samples of class k that were predicted as k, int64 [K].
         support: Samples of class k, int64 [K].
+        answers: Which samples were right; None if it is not known.
 
     Raises:
         TypeError: If they are floating.
@@ -36,6 +38,7 @@ class ClassCounts:
 
     tp: Tensor
     support: Tensor
+    answers: Answers | None = None
 
     def __post_init__(self) -> None:
         if self.tp.shape != self.support.shape or self.tp.ndim != 1:
@@ -55,6 +58,11 @@ class ClassCounts:
                 "`tp` must be between 0 and `support`, got "
                 f"{int(self.tp[k])} of {int(self.support[k])} for class {k}."
             )
+        if self.answers is not None and len(self.answers.right) != int(self.support.sum()):
+            raise ValueError(
+                f"`answers` must be of all {int(self.support.sum())} samples, got "
+                f"{len(self.answers.right)}."
+            )
 
     @classmethod
     def pooled(cls, counts: Sequence[ClassCounts]) -> ClassCounts:
@@ -69,7 +77,29 @@ class ClassCounts:
     def padded(self, num_classes: int) -> ClassCounts:
         """Returns the counts with classes (or groups) without support added up to `num_classes`."""
         missing = self.tp.new_zeros(max(0, num_classes - self.num_classes))
-        return ClassCounts(torch.cat([self.tp, missing]), torch.cat([self.support, missing]))
+        tp, support = torch.cat([self.tp, missing]), torch.cat([self.support, missing])
+        return ClassCounts(tp, support, self.answers)
+
+    def changes(self, reference: ClassCounts) -> tuple[Tensor, Tensor] | None:
+        """Returns how many samples of each class `reference` alone had right, and this alone, int64 [K] each.
+
+        None if that is not known: either lacks its answers, or they are of other samples or in another order.
+
+        Example:
+            >>> label, support = torch.tensor([0, 0, 1]), torch.tensor([2, 1])
+            >>> before = Answers.of(label, torch.tensor([True, False, True]))
+            >>> now = Answers.of(label, torch.tensor([False, False, True]))
+            >>> ClassCounts(torch.tensor([0, 1]), support, now).changes(
+            ...     ClassCounts(torch.tensor([1, 1]), support, before)
+            ... )
+            (tensor([1, 0]), tensor([0, 0]))
+        """
+        ours, theirs = self.answers, reference.answers
+        if ours is None or theirs is None or ours.digest != theirs.digest:
+            return None
+        if not torch.equal(self.support, reference.support):
+            return None
+        return ours.changes(theirs, self.support)
 
     @property
     def num_classes(self) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from lightning_fairprune.counts._answers import MOST, Answers
 from lightning_fairprune.counts._class_counts import ClassCounts
 from lightning_fairprune.counts._counting import (
     FAULTS,
@@ -97,6 +98,11 @@ class Tally:
         rows = [regrouped(slots, group.unsqueeze(1)) for group in groups]
         self._keep(torch.stack([slots, *rows]).flatten(1))
 
+    @property
+    def is_listed(self) -> bool:
+        """Whether each sample still has its slot."""
+        return self._folded is None
+
     def slots(self, device: torch.device | str) -> Tensor:
         """Returns the slots of all samples by class and by each grouping, int64 [1 + G, N]."""
         self._look()
@@ -126,6 +132,7 @@ def counts_of(
     reduce_sum: Reduce = torch.clone,
     reduce_max: Reduce = torch.clone,
     device: torch.device | str = "cpu",
+    gather: Reduce | None = None,
 ) -> list[tuple[ClassCounts, ...]]:
     """Returns the counts of several tallies over all ranks, on the host, with one sum for all of them.
 
@@ -134,6 +141,8 @@ def counts_of(
         reduce_sum: Sums a tensor over the ranks.
         reduce_max: Takes the maximum over the ranks.
         device: Where to count when this rank saw nothing.
+        gather: Returns the tensors [n] of all W ranks as [W, n], if which samples were right is wanted; sample i of rank
+            r is taken to be i W + r of all, as a distributed sampler deals them out.
 
     Returns:
         For each tally the counts by class and by each grouping, whose last group is the highest that was seen.
@@ -146,7 +155,13 @@ def counts_of(
     last = [row.max() // 2 if len(row) else row.new_tensor(-1) for row in slots]
     # By class there are as many as there are logits.
     last[::rows] = [slots[0].new_tensor(tally.num_classes - 1) for tally in tallies]
-    sizes = (reduce_max(torch.stack(last)).clamp(min=-1) + 1).tolist()
+    # Samples that were folded are too many, whatever their number.
+    listed = [tally.is_listed for tally in tallies for _ in range(rows)]
+    lengths = [
+        row.new_tensor(len(row) if has else MOST) for row, has in zip(slots, listed, strict=True)
+    ]
+    most = reduce_max(torch.stack([*last, *lengths]))
+    sizes = (most[: len(slots)].clamp(min=-1) + 1).tolist()
     local = [counted(row, size) for row, size in zip(slots, sizes, strict=True)]
     # Without groupings each tally has one row.
     if rows == 1:
@@ -156,7 +171,22 @@ def counts_of(
     total = reduce_sum(torch.cat(local)).cpu()
     parts = torch.split_with_sizes(total, [len(count) for count in local])
     found = [_read(count, i % rows > 0) for i, count in enumerate(parts)]
+    if gather is not None:
+        each = zip(found, slots, most[len(slots) :].tolist(), strict=True)
+        found = [_with_answers(counts, row, length, gather) for counts, row, length in each]
     return [tuple(found[i : i + rows]) for i in range(0, len(found), rows)]
+
+
+def _with_answers(counts: ClassCounts, slots: Tensor, length: int, gather: Reduce) -> ClassCounts:
+    """Returns the counts with the answers of all ranks; `length`: the most samples that a rank has seen."""
+    if length >= MOST:
+        return counts
+    padded = slots.new_full((length,), LEFT_OUT)
+    padded[: len(slots)] = slots
+    every = gather(padded).T.flatten().cpu()
+    every = every[every >= 0]
+    answers = Answers.of(every // 2, every % 2 > 0)
+    return ClassCounts(counts.tp, counts.support, answers)
 
 
 def _read(count: Tensor, grouped: bool) -> ClassCounts:

@@ -14,18 +14,20 @@ import torch
 from torch import Tensor
 
 from lightning_fairprune._files import (
+    pack_bits,
     read_json,
     read_tensors,
     run_file,
     text_or_none,
     texts,
     understanding,
+    unpack_bits,
     whole_number,
     whole_numbers,
     write_json,
     write_tensors,
 )
-from lightning_fairprune.counts import ClassCounts
+from lightning_fairprune.counts import Answers, ClassCounts
 
 _KIND = "RecallHistory"
 FILES = ("recalls.safetensors", "recalls.json")
@@ -90,7 +92,7 @@ class RecallHistory:
     """Class counts of every evaluation of a run.
 
     Args:
-        evaluations: in order.
+        evaluations: in order. Only the last of each name keeps which samples were right.
         class_names: names of the classes, in order; None for their numbers.
         reference: the counts that distortion is relative to, by the name of the data.
         seed: of the run; None if unknown.
@@ -118,6 +120,14 @@ class RecallHistory:
     training: str | None = None
 
     def __post_init__(self) -> None:
+        last = {e.name: i for i, e in enumerate(self.evaluations)}
+        kept = tuple(
+            e
+            if e.counts.answers is None or last[e.name] == i
+            else e._replace(counts=_bare(e.counts))
+            for i, e in enumerate(self.evaluations)
+        )
+        object.__setattr__(self, "evaluations", kept)
         known = dict(self.reference)
         for evaluation in self.evaluations:
             first = known.setdefault(evaluation.name, evaluation.counts)
@@ -171,9 +181,13 @@ class RecallHistory:
             tensors[f"when/{name}"] = torch.tensor(when)
         order = torch.tensor([self.names.index(e.name) for e in self.evaluations])
         tensors["order"] = order.to(torch.int32)
+        answers = self._answers()
+        tensors |= {f"answers/{key}": pack_bits(known.right) for key, known in answers.items()}
         called = {"class_names": self.class_names, "group_names": self.group_names}
         about = {**called, "seed": self.seed, "names": self.names, "training": self.training}
-        write_tensors(folder / FILES[0], _KIND, tensors, {"history": json.dumps(about)})
+        digests = {key: known.digest for key, known in answers.items()}
+        metadata = {"history": json.dumps(about), "answers": json.dumps(digests)}
+        write_tensors(folder / FILES[0], _KIND, tensors, metadata)
         last = {name: _readable(self.last(name)) for name in self.names}
         reference = {name: _numbers(c) for name, c in self.reference.items()}
         write_json(folder / FILES[1], _KIND, {**about, "last": last, "reference": reference})
@@ -197,7 +211,11 @@ class RecallHistory:
                 return cls._from_json(content)
         tensors, metadata = read_tensors(path, _KIND)
         with understanding(path):
-            return cls._from_tensors(tensors, json.loads(metadata["history"]))
+            found = cls._from_tensors(tensors, json.loads(metadata["history"]))
+            digests = json.loads(metadata.get("answers", "{}"))  # earlier releases have none
+            return found._with_answers(
+                {k: (tensors[f"answers/{k}"], d) for k, d in digests.items()}
+            )
 
     def padded(self, name: str, num_groups: int) -> RecallHistory:
         """Returns the history with empty groups added to the evaluations of `name`."""
@@ -217,6 +235,7 @@ class RecallHistory:
             "class_names": None if self.class_names is None else list(self.class_names),
             "group_names": None if self.group_names is None else list(self.group_names),
             "reference": {name: _stacked([c])[0] for name, c in self.reference.items()},
+            "answers": {k: (pack_bits(a.right), a.digest) for k, a in self._answers().items()},
         }
 
     @classmethod
@@ -228,7 +247,32 @@ class RecallHistory:
         ]
         reference = {name: _unstacked(pair[None])[0] for name, pair in state["reference"].items()}
         classes, groups = _called(state)
-        return cls(tuple(evaluations), classes, reference, group_names=groups)
+        found = cls(tuple(evaluations), classes, reference, group_names=groups)
+        return found._with_answers(state.get("answers", {}))
+
+    def _answers(self) -> dict[str, Answers]:
+        """Returns what is known of single samples, by ``last/NAME`` and ``reference/NAME``."""
+        counts = {f"last/{name}": self.last(name).counts for name in self.names}
+        counts |= {f"reference/{name}": c for name, c in self.reference.items()}
+        return {key: c.answers for key, c in counts.items() if c.answers is not None}
+
+    def _with_answers(self, answers: Mapping[str, tuple[Tensor, str]]) -> RecallHistory:
+        """Returns the history with what `_answers` returned, packed."""
+
+        def known(key: str, counts: ClassCounts) -> ClassCounts:
+            if key not in answers:
+                return counts
+            packed, digest = answers[key]
+            right = unpack_bits(packed, int(counts.support.sum()))
+            return replace(counts, answers=Answers(right, digest))
+
+        last = {name: self.last(name) for name in self.names}
+        evaluations = tuple(
+            e._replace(counts=known(f"last/{e.name}", e.counts)) if e is last[e.name] else e
+            for e in self.evaluations
+        )
+        reference = {name: known(f"reference/{name}", c) for name, c in self.reference.items()}
+        return replace(self, evaluations=evaluations, reference=reference)
 
     @classmethod
     def _from_tensors(cls, tensors: dict[str, Tensor], about: dict[str, Any]) -> RecallHistory:
@@ -276,6 +320,11 @@ def _find(path: Path) -> Path:
     return path
 
 
+def _bare(counts: ClassCounts) -> ClassCounts:
+    """Returns counts that do not say which samples were right."""
+    return ClassCounts(counts.tp, counts.support)
+
+
 def _stacked(counts: list[ClassCounts]) -> Tensor:
     """Returns int32 [E, 2, K], or int64 if the counts need it."""
     stacked = torch.stack([torch.stack([c.tp, c.support]) for c in counts])
@@ -302,7 +351,8 @@ def _readable(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _counts(numbers: dict[str, Any]) -> ClassCounts:
-    return ClassCounts(*(torch.tensor(numbers[k], dtype=torch.int64) for k in ("tp", "support")))
+    tp, support = (torch.tensor(numbers[k], dtype=torch.int64) for k in ("tp", "support"))
+    return ClassCounts(tp, support)
 
 
 def _called(names: Mapping[str, Any]) -> list[tuple[str, ...] | None]:
