@@ -72,6 +72,7 @@ class TestPairedBound:
 
     def test_one_class_has_one_bound(self) -> None:
         found = loss_bounds([9], [4], [100])
+        assert found.each is not None
         assert found.each.item() == found.worst
         assert found.loss.item() == 0.05
         assert found.paired
@@ -136,6 +137,7 @@ class TestPairedBound:
             if m > 0
         ]
         assert found.worst == max(single)
+        assert loss_bounds(lost, gained, n, each=False).each is None
         third = [
             loss_bounds([b], [c], [m], 1 - 0.05 / 3).worst
             for b, c, m in zip(lost, gained, n, strict=True)

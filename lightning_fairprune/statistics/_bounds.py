@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from lightning_fairprune.statistics._exact import probability_of_less, upper_loss
+from lightning_fairprune.statistics._exact import probability_of_less, rank, upper_loss
 from lightning_fairprune.statistics._multiplicity import holm
 from lightning_fairprune.statistics._numbers import Counts, at_most, same_shape, scipy_stats, whole
 
@@ -22,7 +22,7 @@ class LossBounds:
 
     Args:
         loss: recall of the reference minus recall, float64 [K]; below 0 = gained; NaN without a sample.
-        each: bounds that hold for all classes at once (Bonferroni), float64 [K].
+        each: bounds that hold for all classes at once (Bonferroni), float64 [K]; None if they were not wanted.
         worst: no class lost more than this. It holds at the level without a correction for K: it is at least the
             bound of the class that truly lost most, whichever that is (an intersection-union test).
         support: samples of each class, int64 [K].
@@ -31,7 +31,7 @@ class LossBounds:
     """
 
     loss: Tensor
-    each: Tensor
+    each: Tensor | None
     worst: float
     support: Tensor
     level: float
@@ -92,7 +92,9 @@ def clopper_pearson(
     return low.masked_fill(n == 0, torch.nan), high.masked_fill(n == 0, torch.nan)
 
 
-def loss_bounds(lost: Counts, gained: Counts, support: Counts, level: float = 0.95) -> LossBounds:
+def loss_bounds(
+    lost: Counts, gained: Counts, support: Counts, level: float = 0.95, *, each: bool = True
+) -> LossBounds:
     """Return how much recall each class lost at most, from the answers of both models to the same samples.
 
     Exact at any size: the probability that a bound holds is never below `level`. The construction is Buehler's
@@ -101,13 +103,14 @@ def loss_bounds(lost: Counts, gained: Counts, support: Counts, level: float = 0.
     Medicine, 2007) use for this difference. With 500 samples, of which 35 changed, it is 7 % above the normal
     approximation, which holds less often than it says.
 
-    Needs scipy; 20 to 100 ms for each class of which the numbers differ.
+    Needs scipy, and about 10 ms for each class, or for `worst` alone for each number of samples.
 
     Args:
         lost: samples that the reference had right and the model wrong, [K].
         gained: samples that the reference had wrong and the model right, [K].
         support: samples of each class, [K], drawn independently of each other and of both models.
         level: in (1/2, 1).
+        each: whether the bounds for all classes at once are wanted.
 
     Returns:
         The bounds, with `paired` True.
@@ -127,10 +130,8 @@ def loss_bounds(lost: Counts, gained: Counts, support: Counts, level: float = 0.
     if not bool(known.any()):
         raise ValueError("`support` must hold a sample of at least one class, it has none.")
     loss = (down - up).double() / n
-    single = _each(down, up, n, alpha)
-    many = int(known.sum())
-    each = single if many == 1 else _each(down, up, n, alpha / many)
-    return LossBounds(loss, each, float(single[known].max()), n, level, True)
+    bounds = _each(down, up, n, alpha / int(known.sum())) if each else None
+    return LossBounds(loss, bounds, _worst(down, up, n, alpha), n, level, True)
 
 
 def loss_bounds_from_counts(
@@ -139,6 +140,8 @@ def loss_bounds_from_counts(
     tp_reference: Counts,
     support_reference: Counts | None = None,
     level: float = 0.95,
+    *,
+    each: bool = True,
 ) -> LossBounds:
     """Return how much recall each class lost at most, from true positives alone.
 
@@ -153,6 +156,7 @@ def loss_bounds_from_counts(
         tp_reference: those that the reference had right, [K].
         support_reference: the reference's samples, [K], if they are others; None for the same samples.
         level: in (1/2, 1).
+        each: whether the bounds for all classes at once are wanted.
 
     Returns:
         The bounds, with `paired` False.
@@ -173,7 +177,7 @@ def loss_bounds_from_counts(
     if support_reference is None:
         at_most("tp_reference", before, n)
         down = torch.minimum(before, n - right)
-        found = loss_bounds(down, down - before + right, n, level)
+        found = loss_bounds(down, down - before + right, n, level, each=each)
         return LossBounds(found.loss, found.each, found.worst, n, level, False)
     m = whole("support_reference", support_reference)
     same_shape(("support", n), ("support_reference", m))
@@ -185,10 +189,9 @@ def loss_bounds_from_counts(
         high = clopper_pearson(before, m, 1 - alpha)[1]
         return high - clopper_pearson(right, n, 1 - alpha)[0]
 
-    single, each = bound(alpha), bound(alpha / int(known.sum()))
-    return LossBounds(
-        before.double() / m - right.double() / n, each, float(single[known].max()), n, level, False
-    )
+    single, bounds = bound(alpha), bound(alpha / int(known.sum())) if each else None
+    loss = before.double() / m - right.double() / n
+    return LossBounds(loss, bounds, float(single[known].max()), n, level, False)
 
 
 def loss_test(lost: Counts, gained: Counts, support: Counts, margin: float = 0.0) -> LossTest:
@@ -226,12 +229,18 @@ def loss_test(lost: Counts, gained: Counts, support: Counts, margin: float = 0.0
 
 
 def _each(lost: Tensor, gained: Tensor, n: Tensor, alpha: float) -> Tensor:
-    @cache
-    def bound(b: int, c: int, of: int) -> float:
-        return upper_loss(b, c, of, alpha) if of else torch.nan
-
     rows = zip(lost.tolist(), gained.tolist(), n.tolist(), strict=True)
-    return torch.tensor([bound(*row) for row in rows], dtype=torch.float64)
+    found = [upper_loss(b, c, of, alpha) if of else torch.nan for b, c, of in rows]
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def _worst(lost: Tensor, gained: Tensor, n: Tensor, alpha: float) -> float:
+    """Return the largest bound: of the classes with equally many samples only the last in the order is computed."""
+    order = rank(lost.numpy(), gained.numpy(), alpha)
+    last: dict[int, int] = {}
+    for k in order.argsort(kind="stable").tolist():
+        last[int(n[k])] = k
+    return max(upper_loss(int(lost[k]), int(gained[k]), m, alpha) for m, k in last.items() if m)
 
 
 def _changes(lost: Counts, gained: Counts, support: Counts) -> tuple[Tensor, Tensor, Tensor]:

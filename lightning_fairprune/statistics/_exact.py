@@ -10,6 +10,7 @@ a root is the only one.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,55 +19,74 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 # Shares p + q that are tried, as parts of the way from |loss| to 1: where few samples change, probabilities vary fastest.
-_GRID = np.linspace(0, 1, 33) ** 2.5
-_FINER = 2  # times that the neighbourhood of the best is looked at
+_ROOTS, _POWER = np.linspace(0, 1, 33), 2.5
+_NEAR = 1 / 32  # of a root, where the largest probability is followed
+_FINER = 2  # times that the neighbourhood of the largest is looked at
 _PRECISION = 1e-6  # of the bound, which is rounded up
 
 
+@lru_cache(maxsize=1 << 14)
 def upper_loss(lost: int, gained: int, n: int, alpha: float) -> float:
     """Returns the bound at level 1 - `alpha`, with `lost` + `gained` <= `n` and 0 < `alpha` < 1/2."""
     from scipy import optimize
 
     z = _normal(alpha)
-    limit = _order(lost, gained, z)
+    limit = float(rank(lost, gained, alpha))
+    low, most = (lost - gained) / n, 1 - _PRECISION
+    bound = min(most, (limit + z * z / 2) / n)
+    # At a few shares a root is found soon; only all of them say whether it is the bound, or where it is exceeded.
+    while True:
+        where, largest = _largest(bound, n, limit, z)
+        if largest <= alpha:
+            break
+        if bound >= most:
+            return 1.0
+        low, bound = bound, min(most, bound + max(bound - low, 1 / n))
 
     def excess(loss: float) -> float:
-        return largest_probability(loss, n, limit, z) - alpha
+        return float(_probability(loss, _shares(loss, near), n, limit, z).max()) - alpha
 
-    low = (lost - gained) / n
-    high = min(1.0, (limit + z * z / 2 + 1) / n)
-    while high < 1 and excess(high) > 0:
-        low, high = high, min(1.0, high + (high - low))
-    if high == 1 and excess(1 - _PRECISION) > 0:
-        return 1.0
-    if excess(low) <= 0:  # in a step of a discrete distribution
-        low = -1 + _PRECISION
-    root = optimize.brentq(excess, low, min(high, 1 - _PRECISION), xtol=_PRECISION)
-    return min(1.0, float(root) + _PRECISION)
+    low, high = -most, bound
+    while True:
+        near = np.append(np.linspace(max(0.0, where - _NEAR), min(1.0, where + _NEAR), 6), where)
+        if excess(low) <= 0:
+            return min(1.0, low + _PRECISION)
+        root = float(optimize.brentq(excess, low, high, xtol=_PRECISION))
+        where, largest = _largest(root, n, limit, z)
+        if largest <= alpha * (1 + 1e-4) or root - low < _PRECISION:
+            return min(1.0, root + _PRECISION)
+        low = root
 
 
 def probability_of_less(lost: int, gained: int, n: int, loss: float, alpha: float) -> float:
     """Returns the p-value of "the loss is at least `loss`", in the order for `alpha`."""
+    return min(1.0, _largest(loss, n, float(rank(lost, gained, alpha)), _normal(alpha))[1])
+
+
+def rank(lost: Any, gained: Any, alpha: float) -> Any:
+    """Returns T of arrays of outcomes: of equally many samples, the bound rises with it."""
     z = _normal(alpha)
-    return min(1.0, largest_probability(loss, n, _order(lost, gained, z), z))
+    return lost - gained + z * np.sqrt(lost + gained + z * z / 4)
 
 
-def largest_probability(loss: float, n: int, limit: float, z: float) -> float:
-    """Returns the largest probability over p + q of an outcome with T <= `limit`, at p - q = `loss`."""
-    first = abs(loss)
-    changed = first + (1 - first) * _GRID
-    found = _probability(loss, changed, n, limit, z)
-    best = float(found.max())
-    for _ in range(_FINER):
+def _largest(loss: float, n: int, limit: float, z: float) -> tuple[float, float]:
+    """Returns at which p + q an outcome with T <= `limit` is most probable at p - q = `loss`, and how probable.
+
+    Where: as a root of the part of the way from |loss| to 1.
+    """
+    roots = _ROOTS
+    where, best = 0.0, -1.0
+    for _ in range(1 + _FINER):
+        found = _probability(loss, _shares(loss, roots), n, limit, z)
         i = int(found.argmax())
-        changed = np.linspace(changed[max(i - 1, 0)], changed[min(i + 1, len(changed) - 1)], 9)
-        found = _probability(loss, changed, n, limit, z)
-        best = max(best, float(found.max()))
-    return best
+        if found[i] > best:
+            where, best = float(roots[i]), float(found[i])
+        roots = np.linspace(roots[max(i - 1, 0)], roots[min(i + 1, len(roots) - 1)], 9)
+    return where, best
 
 
-def _order(lost: int, gained: int, z: float) -> float:
-    return float(lost - gained + z * np.sqrt(lost + gained + z * z / 4))
+def _shares(loss: float, roots: Floats) -> Floats:
+    return abs(loss) + (1 - abs(loss)) * roots**_POWER
 
 
 def _normal(alpha: float) -> float:
@@ -80,7 +100,7 @@ def _probability(loss: float, changed: Floats, n: int, limit: float, z: float) -
     from scipy import special
 
     spread = float(np.sqrt((n * changed * (1 - changed)).max()))
-    reach = int(7 * spread + 12)  # beyond it lies less than 1e-10
+    reach = int(6.5 * spread + 12)  # beyond it lies less than 1e-9
     m: Any = np.floor(n * changed)[:, None] + np.arange(-reach, reach + 1)
     known = (m >= 0) & (m <= n)
     m = m.clip(0, n)
