@@ -1,8 +1,9 @@
 """How many samples of each class to keep: (sizes, recall, budget) -> quota, int64 [K].
 
 A rule that needs no recall takes (sizes, budget); `rcap` takes losses in place of recalls, `difficulty` the
-difficulties that `class_difficulty` computes from a score. Every rule is a choice of weights; `apportion` turns weights into integers that sum to the budget exactly, never
-exceed a class size, and never shrink for any class when the budget grows.
+difficulties that `class_difficulty` computes from a score. Every rule is a choice of weights; `apportion` turns
+weights into integers that sum to the budget exactly, never exceed a class size (or ``repeat`` times it), and
+never shrink for any class when the budget grows.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+_MOST_REPEATS = 2**20  # times 2**30 samples of a class, the most that `apportion` takes
+
 
 def recalls(recall: Tensor | Sequence[float], num_classes: int) -> Tensor:
     """Return the recalls as float64 [K], NaN for a class never seen."""
@@ -52,11 +54,20 @@ def _filled(badness: Tensor, size: Tensor) -> Tensor:
 
 
 def sizes_and_capacity(
-    sizes: Tensor | Sequence[int], cap: int | Tensor | Sequence[int] | None
+    sizes: Tensor | Sequence[int], cap: int | Tensor | Sequence[int] | None, repeat: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Return the class sizes as float64 [K] and min(sizes, cap) as int64 [K]."""
+    """Return the class sizes as float64 [K] and min(repeat * sizes, cap) as int64 [K]."""
     size = class_counts("sizes", sizes)
-    return size.double(), size if cap is None else size.minimum(class_counts("cap", cap, len(size)))
+    most = size * repeats(repeat)
+    return size.double(), most if cap is None else most.minimum(class_counts("cap", cap, len(size)))
+
+
+def repeats(repeat: int) -> int:
+    """Return how often a sample may be drawn in an epoch, in [1, 2**20]."""
+    repeat = integer("repeat", repeat)
+    if not 1 <= repeat <= _MOST_REPEATS:
+        raise ValueError(f"`repeat` must be at least 1 and at most 2**20, got {repeat}.")
+    return repeat
 
 
 def class_counts(

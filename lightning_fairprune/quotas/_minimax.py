@@ -96,9 +96,10 @@ class Minimax:
         *,
         floor: int | Tensor | Sequence[int] = 0,
         cap: int | Tensor | Sequence[int] | None = None,
+        repeat: int = 1,
     ) -> Tensor:
         """Update the log-weights once and return the quotas, int64 [K]; arguments as in `drop`."""
-        size, capacity = sizes_and_capacity(sizes, cap)
+        size, capacity = sizes_and_capacity(sizes, cap, repeat)
         rate = recalls(recall, len(size))
         old = torch.zeros_like(size) if self.log_weight is None else self.log_weight
         if len(old) != len(size):

@@ -18,6 +18,7 @@ def drop(
     *,
     floor: int | Tensor | Sequence[int] = 0,
     cap: int | Tensor | Sequence[int] | None = None,
+    repeat: int = 1,
 ) -> Tensor:
     r"""Return the DRoP quotas: more of the classes that the model recalls less.
 
@@ -33,9 +34,12 @@ def drop(
         recall: float [K], in [0, 1], the recall r_k of each class on held-out data. NaN marks a
             class without held-out samples; it counts as the mean over the classes with known recall
             and with training samples.
-        budget: samples to keep, 0 <= budget <= sum(min(sizes, cap)).
-        floor: samples that each class keeps at least (all if it has fewer), an int or int64 [K].
+        budget: samples of an epoch, 0 <= budget <= sum(min(repeat * sizes, cap)).
+        floor: samples that each class keeps at least (all that it can have if those are fewer), an int or
+            int64 [K].
         cap: samples that each class keeps at most, an int or int64 [K]; None is no limit.
+        repeat: how often an epoch may draw the same sample, >= 1. N_k in the limit of the quota becomes
+            repeat * N_k, so that a small class can get its share; in the weight it stays N_k.
 
     Returns:
         int64 [K] on the CPU. A class of recall 1 keeps its floor only, unless all others are full.
@@ -43,7 +47,7 @@ def drop(
 
     Raises:
         ValueError: a recall outside [0, 1], or what `apportion` refuses.
-        TypeError: sizes, budget, floor or cap that are not integer.
+        TypeError: sizes, budget, floor, cap or repeat that are not integer.
 
     Example:
         Weights 60 * 0.1 = 6, 40 * 0.3 = 12 and 10 * 0.6 = 6 share 24 samples 1 : 2 : 1; with 49,
@@ -53,10 +57,12 @@ def drop(
         tensor([ 6, 12,  6])
         >>> drop([60, 40, 10], [0.9, 0.7, 0.4], 49)
         tensor([13, 26, 10])
+        >>> drop([60, 40, 10], [0.9, 0.7, 0.4], 49, repeat=2)  # 1 : 2 : 1 again
+        tensor([12, 25, 12])
         >>> drop([60, 40, 10], [0.9, 0.7, float("nan")], 23)  # as if its recall were 0.8
         tensor([ 7, 14,  2])
     """
-    size, capacity = sizes_and_capacity(sizes, cap)
+    size, capacity = sizes_and_capacity(sizes, cap, repeat)
     return apportion(size * errors(recall, size), capacity, budget, floor=floor)
 
 
@@ -67,6 +73,7 @@ def drop_reference(
     *,
     floor: int | Tensor | Sequence[int] = 0,
     cap: int | Tensor | Sequence[int] | None = None,
+    repeat: int = 1,
 ) -> Tensor:
     r"""Return quotas in the form of DRoP's published code: without the class size in the weight.
 
@@ -85,7 +92,7 @@ def drop_reference(
         >>> drop_reference([60, 40, 10], [0.9, 0.7, 0.4], 10)  # 0.1 : 0.3 : 0.6
         tensor([1, 3, 6])
     """
-    size, capacity = sizes_and_capacity(sizes, cap)
+    size, capacity = sizes_and_capacity(sizes, cap, repeat)
     return apportion(errors(recall, size), capacity, budget, floor=floor)
 
 
@@ -96,6 +103,7 @@ def rcap(
     *,
     floor: int | Tensor | Sequence[int] = 0,
     cap: int | Tensor | Sequence[int] | None = None,
+    repeat: int = 1,
 ) -> Tensor:
     r"""Return the quotas of RCAP: more of the classes that the model fits less, and of the large ones.
 
@@ -112,9 +120,10 @@ def rcap(
         sizes: int64 [K], samples per class, N_k.
         loss: float [K], finite and >= 0, the mean loss L_k of each class. Only ratios matter. NaN
             marks a class not seen; it counts as the mean over the other classes with samples.
-        budget: as in `drop`, like `floor` and `cap`.
+        budget: as in `drop`, like `floor`, `cap` and `repeat`.
         floor: samples that each class keeps at least.
         cap: samples that each class keeps at most.
+        repeat: how often an epoch may draw the same sample.
 
     Returns:
         int64 [K] on the CPU. A class of loss 0 keeps its floor only, unless all others are full.
@@ -131,7 +140,7 @@ def rcap(
         >>> rcap([90, 40, 10], [0.1, 0.4, 0.9], 38)
         tensor([12, 16, 10])
     """
-    size, capacity = sizes_and_capacity(sizes, cap)
+    size, capacity = sizes_and_capacity(sizes, cap, repeat)
     return apportion((size * losses(loss, size)).sqrt(), capacity, budget, floor=floor)
 
 
@@ -141,6 +150,7 @@ def proportional(
     *,
     floor: int | Tensor | Sequence[int] = 0,
     cap: int | Tensor | Sequence[int] | None = None,
+    repeat: int = 1,
 ) -> Tensor:
     r"""Return quotas that keep the class proportions: :math:`n_k` proportional to :math:`N_k`.
 
@@ -152,7 +162,7 @@ def proportional(
         >>> proportional([60, 40, 10], 11, floor=2)
         tensor([5, 4, 2])
     """
-    size, capacity = sizes_and_capacity(sizes, cap)
+    size, capacity = sizes_and_capacity(sizes, cap, repeat)
     return apportion(size, capacity, budget, floor=floor)
 
 
@@ -162,6 +172,7 @@ def balanced(
     *,
     floor: int | Tensor | Sequence[int] = 0,
     cap: int | Tensor | Sequence[int] | None = None,
+    repeat: int = 1,
 ) -> Tensor:
     r"""Return equal quotas, limited by the class sizes: :math:`n_k = \min(N_k, c)`.
 
@@ -175,8 +186,10 @@ def balanced(
     Example:
         >>> balanced([60, 40, 10], 51)
         tensor([21, 20, 10])
+        >>> balanced([60, 40, 10], 51, repeat=2)
+        tensor([17, 17, 17])
     """
-    size, capacity = sizes_and_capacity(sizes, cap)
+    size, capacity = sizes_and_capacity(sizes, cap, repeat)
     return apportion(torch.ones_like(size), capacity, budget, floor=floor)
 
 

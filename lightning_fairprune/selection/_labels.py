@@ -1,4 +1,4 @@
-"""Checks of labels: integers, -1 where a sample must not be selected."""
+"""Checks of labels, integers with -1 where a sample must not be selected, and of how often one may be drawn."""
 
 from __future__ import annotations
 
@@ -26,3 +26,10 @@ def class_sizes(target: Tensor, excluded: bool, num_classes: int) -> Tensor:
     if not excluded:
         return torch.bincount(target, minlength=num_classes)
     return torch.bincount(target + 1, minlength=num_classes + 1)[1:]
+
+
+def checked_repeat(repeat: int) -> int:
+    """Return how often an epoch may draw the same sample; the limit keeps products within 64 bits."""
+    if not 1 <= repeat <= 2**20:
+        raise ValueError(f"`repeat` must be at least 1 and at most 2**20, got {repeat}.")
+    return repeat

@@ -86,6 +86,8 @@ def read_indices(path: str | os.PathLike[str]) -> tuple[Tensor, dict[str, Any]]:
             warn_of_old(name, verified=False)
         numbers = ("num_samples", "num_classes", "seed")
         whole = {name: whole_number(name, about[name]) for name in numbers}
+        if "repeat" in about:
+            whole["repeat"] = whole_number("repeat", about["repeat"])
         return indices, whole | {"keep": str(about["keep"])}
 
 

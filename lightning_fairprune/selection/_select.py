@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_fairprune.selection._labels import class_sizes, labels
+from lightning_fairprune.selection._labels import checked_repeat, class_sizes, labels
 from lightning_fairprune.selection._order import lowest, score_key, strata
 from lightning_fairprune.selection._record import Selection
 from lightning_fairprune.selection.candidates import (
@@ -30,8 +30,12 @@ def select(
     seed: int = 0,
     cutoff: float = 0.0,
     pool: float = 1.0,
+    repeat: int = 1,
 ) -> Selection:
     r"""Return the samples to keep: ``quota[k]`` of every class k, or ``quota`` of all samples.
+
+    With ``repeat`` above 1 a quota n may exceed the N samples of its class. Then an epoch draws each of them
+    floor(n / N) times, and the n mod N that the order of the class puts first once more.
 
     Args:
         target: int64 [N], the class of each sample; -1 marks a sample that must not be selected.
@@ -51,14 +55,16 @@ def select(
             quota are left, the cut-off gives way, the easiest of its samples first.
         pool: fraction of the other samples of each class, drawn at random, that "hard", "easy" or
             "stratified" choose from, rounded, at least the quota, in (0, 1].
+        repeat: how often an epoch may draw the same sample, >= 1: ``quota[k]`` is at most ``repeat`` times
+            the samples of class k.
 
     Returns:
         The `Selection`. With the same target, score and other arguments, a quota that is nowhere larger
-        selects a subset.
+        selects a subset, and draws no sample more often.
 
     Raises:
         ValueError: a shape, label, quota or score that does not fit; the message says which.
-        TypeError: labels, quota or seed that are not integer.
+        TypeError: labels, quota, seed or repeat that are not integer.
 
     Example:
         >>> target = torch.tensor([0, 1, 0, 1, 0])
@@ -71,6 +77,8 @@ def select(
         ...     target, [1, 1], score=score, keep="hard", cutoff=0.4
         ... ).indices  # 1 sample of each class is cut
         tensor([3, 4])
+        >>> select(target, [1, 5], score=score, keep="hard", repeat=3).indices
+        tensor([1, 1, 1, 2, 3, 3])
 
     "stratified" is Algorithm 1 of Zheng, Liu, Lai and Prakash, "Coverage-centric Coreset Selection for
     High Pruning Rates", ICLR 2023 (arXiv 2210.15809), applied to each class; `cutoff` is their hard cut-off
@@ -84,6 +92,7 @@ def select(
     _check_keep(keep, score)
     check_candidates(keep, cutoff, pool)
     seed = _integer("seed", "an int", seed)
+    repeat = checked_repeat(_integer("repeat", "an int", repeat))
     if (isinstance(quota, Tensor) and quota.dim() > 0) or isinstance(quota, Sequence):
         wanted = _class_quota(quota)
         sizes = class_sizes(target, excluded, len(wanted))
@@ -91,23 +100,25 @@ def select(
             raise ValueError(
                 f"`quota` has {len(wanted)} classes, but `target` holds the label {len(sizes) - 1}."
             )
-        short = wanted > sizes
-        if bool(short.any()):
-            k = int(short.nonzero()[0])
-            raise ValueError(
-                f"`quota` asks for {int(wanted[k])} samples of class {k}, which has {int(sizes[k])}."
-            )
+        _check_room(wanted, sizes, repeat)
+        members = sizes
         group = torch.where(target < 0, len(wanted), target) if excluded else target
     else:
         budget = _integer("quota", "an int or int64 [K]", quota)
         sizes = class_sizes(target, excluded, 0)
-        if not 0 <= budget <= int(sizes.sum()):
+        available = int(sizes.sum())
+        if not 0 <= budget <= available * repeat:
+            often = "" if repeat == 1 else f" up to {repeat} times each"
             raise ValueError(
-                f"`quota` must be between 0 and the {int(sizes.sum())} samples that can be "
-                f"selected, got {budget}."
+                f"`quota` must be between 0 and the {available} samples that can be "
+                f"selected{often}, got {budget}."
             )
-        wanted = torch.tensor([budget])
+        wanted, members = torch.tensor([budget]), torch.tensor([available])
         group = (target < 0).long() if excluded else torch.zeros(1, dtype=torch.int64).expand(n)
+    rounds, of = None, group
+    if bool((wanted > members).any()):  # whole rounds over a class, and the rest of its quota
+        rounds = wanted // members.clamp(min=1)
+        wanted = wanted - rounds * members
     key: Callable[[slice], Tensor]
     if keep in ("random", "stratified") or pool < 1:
         generator = torch.Generator().manual_seed(seed)
@@ -124,9 +135,27 @@ def select(
         else:
             key, bits = score_key(score, group if excluded else None, len(wanted), keep == "hard")
     mask = lowest(group, key, bits, wanted)
-    indices = mask.nonzero().flatten()
+    indices = mask.nonzero().flatten() if rounds is None else _drawn(mask, of, rounds)
     kept = torch.bincount(target.index_select(0, indices), minlength=len(sizes))
-    return Selection(indices, n, kept, sizes, order_in_words(keep, cutoff, pool), seed)
+    words = order_in_words(keep, cutoff, pool)
+    return Selection(indices, n, kept, sizes, words, seed, repeat)
+
+
+def _check_room(quota: Tensor, sizes: Tensor, repeat: int) -> None:
+    short = quota > sizes * repeat
+    if bool(short.any()):
+        k = int(short.nonzero()[0])
+        often = "" if repeat == 1 else f", up to {repeat} times each"
+        raise ValueError(
+            f"`quota` asks for {int(quota[k])} samples of class {k}, which has {int(sizes[k])}{often}."
+        )
+
+
+def _drawn(mask: Tensor, group: Tensor, rounds: Tensor) -> Tensor:
+    """Return each sample as often as the rounds over its group say, and those in the mask once more."""
+    rounds = torch.cat([rounds, rounds.new_zeros(1)])  # the last group is left out
+    often = rounds.index_select(0, group) + mask
+    return torch.arange(len(mask)).repeat_interleave(often)
 
 
 def _class_quota(quota: Tensor | Sequence[int]) -> Tensor:
