@@ -37,6 +37,7 @@ PRUNE = {
     "recall_window": 5,
     "shrinkage": 2.5,
     "floor": 4,
+    "repeat": 3,
     "group_by": 1,
     "recall_dataloader": 1,
     "logits_fn": "torch.nn.functional.cross_entropy",

@@ -56,7 +56,7 @@ def rebuild(
 
     Args:
         loader: over a map-style dataset of fixed length, with samplers of torch or one of the user's own.
-        kept: dataset indices to draw, int64 [n]; None for all.
+        kept: dataset indices to draw, int64 [n], a repeated one as often as it occurs; None for all.
         classes: of all samples, int64 [N], that weights of a sampler leave at their share of the kept samples.
         carry_index: whether batches are :class:`IndexedBatch`.
         seed: of the order of the samples.

@@ -10,26 +10,27 @@ import torch
 from torch import Tensor
 from torch.utils.data.distributed import DistributedSampler
 
+from lightning_fairprune._loading.kept import spread
 from lightning_fairprune._loading.stream import UsersStream
 
 
 class EpochSampler(DistributedSampler[Any]):
     """Draws the kept samples in an order that depends on the seed and the epoch alone.
 
-    Each epoch is one permutation of the kept indices, shared among the ranks in turn, so that global
+    Each epoch is one permutation of the kept indices, with their repeats, shared among the ranks in turn, so that global
     batches do not depend on the number of ranks. The Trainer does not wrap a DistributedSampler again,
     and sets its epoch.
 
     Args:
         num_samples: N of the dataset.
-        kept: indices to draw, int64 [n]; None for all.
+        kept: indices to draw, int64 [n], a repeated one as often as it occurs; None for all.
         shuffle: whether to permute them.
         weights: probabilities to draw with replacement, float [N], or a sampler that has them: what is set on
             it applies from the next epoch on.
         classes: of all samples, int64 [N]; weights then count inside each class of the kept samples, and the
             classes are drawn in proportion to their kept samples, as their quotas say.
         stream: a sampler of the user's own to draw with; an epoch over the kept samples has as many draws a
-            sample as one over all, or each once if it draws none twice.
+            sample as one over all, or each as often as it is kept if it draws none twice.
         draws: samples of an epoch over all N; None for each sample once.
         seed: of the permutation.
         num_replicas: ranks that share the epoch.
@@ -236,7 +237,8 @@ class EpochSampler(DistributedSampler[Any]):
         order = order[is_kept[order]]
         if self.draws_once:
             is_kept[order] = False
-            return torch.cat([order, is_kept.nonzero().squeeze(1)])  # those that it left out
+            left_out = is_kept.nonzero().squeeze(1)
+            return spread(torch.cat([order, left_out]), self.kept)
         if not len(order):
             raise ValueError(
                 f"your {type(self.stream.sampler).__name__} drew none of the {len(self.kept)} kept samples in "  # type: ignore[union-attr]

@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 
-from lightning_fairprune._files import pack_bits, unpack_bits
 from lightning_fairprune._lightning.kinds import is_overridden
 from lightning_fairprune._lightning.replaced import replaced
+from lightning_fairprune._loading.kept import kept_in, state_of
 from lightning_fairprune._loading.labels import fingerprint, is_label, labels_of
 from lightning_fairprune._loading.position import (
     Position,
@@ -259,7 +258,7 @@ class TrainSource:
         self._withdraw_request()  # of a fit that ended before the reload
 
     def keep(self, kept: Tensor) -> None:
-        """Trains on `kept` (sorted int64 indices) from the next epoch on."""
+        """Trains on `kept` (sorted int64 indices, each as often as an epoch draws it) from the next epoch on."""
         same_length = self.kept is not None and len(self.kept) == len(kept)
         self.kept = kept
         if same_length and self._loader is not None:
@@ -301,7 +300,7 @@ class TrainSource:
                 "order": list(self.sampler.order_of_epoch) if at.samples else None,
             }
         return {
-            "kept": None if self.kept is None else _bits(self.kept),
+            **state_of(self.kept),
             "epoch": at.epoch,
             "batches_seen": at.batches,
             "samples_seen": at.samples,
@@ -311,8 +310,7 @@ class TrainSource:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
-        kept = state["kept"]
-        self.kept = None if kept is None else unpack_bits(*kept).nonzero().squeeze(1)
+        self.kept = kept_in(state)
         self._base = Position(state["epoch"], state.get("samples_seen", -1), state["batches_seen"])
         found = state.get("resumed")  # older ones count batches alone
         self._resumed = found if found is not None and found["done"] else None
@@ -377,13 +375,6 @@ class TrainSource:
         if self.trainer is None:
             raise RuntimeError("a TrainSource needs a Trainer: call trainer.fit() first.")
         return self.trainer
-
-
-def _bits(kept: Tensor) -> tuple[Tensor, int]:
-    """Returns a bit per sample, which is smaller than indices, and their number."""
-    mask = torch.zeros(int(kept[-1]) + 1 if len(kept) else 0, dtype=torch.bool)
-    mask[kept] = True
-    return pack_bits(mask), len(mask)
 
 
 def _shard(trainer: pl.Trainer) -> dict[str, int]:

@@ -78,8 +78,10 @@ class DataPruning(OfTraining, CountsValidation):
             leaves it to the counts of the validation, see :func:`~lightning_fairprune.recalls.empirical_bayes`:
             recalls that differ by no more than noise become equal, those that differ for certain stay.
             A number adds so many pseudo-samples at the mean recall to every class.
-        floor: samples that every class keeps at least, or all of a smaller class; an argument of
-            `quota`.
+        floor: samples that every class keeps at least, or all of a smaller class (`repeat` times all of it); an
+            argument of `quota`.
+        repeat: how often an epoch may draw the same sample: a quota may be up to `repeat` times the size of its
+            class, so that a class with few samples can get its share of an epoch; an argument of `quota`.
         recall_dataloader: index of the validation loader that the recalls come from.
         group_by: groups instead of classes in quotas and recalls: the key or position of the group
             ids in a batch, or a function from the batch to them, int [B] in [0, G).
@@ -128,6 +130,7 @@ class DataPruning(OfTraining, CountsValidation):
         recall_window: int = 3,
         shrinkage: float | Literal["auto"] = "auto",
         floor: int = 0,
+        repeat: int = 1,
         recall_dataloader: int = 0,
         group_by: GroupBy | None = None,
         logits_fn: LogitsFn | None = None,

@@ -82,8 +82,8 @@ def run_final(
 
 def _choose(cell: Cell, experiment: Experiment, known: Known, seed: int) -> PruningRecord:
     method = experiment.methods[cell.name]
-    limits = {"cutoff": method.cutoff, "pool": method.pool}
-    decision = Decision(cell.density, method.quota, method.keep, seed, 0, **limits)
+    limits: Any = {"cutoff": method.cutoff, "pool": method.pool}
+    decision = Decision(cell.density, method.quota, method.keep, seed, **limits)
     if method.quota is quotas.of_subset:
         decision = Decision(cell.density, _quota_of(method, cell, known, seed), "random", seed)
     decision.learn(known.target, known.score, len(known.recall))
@@ -102,9 +102,9 @@ def _choose(cell: Cell, experiment: Experiment, known: Known, seed: int) -> Prun
 
 def _quota_of(method: Method, cell: Cell, known: Known, seed: int) -> Callable[..., Tensor]:
     """Returns the quota function of the subset that a method chooses without quotas."""
-    limits = {"cutoff": method.cutoff, "pool": method.pool}
+    limits: Any = {"cutoff": method.cutoff, "pool": method.pool}
     # Its chance is its own.
-    alone = Decision(cell.density, None, method.keep, seed + 1, 0, **limits)
+    alone = Decision(cell.density, None, method.keep, seed + 1, **limits)
     alone.learn(known.target, known.score)
     indices = alone.draw().indices
 

@@ -80,6 +80,7 @@ def difficulty(
     *,
     floor: int | Tensor | Sequence[int] = 0,
     cap: int | Tensor | Sequence[int] | None = None,
+    repeat: int = 1,
 ) -> Tensor:
     r"""Return the quotas of NUCS: more of the classes whose samples are harder, without validation data.
 
@@ -95,9 +96,10 @@ def difficulty(
         sizes: int64 [K], samples per class, N_k.
         difficulty: float [K], finite and >= 0. Only ratios matter. NaN marks a class not seen; it counts
             as the mean over the other classes with samples.
-        budget: as in `drop`, like `floor` and `cap`.
+        budget: as in `drop`, like `floor`, `cap` and `repeat`.
         floor: samples that each class keeps at least.
         cap: samples that each class keeps at most.
+        repeat: how often an epoch may draw the same sample.
 
     Returns:
         int64 [K] on the CPU. A class of difficulty 0 keeps its floor only, unless all others are full.
@@ -111,7 +113,7 @@ def difficulty(
         >>> difficulty([60, 40, 10], [0.1, 0.3, 0.6], 24)
         tensor([ 6, 12,  6])
     """
-    size, capacity = sizes_and_capacity(sizes, cap)
+    size, capacity = sizes_and_capacity(sizes, cap, repeat)
     weight = size * losses(difficulty, size, "difficulty")
     return apportion(weight, capacity, budget, floor=floor)
 

@@ -95,6 +95,8 @@ class PruningRecord:
             "kept": len(chosen),
             "keep": chosen.keep,
             "seed": chosen.seed,
+            "repeat": chosen.repeat,
+            "distinct": chosen.distinct,
             "epochs": [estimate.epoch for estimate in self.history],
             "training": self.training,
         }
@@ -122,6 +124,9 @@ class PruningRecord:
             values: dict[str, Any] = {name: tensors[name] for name in ("indices", "quota", "sizes")}
             values |= {name: whole_number(name, about[name]) for name in ("num_samples", "seed")}
             values["keep"] = str(about["keep"])
+            values["repeat"] = whole_number(
+                "repeat", about.get("repeat", 1)
+            )  # older ones have none
             chosen = Selection(**values)
             history = tuple(
                 Estimate(

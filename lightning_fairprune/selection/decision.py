@@ -34,6 +34,7 @@ class Decision:
         floor: samples that each class keeps at least, passed to `quota_fn` unless 0.
         cutoff: fraction of each class, the hardest, that is never kept, see :func:`~lightning_fairprune.select`.
         pool: fraction of each class, drawn anew for each subset, to choose from.
+        repeat: how often an epoch may draw the same sample, passed to `quota_fn` unless 1.
 
     Example:
         >>> from lightning_fairprune import quotas
@@ -54,9 +55,10 @@ class Decision:
         floor: int = 0,
         cutoff: float = 0.0,
         pool: float = 1.0,
+        repeat: int = 1,
     ) -> None:
         self.density, self.quota_fn, self.keep, self.seed = density, quota_fn, keep, seed
-        self.floor = floor
+        self.floor, self.repeat = floor, repeat
         self.limits = {"cutoff": cutoff, "pool": pool}
         self.needs_recall = needs_recall(quota_fn)
         self.needs_difficulty = needs_difficulty(quota_fn)
@@ -114,7 +116,7 @@ class Decision:
     ) -> Tensor:
         """Returns the quotas of the rule and checks them; without difficulties it gets equal ones."""
         assert self.quota_fn is not None
-        options: dict[str, Any] = {"floor": self.floor} if self.floor else {}
+        options = options_of(self.floor, self.repeat)
         if self.needs_difficulty:
             options["difficulty"] = torch.ones(len(sizes)) if difficulty is None else difficulty
         given = (sizes, recall) if self.needs_recall else (sizes,)
@@ -129,7 +131,8 @@ class Decision:
         seed = self.seed + self.draws
         self.draws += 1
         score = None if self.keep == "random" else self.scores
-        return select(target, quota, score=score, keep=self.keep, seed=seed, **self.limits)
+        options: dict[str, Any] = {**self.limits, "repeat": self.repeat}
+        return select(target, quota, score=score, keep=self.keep, seed=seed, **options)
 
     def by_score_alone(self) -> str:
         """Returns how unequally a selection by score of the same size, without quotas, would treat the classes."""
@@ -177,6 +180,11 @@ class Decision:
             )
         if state["quota_fn"] is not None and hasattr(self.quota_fn, "load_state_dict"):
             self.quota_fn.load_state_dict(state["quota_fn"])  # type: ignore[union-attr]
+
+
+def options_of(floor: int, repeat: int) -> dict[str, Any]:
+    """Returns the options that a quota function is called with; a function of the user's may have neither."""
+    return ({"floor": floor} if floor else {}) | ({"repeat": repeat} if repeat != 1 else {})
 
 
 def needs_recall(quota_fn: Callable[..., Any] | None) -> bool:

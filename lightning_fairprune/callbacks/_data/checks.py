@@ -28,6 +28,7 @@ from lightning_fairprune.selection.decision import (
     emptied_in_words,
     needs_difficulty,
     needs_recall,
+    options_of,
 )
 
 
@@ -39,7 +40,7 @@ def quota(settings: DataSettings) -> None:
     if settings.quota is None:
         return
     sizes, recall = torch.full((4,), 100), torch.linspace(0.5, 0.8, 4, dtype=torch.float64)
-    options: dict[str, Any] = {"floor": settings.floor} if settings.floor else {}
+    options = options_of(settings.floor, settings.repeat)
     if needs_difficulty(settings.quota):
         options["difficulty"] = 1 - recall
     given = (sizes, recall) if needs_recall(settings.quota) else (sizes,)
@@ -228,8 +229,9 @@ def sampling(settings: DataSettings, source: TrainSource) -> None:
     sampler = source.sampler
     if sampler.stream is not None:
         name = type(sampler.stream.sampler).__name__
+        times = "once an epoch" if settings.repeat == 1 else "as often an epoch as its quota says"
         often = (
-            "each of them is drawn once an epoch"
+            f"each of them is drawn {times}"
             if sampler.draws_once
             else f"quotas say which samples are kept, and {name} decides how often each of them is drawn"
         )
@@ -305,14 +307,14 @@ def trained_on_kept(trainer: pl.Trainer, warmup: int, swapped_at: int | None) ->
     )
 
 
-def unobserved(target: Tensor, budget: int) -> None:
-    """Warns of samples that were never observed, and raises if too few remain."""
+def unobserved(target: Tensor, budget: int, repeat: int) -> None:
+    """Warns of samples that were never observed, and raises if too few remain, drawn up to `repeat` times."""
     missing = int((target < 0).sum())
     if missing == 0:
         return
     total = len(target)
     cause = "check drop_last, limit_train_batches and weighted samplers"
-    if total - missing < budget:
+    if (total - missing) * repeat < budget:
         raise ValueError(
             f"{missing} of {total} training samples were never observed in the warm-up, so only "
             f"{total - missing} can be kept where {budget} are wanted: warm up longer, or {cause}."

@@ -88,7 +88,7 @@ class WarmingUp:
         if scores is not None:
             target = target.masked_fill(scores.isnan(), -1)
         target = target.masked_fill(ignored, -1)
-        checks.unobserved(target[~ignored], budget)
+        checks.unobserved(target[~ignored], budget, decision.repeat)
         num_classes = recorder.num_classes if grouped is None else 0
         decision.learn(target, scores, num_classes, population=population)
         recorder.release()
@@ -133,5 +133,5 @@ class Pruned:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the selection without its indices, which the source saves."""
-        names = ("num_samples", "quota", "sizes", "keep", "seed")
+        names = ("num_samples", "quota", "sizes", "keep", "seed", "repeat")
         return {name: getattr(self.selection, name) for name in names}

@@ -43,6 +43,7 @@ class PruningRun:
             floor=settings.floor,
             cutoff=settings.cutoff,
             pool=settings.pool,
+            repeat=settings.repeat,
         )
         self.warmup = resolve_warmup(settings.warmup_epochs, trainer)
         self.recalls = RecallWindow(settings.recall_window, settings.shrinkage)
@@ -261,11 +262,16 @@ class PruningRun:
             checks.weights(self.source.sampler.weights, drawn, self.source.classes)
 
     def _report(self, epoch: int, selection: Selection) -> None:
-        kept = selection.quota
+        kept, distinct = selection.quota, selection.distinct
+        repeats = (
+            f", {distinct} distinct, drawn up to {selection.repeat} times"
+            if distinct < len(selection)
+            else ""
+        )
         few, many = int(kept.argmin()), int(kept.argmax())
         rank_zero_info(
             f"DataPruning: after epoch {epoch} training continues with {len(selection)} of "
-            f"{selection.num_samples} samples; class {few} keeps fewest ({int(kept[few])} of "
+            f"{selection.num_samples} samples{repeats}; class {few} keeps fewest ({int(kept[few])} of "
             f"{int(selection.sizes[few])}), class {many} most ({int(kept[many])} of "
             f"{int(selection.sizes[many])})."
         )
@@ -323,7 +329,7 @@ class PruningRun:
         }
 
     def _check_resumed(self, state: Mapping[str, Any]) -> None:
-        before = dict(state.get("settings", {}))  # older ones have none
+        before = {"repeat": 1} | state.get("settings", {})  # older ones have none, or not this one
         original = state.get("warmup")
         if original is not None and before.get("warmup_epochs") != self.settings.warmup_epochs:
             # Said in another way, as a fraction or a number of epochs.

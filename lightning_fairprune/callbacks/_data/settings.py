@@ -74,6 +74,7 @@ class DataSettings:
     recall_window: int
     shrinkage: float | Literal["auto"]
     floor: int
+    repeat: int
     recall_dataloader: int
     group_by: GroupBy | None
     logits_fn: LogitsFn | None
@@ -94,6 +95,7 @@ class DataSettings:
         # Checkpoints with numbers of numpy do not load.
         object.__setattr__(self, "density", float(self.density))
         object.__setattr__(self, "seed", int(self.seed))
+        object.__setattr__(self, "repeat", int(self.repeat))
 
     @property
     def score_pass(self) -> ScorePass | None:
@@ -124,7 +126,7 @@ class DataSettings:
         function("quota", self.quota, "quotas.drop")
         for name in ("density", "warmup_epochs", "cutoff", "pool"):
             number(name, getattr(self, name))
-        for name in ("recall_window", "floor", "recall_dataloader", "seed"):
+        for name in ("recall_window", "floor", "repeat", "recall_dataloader", "seed"):
             number(name, getattr(self, name), whole=True)
         if not 0 < self.density <= 1:
             raise ValueError(f"`density` must be in (0, 1], got {self.density}.")
@@ -165,14 +167,23 @@ class DataSettings:
         at_least("recall_window", self.recall_window, 1, "validation")
         shrinkage(self.shrinkage)
         at_least("floor", self.floor, 0, "samples")
+        at_least("repeat", self.repeat, 1)
         at_least("recall_dataloader", self.recall_dataloader, 0)
 
     def _check_quota(self) -> None:
         if self.quota is None:
             return
+        parameters = inspect.signature(self.quota).parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        if self.repeat != 1 and "repeat" not in parameters and not takes_any:
+            raise ValueError(
+                f"`repeat`={self.repeat} needs a `quota` that takes `repeat`, as those of lightning_fairprune.quotas "
+                f"do, but {called(self.quota)} does not: let quotas be up to `repeat` times the sizes, or leave "
+                "`repeat` at 1."
+            )
         unknown = [
             name
-            for name, parameter in inspect.signature(self.quota).parameters.items()
+            for name, parameter in parameters.items()
             if parameter.default is parameter.empty
             and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
             and name not in ("sizes", "recall", "budget", "difficulty")
