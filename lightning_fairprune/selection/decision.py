@@ -59,7 +59,7 @@ class Decision:
     ) -> None:
         self.density, self.quota_fn, self.keep, self.seed = density, quota_fn, keep, seed
         self.floor, self.repeat = floor, repeat
-        self.limits = {"cutoff": cutoff, "pool": pool}
+        self.limits: dict[str, Any] = {"cutoff": cutoff, "pool": pool, "repeat": repeat}
         self.needs_recall = needs_recall(quota_fn)
         self.needs_difficulty = needs_difficulty(quota_fn)
         self.quota: Tensor | None = None
@@ -131,8 +131,7 @@ class Decision:
         seed = self.seed + self.draws
         self.draws += 1
         score = None if self.keep == "random" else self.scores
-        options: dict[str, Any] = {**self.limits, "repeat": self.repeat}
-        return select(target, quota, score=score, keep=self.keep, seed=seed, **options)
+        return select(target, quota, score=score, keep=self.keep, seed=seed, **self.limits)
 
     def by_score_alone(self) -> str:
         """Returns how unequally a selection by score of the same size, without quotas, would treat the classes."""
