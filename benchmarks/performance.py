@@ -200,7 +200,7 @@ def memory(size: Size) -> Iterator[Figure]:
         )
         most = max(slope for slope, _ in held)
         yield Figure(
-            f"device bytes a sample, 1 to {size.epochs} epochs, {name}", 24, most, unit="B"
+            f"device bytes a sample, 1 to {size.epochs} epochs, {name}", 28, most, unit="B"
         )
     for name, make, limit in (
         ("default", lambda warmup: lfp.DataPruning(0.5, warmup), None),

@@ -13,9 +13,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_fairprune.records.dynamics import Dynamics
 from lightning_fairprune.records.label_errors import LabelErrors
 
-__all__ = ["LabelErrors", "confident_joint", "estimate", "suspects"]
+__all__ = ["LabelErrors", "confident_joint", "estimate", "suspects", "wrong_labels"]
+
+SIGNALS = ("loss", "margin", "rival")
+"""What `wrong_labels` reads."""
+
+LEAST_EPOCHS = 4
+"""Of a warm-up that is worth an estimate: before, the model takes too many right labels for wrong ones."""
 
 _ROUNDING = 1e-6  # of the mean of equal probabilities
 _MOST_AT_ONCE = 1 << 22  # probabilities in a temporary
@@ -101,7 +108,80 @@ def estimate(probabilities: Tensor, target: Tensor) -> LabelErrors:
     """
     likely = _likely(probabilities, target)
     ranked = _ranked(probabilities, target, likely, "margin")
-    num_classes = probabilities.shape[1]
+    return _errors(target, likely, ranked, probabilities.shape[1])
+
+
+def wrong_labels(dynamics: Dynamics, num_classes: int | None = None) -> LabelErrors:
+    r"""Return the estimate from what training recorded of each sample in its epochs.
+
+    The probabilities are means over the epochs in which a sample was observed: `\bar p_y` of its label, and `\bar p_j` of
+    each class j that was its rival, with 0 in the epochs in which j was not. The other classes stay below their thresholds,
+    but for a class that is often second and never first. Every prediction is made before the step that learns the sample, so that those of
+    the early epochs are of a model that has hardly learnt it by heart; after many epochs wrong labels are learnt, too, and the
+    estimate falls. It wants at least four epochs: with fewer the model is too young, and classes without
+    wrong labels get suspects.
+
+    Args:
+        dynamics: Record with the signals `loss`, `margin` and `rival`.
+        num_classes: K; None takes the highest label or rival plus 1.
+
+    Returns:
+        The estimate; a sample that was never observed counts as unlabelled.
+
+    Raises:
+        ValueError: If a signal was not recorded, or there are more than `num_classes` classes.
+
+    Example:
+        The second sample is labelled 0 and looks like class 1.
+
+        >>> p_true = torch.tensor([[0.9, 0.2, 0.9, 0.8], [0.9, 0.1, 0.7, 0.8]])
+        >>> seen = Dynamics(
+        ...     target=torch.tensor([0, 0, 0, 1]),
+        ...     signals={
+        ...         "loss": -p_true.log(),
+        ...         "margin": (p_true / (1 - p_true)).log(),
+        ...         "rival": torch.tensor([[1.0, 1.0, 1.0, 0.0]]).repeat(2, 1),
+        ...     },
+        ... )
+        >>> errors = wrong_labels(seen)
+        >>> errors.suspects, errors.likely, errors.share
+        (tensor([1]), tensor([1]), tensor([0.3333, 0.0000], dtype=torch.float64))
+    """
+    loss, margin = dynamics.signal("loss"), dynamics.signal("margin")
+    rival, observed = dynamics.signal("rival"), dynamics.observed
+    rival = rival.nan_to_num(0).round().long()
+    target = dynamics.target.where(observed.any(0), -1)
+    highest = max((int(t.max()) for t in (target, rival) if t.numel()), default=-1)
+    if num_classes is None:
+        num_classes = highest + 1
+    if highest >= num_classes:
+        raise ValueError(f"`num_classes` is {num_classes}, but a label or a rival is {highest}.")
+    epochs = observed.sum(0).clamp(min=1).double()
+    p_true = (-loss.double()).exp().where(observed, 0.0)
+    p_rival = (-loss.double() - margin.double()).exp().where(observed, 0.0)
+    own = p_true.sum(0) / epochs
+    labelled = target >= 0
+    thresholds = _thresholds(own[labelled], target[labelled], num_classes) - _ROUNDING
+    if not num_classes:
+        thresholds = own.new_full((1,), 2.0)  # to be looked up by no sample
+    # The label first, then each rival: the highest that reaches its threshold, of equal ones the lowest class.
+    nobody = torch.full_like(target, -1)
+    reached = labelled & (own >= thresholds[target.clamp(min=0)])
+    likely, best = target.where(reached, nobody), own.where(reached, -1.0)
+    first_other = torch.zeros_like(own)
+    for of_class in rival:
+        total = p_rival.where(rival == of_class, 0.0).sum(0) / epochs
+        total = total.where(of_class != target, 0.0)
+        first_other = torch.maximum(first_other, total)
+        better = (total > best) | ((total == best) & (of_class < likely))
+        better &= labelled & (total >= thresholds[of_class])
+        likely, best = of_class.where(better, likely), total.where(better, best)
+    chosen = ((likely >= 0) & (likely != target)).nonzero().squeeze(1)
+    ranked = chosen[(own - first_other)[chosen].argsort(stable=True)]
+    return _errors(target, likely, ranked, num_classes)
+
+
+def _errors(target: Tensor, likely: Tensor, ranked: Tensor, num_classes: int) -> LabelErrors:
     return LabelErrors(
         sizes=target[target >= 0].bincount(minlength=num_classes),
         confident=target[likely >= 0].bincount(minlength=num_classes),

@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-__all__ = ["correct", "el2n", "entropy", "loss", "margin", "p_true"]
+__all__ = ["correct", "el2n", "entropy", "loss", "margin", "p_true", "rival"]
 
 
 def loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -115,6 +115,23 @@ def correct(logits: Tensor, target: Tensor) -> Tensor:
     return compute(("correct",), logits, target)["correct"]
 
 
+def rival(logits: Tensor, target: Tensor) -> Tensor:
+    r"""Return the rival of each sample: the class with the highest logit other than the true one.
+
+    `\argmax_{j != y} z_j`, the first of equal ones, the class that `margin` compares with. With `loss` and `margin` it gives
+    the rival's probability, `exp(-loss - margin)`: `label_errors.wrong_labels` reads the three. With a single class it is 0.
+    Arguments and errors are those of `loss`.
+
+    Returns:
+        Whole numbers in [0, C), float32 (float64 for float64 logits), [B].
+
+    Example:
+        >>> rival(torch.tensor([[1.0, 4.0, 2.0], [1.0, 4.0, 2.0]]), torch.tensor([1, 0]))
+        tensor([2., 1.])
+    """
+    return compute(("rival",), logits, target)["rival"]
+
+
 def compute(names: Iterable[str], logits: Tensor, target: Tensor) -> dict[str, Tensor]:
     """Return several signals of one batch, with one softmax for all of them.
 
@@ -167,6 +184,10 @@ class _Batch:
     def p(self) -> Tensor:
         return self.log_p.exp()
 
+    @cached_property
+    def others(self) -> Tensor:
+        return self.z.scatter(1, self.y, -torch.inf)
+
 
 def _loss(batch: _Batch) -> Tensor:
     return -batch.log_p.gather(1, batch.y).squeeze(1)
@@ -184,13 +205,17 @@ def _p_true(batch: _Batch) -> Tensor:
 
 def _margin(batch: _Batch) -> Tensor:
     true = batch.z.gather(1, batch.y).squeeze(1)
-    return true - batch.z.scatter(1, batch.y, -torch.inf).amax(1)
+    return true - batch.others.amax(1)
 
 
 def _entropy(batch: _Batch) -> Tensor:
     # A logit of -inf has ln p = -inf; made finite, it meets p = 0 and gives 0 instead of NaN.
     log_p = batch.log_p.clamp_min(torch.finfo(batch.z.dtype).min)
     return -(batch.p * log_p).sum(1)
+
+
+def _rival(batch: _Batch) -> Tensor:
+    return batch.others.argmax(1).to(batch.z.dtype)
 
 
 def _correct(batch: _Batch) -> Tensor:
@@ -204,4 +229,5 @@ _FORMULAS: dict[str, Callable[[_Batch], Tensor]] = {
     "loss": _loss,
     "margin": _margin,
     "p_true": _p_true,
+    "rival": _rival,
 }

@@ -33,6 +33,11 @@ def signal_margin(z: list[float], y: int) -> float:
     return z[y] - max((v for j, v in enumerate(z) if j != y), default=-math.inf)
 
 
+def signal_rival(z: list[float], y: int) -> float:
+    others = [j for j in range(len(z)) if j != y]
+    return float(max(others, key=lambda j: z[j], default=0))
+
+
 def signal_entropy(z: list[float], y: int) -> float:
     return -math.fsum(p * math.log(p) for p in softmax(z) if p > 0)
 

@@ -8,8 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_fairprune import label_errors
-from lightning_fairprune.label_errors import LabelErrors, confident_joint, estimate, suspects
+from lightning_fairprune import Dynamics, label_errors, signals
+from lightning_fairprune.label_errors import (
+    LabelErrors,
+    confident_joint,
+    estimate,
+    suspects,
+    wrong_labels,
+)
 
 
 def slow_joint(probabilities: list[list[float]], target: list[int]) -> list[list[int]]:
@@ -229,3 +235,102 @@ def test_the_level_of_an_interval() -> None:
     errors = estimate(*draw(50, 3, seed=3))
     with pytest.raises(ValueError, match="`level`"):
         errors.interval(1.0)
+
+
+# ------------------------------------------------------------------------------------- from dynamics
+
+
+def observe(logits: Tensor, target: Tensor, observed: Tensor | None = None) -> Dynamics:
+    """The record of logits [E, N, K]."""
+    names = ("loss", "margin", "rival")
+    rows = [signals.compute(names, of_epoch, target.clamp(min=0)) for of_epoch in logits]
+    return Dynamics(
+        target=target,
+        signals={name: torch.stack([row[name] for row in rows]) for name in names},
+        observed=observed,
+    )
+
+
+def means(logits: Tensor, target: Tensor, observed: Tensor) -> Tensor:
+    """Mean probabilities of label and rivals, [N, K], the slow way; NaN for a sample that was never observed."""
+    mean = torch.zeros(logits.shape[1:], dtype=torch.float64)
+    for i, y in enumerate(target.clamp(min=0).tolist()):
+        for p in logits[observed[:, i], i].double().softmax(1):
+            rival = max((j for j in range(len(p)) if j != y), key=lambda j: float(p[j]))
+            mean[i, y] += p[y]
+            mean[i, rival] += p[rival]
+    return mean / observed.sum(0).unsqueeze(1)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_recorded_signals_give_the_estimate_of_mean_probabilities(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    epochs, n, k = 1 + seed, 120, 2 + seed % 4
+    target = torch.randint(-1, k, (n,), generator=generator)
+    logits = 2 * torch.randn(epochs, n, k, generator=generator)
+    logits[:, torch.arange(n), target.clamp(min=0)] += 1.5
+    observed = torch.rand(epochs, n, generator=generator) < 0.8
+    found = wrong_labels(observe(logits, target, observed), k)
+    p = means(logits, target, observed)
+    expected = estimate(p.nan_to_num(0), target.where(observed.any(0), -1))
+    assert len(found.suspects)
+    for name in ("sizes", "confident", "suspects", "given", "likely"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+
+
+def test_two_classes_are_known_in_full() -> None:
+    generator = torch.Generator().manual_seed(5)
+    target = torch.randint(0, 2, (200,), generator=generator)
+    logits = torch.randn(4, 200, 2, generator=generator)
+    found = wrong_labels(observe(logits, target))
+    expected = estimate(logits.double().softmax(2).mean(0), target)
+    assert torch.equal(found.suspects, expected.suspects)
+    assert torch.equal(found.confident, expected.confident)
+
+
+def test_dynamics_of_nothing() -> None:
+    target = torch.full((3,), -1)
+    found = wrong_labels(observe(torch.randn(2, 3, 2), target, torch.zeros(2, 3).bool()))
+    assert found.sizes.sum() == 0
+    assert wrong_labels(observe(torch.randn(2, 3, 2), target), 2).sizes.tolist() == [0, 0]
+
+
+def test_dynamics_without_the_signals_or_with_more_classes() -> None:
+    target = torch.tensor([0, 1, 2])
+    seen = observe(torch.randn(2, 3, 3), target)
+    assert len(wrong_labels(seen, 5).sizes) == 5
+    with pytest.raises(ValueError, match="a label or a rival is 2"):
+        wrong_labels(seen, 2)
+    with pytest.raises(ValueError, match="'loss' was not recorded"):
+        wrong_labels(Dynamics(target=target, signals={}))
+
+
+# ----------------------------------------------------------------------------------- doubtful classes
+
+
+def shares(wrong: list[int], confident: int = 100) -> LabelErrors:
+    given = torch.arange(len(wrong)).repeat_interleave(torch.tensor(wrong))
+    n = torch.full((len(wrong),), confident)
+    return LabelErrors(n, n, torch.arange(len(given)), given, (given + 1) % len(wrong))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "doubtful"),
+    [
+        ([0, 0, 0, 0], []),
+        ([1, 8, 0, 0], []),  # 4 to 15 %
+        ([1, 15, 0, 30], [3, 1]),
+        ([30, 32, 28, 31], []),  # all alike
+        ([20, 22, 80, 21], [2]),
+        ([30, 30, 30, 0], []),
+        ([30, 30, 0, 0], [0, 1]),  # of two medians the lower one counts
+    ],
+)
+def test_doubtful_classes_stand_out(wrong: list[int], doubtful: list[int]) -> None:
+    assert shares(wrong).doubtful.tolist() == doubtful
+
+
+def test_few_samples_are_not_doubtful() -> None:
+    assert shares([2, 0, 0], confident=5).doubtful.tolist() == [0]
+    assert shares([1, 0, 0], confident=5).doubtful.tolist() == []
+    assert shares([0], confident=0).doubtful.tolist() == []

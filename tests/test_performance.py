@@ -57,7 +57,7 @@ def test_that_reading_a_value_would_be_noticed() -> None:
 
 @pytest.mark.parametrize(
     ("names", "grouped", "most"),
-    [((), False, 5), (("el2n",), False, 7), (tuple(signals.__all__), True, 24)],
+    [((), False, 5), (("el2n",), False, 7), (tuple(signals.__all__), True, 28)],
     ids=["default", "el2n", "everything"],
 )
 def test_device_bytes_do_not_grow_with_epochs(

@@ -47,6 +47,7 @@ class SlowRecorder:
             "margin": z[y] - max(v for k, v in enumerate(z) if k != y),
             "entropy": -sum(q * math.log(q) for q in p),
             "correct": float(z.index(max(z)) == y),
+            "rival": float(max((k for k in range(len(z)) if k != y), key=lambda k: z[k])),
         }
 
     def check(self, dynamics: Dynamics, names: tuple[str, ...] = ALL) -> None:
@@ -341,6 +342,7 @@ def test_closed_classes_are_recorded_where_the_signals_are_finite() -> None:
         "loss": [math.log(4), math.log(4 / 3)],
         "margin": [-math.log(3), math.log(3)],
         "p_true": [1 / 4, 3 / 4],
+        "rival": [1.0, 0.0],
     }
     seen = recorder.dynamics()
     for name, values in expected.items():

@@ -595,6 +595,7 @@ def test_arguments_that_cannot_go_together(options: dict[str, Any], message: str
         (partial(signals.margin), "margin", "margin"),
         (signals.p_true, "p_true", "confidence"),
         (signals.correct, "correct", "forgetting"),
+        (signals.rival, "rival", "margin"),
     ],
 )
 def test_signals_are_no_scores(signal: Any, name: str, score: str, score_on: str) -> None:

@@ -29,6 +29,7 @@ def test_values_checked_by_hand():
         "margin": -math.log(3),
         "entropy": 0.25 * math.log(4) + 0.75 * math.log(4 / 3),
         "correct": False,
+        "rival": 1.0,
     }
     for name, value in signals.compute(signals.__all__, logits, target).items():
         assert value.item() == pytest.approx(expected[name], abs=1e-15), name
@@ -78,7 +79,7 @@ def test_empty_batch(name):
 def test_single_class():
     got = signals.compute(signals.__all__, torch.tensor([[2.5]]), torch.tensor([0]))
     expected = dict.fromkeys(("el2n", "entropy", "loss"), 0.0)
-    expected |= {"correct": True, "margin": math.inf, "p_true": 1.0}
+    expected |= {"correct": True, "rival": 0.0, "margin": math.inf, "p_true": 1.0}
     assert {name: value.item() for name, value in got.items()} == expected
 
 

@@ -18,9 +18,11 @@ _HOST_DTYPE = {
     "correct": torch.bool,
     "loss": torch.float32,
     "margin": torch.float32,
+    "rival": torch.float32,
     MOVE: torch.float32,
 }
 _UNSEEN = -1
+_ENDLESS = 1e4  # nats: a probability of 0
 
 # Batches are buffered and computed together, because a dozen tensor functions on a small batch cost
 # mostly overhead. At most so many batches or logits are buffered.
@@ -31,12 +33,13 @@ class EpochRecorder:
     """Per-sample signals of the running epoch and of the epochs before it.
 
     The device holds one value per sample and signal, the label and a flag, in the narrowest types:
-    at most 24 bytes a sample, besides the logits of at most sixteen batches, and 4 bytes a class for the
+    at most 28 bytes a sample, besides the logits of at most sixteen batches, and 4 bytes a class for the
     signal `move`. A finished epoch moves to host memory. Recording copies nothing to the host and never waits for the device.
 
     Args:
         num_samples: N of the training set.
         names: the signals to record, from :mod:`lightning_fairprune.signals`, or `move`; none for labels only.
+        besides: signals to record besides, of which any value is welcome: what is not finite becomes `_ENDLESS`.
         grouped: whether every sample has a group id.
         device: of the training step.
     """
@@ -46,10 +49,12 @@ class EpochRecorder:
         num_samples: int,
         names: Sequence[str] = (),
         *,
+        besides: Sequence[str] = (),
         grouped: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.names = tuple(names)
+        self._wanted = tuple(names)
+        self.names = (*names, *(name for name in besides if name not in names))
         self.num_samples = num_samples
         self.target = torch.full((num_samples,), _UNSEEN, dtype=torch.int64)
         self.group = self.target.clone() if grouped else None
@@ -165,6 +170,8 @@ class EpochRecorder:
             self._learn_labels("group", mean, observed, epoch)
         for name in self.names:
             row = mean[name]
+            if name not in self._wanted:
+                row = row.nan_to_num(_ENDLESS, posinf=_ENDLESS, neginf=-_ENDLESS)
             bad = observed & ~row.isfinite()
             if bad.any():
                 first = int(bad.nonzero()[0])
@@ -255,6 +262,12 @@ class EpochRecorder:
             else self._moves.state_dict(running["seen"], reduce_sum),
         }
 
+    def _record_only_wanted(self) -> None:
+        for name in set(self.names) - set(self._wanted):
+            del self._rows[name]
+            self._now.pop(name, None)
+        self.names = self._wanted
+
     def _means(self, total: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # In the types of the buffers, a third of the size.
         seen = total["seen"]
@@ -269,7 +282,9 @@ class EpochRecorder:
                 f"the checkpoint was written with {state['num_samples']} training samples, the "
                 f"training set now has {self.num_samples}: resume with the same data."
             )
-        if tuple(state["names"]) != self.names:
+        if tuple(state["names"]) == self._wanted:
+            self._record_only_wanted()  # the checkpoint of an earlier version
+        elif tuple(state["names"]) != self.names:
             raise ValueError(
                 f"the checkpoint recorded the signals {list(state['names'])}, the score now needs "
                 f"{list(self.names)}: resume with the same score."

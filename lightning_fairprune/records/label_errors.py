@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,6 +78,24 @@ class LabelErrors:
     def __repr__(self) -> str:
         return f"LabelErrors(num_classes={len(self.sizes)}, suspects={len(self.suspects)})"
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the attributes by name."""
+        return {name: getattr(self, name) for name in FIELDS}
+
+    def readable(self) -> dict[str, Any]:
+        """Return shares with bounds, null where unknown, and suspects by class, for JSON."""
+        low, high = self.interval()
+        known = (self.confident > 0).tolist()
+        shares = {"share": self.share, "low": low, "high": high}
+        return {
+            **{
+                name: [v if k else None for v, k in zip(values.tolist(), known, strict=True)]
+                for name, values in shares.items()
+            },
+            "doubtful": self.doubtful.tolist(),
+            "suspects": [self.suspects[self.given == k].tolist() for k in range(len(known))],
+        }
+
     @property
     def wrong(self) -> Tensor:
         """Suspects of each class, int64, [K]."""
@@ -122,6 +141,18 @@ class LabelErrors:
         half = z * (wrong * (n - wrong) / n.clamp(min=1) + z * z / 4).sqrt()
         low, high = (middle - half) / (n + z * z), (middle + half) / (n + z * z)
         return low.clamp(min=0).where(wrong > 0, 0.0), high.clamp(max=1).where(wrong < n, 1.0)
+
+    @property
+    def doubtful(self) -> Tensor:
+        """Classes whose labels look worse than chance and than those of the others, the worst first, int64, [M].
+
+        Those whose lower bound at 95 % is above .05 and above twice the median share of the classes. The median allows for a
+        task in which all classes look alike; two classes that overlap each other alone are named, too.
+        """
+        low, _ = self.interval()
+        found = low > (2 * self.share.nanmedian()).clamp(min=0.05)
+        worst = self.share.nan_to_num(0).argsort(descending=True, stable=True)
+        return worst[found[worst]]
 
     def about(self, label: int, names: Sequence[str] | None = None) -> str:
         """Return the estimate for one class in words; "" for a class without confident samples.

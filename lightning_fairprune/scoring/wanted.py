@@ -98,7 +98,7 @@ def kind_of(score: Callable[..., Any]) -> Kind:
     inner = score.func if isinstance(score, functools.partial) else score
     name = called(inner)
     if getattr(inner, "__module__", None) == signals.__name__:
-        same = {"p_true": "confidence", "correct": "forgetting"}.get(name, name)
+        same = {"p_true": "confidence", "correct": "forgetting", "rival": "margin"}.get(name, name)
         raise ValueError(
             f"`score` must be computed from the whole warm-up, but signals.{name} is the value of one batch: "
             f"pass lightning_fairprune.scores.{same}."
