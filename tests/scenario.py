@@ -130,6 +130,9 @@ def run(
         "quota": None if callback.quota is None else callback.quota.tolist(),
         "history": [[h.epoch, h.quota.tolist()] for h in callback.history],
         "weights": digest.hexdigest(),
+        "label_errors": None
+        if callback.label_errors is None
+        else {name: t.tolist() for name, t in callback.label_errors.tensors().items()},
         "reload": t.reload_dataloaders_every_n_epochs,
         "bar": t.num_training_batches,
         "evaluations": [[*e[:4], e.counts.tp.tolist()] for e in track.history.evaluations],

@@ -84,6 +84,7 @@ WINGS: dict[str, set[str]] = {
         "counts",
         "criteria",
         "figures",
+        "label_errors",
         "masks",
         "quotas",
         "recalls",

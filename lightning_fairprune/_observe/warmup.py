@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -29,6 +29,7 @@ class WarmUp:
         score: its signals are recorded; None records labels only.
         group_by: see :class:`~lightning_fairprune.DataPruning`.
         by_class: whether samples are selected by class.
+        besides: signals to record besides those of the score, see `EpochRecorder`.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class WarmUp:
         score: Callable[..., Any] | None,
         group_by: GroupBy | None,
         by_class: bool = True,
+        besides: Sequence[str] = (),
     ) -> None:
         self._by_class = by_class
         self._labels: Tensor | None = None  # of mixed samples
@@ -48,6 +50,7 @@ class WarmUp:
         self.recorder = EpochRecorder(
             source.num_samples,
             names,
+            besides=besides,
             grouped=group_by is not None,
             device=trainer.strategy.root_device,
         )

@@ -22,6 +22,7 @@ from lightning_fairprune.callbacks._data.settings import DataSettings, ScorePass
 from lightning_fairprune.callbacks._run_folder import say_where
 from lightning_fairprune.callbacks._training import OfTraining, forget_training, name_training
 from lightning_fairprune.records.dynamics import Dynamics
+from lightning_fairprune.records.label_errors import LabelErrors
 from lightning_fairprune.records.pruning_record import PruningRecord
 from lightning_fairprune.selection import Selection
 from lightning_fairprune.selection.decision import Estimate
@@ -183,6 +184,11 @@ class DataPruning(OfTraining, CountsValidation):
         """What the warm-up recorded, or the pass."""
         warm_up = None if self._run is None else self._run.warm_up
         return None if warm_up is None else warm_up.dynamics
+
+    @property
+    def label_errors(self) -> LabelErrors | None:
+        """The estimate of wrong labels after a warm-up of four epochs or more with `Minimax`, else None."""
+        return None if self._run is None else self._run.label_errors
 
     @property
     def record(self) -> PruningRecord | None:

@@ -23,11 +23,13 @@ from lightning_fairprune._files import (
     write_json,
     write_tensors,
 )
+from lightning_fairprune.records.label_errors import LabelErrors
 from lightning_fairprune.selection import Selection
 from lightning_fairprune.selection.decision import Estimate
 
 _KIND = "PruningRecord"
 _FILE = "pruning.safetensors"
+_ERRORS = "label_errors/"
 _ESTIMATED = ("recall", "quota")
 
 
@@ -42,6 +44,7 @@ class PruningRecord:
         history: every estimate of the quotas.
         settings: the arguments of the callback as text, numbers and lists of them.
         training: the name of the training; None if unknown.
+        label_errors: the estimate of wrong labels; None without one.
 
     Raises:
         ValueError: If `target` or `score` are not for the samples of `selection`.
@@ -60,6 +63,7 @@ class PruningRecord:
     history: tuple[Estimate, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     training: str | None = None
+    label_errors: LabelErrors | None = None
 
     def __post_init__(self) -> None:
         for name in ("target", "score"):
@@ -69,6 +73,9 @@ class PruningRecord:
                     f"`{name}` must be [{self.selection.num_samples}], one for each sample that was "
                     f"selected from, got {list(value.shape)}."
                 )
+        errors, n = self.label_errors, self.selection.num_samples
+        if errors is not None and ((errors.suspects < 0) | (errors.suspects >= n)).any():
+            raise ValueError(f"suspects of `label_errors` must be samples in [0, {n}).")
 
     @property
     def dropped(self) -> Tensor:
@@ -89,6 +96,9 @@ class PruningRecord:
                 value = getattr(estimate, name)
                 if value is not None:
                     tensors[f"history/{i}/{name}"] = value
+        if self.label_errors is not None:
+            found = self.label_errors.tensors()
+            tensors |= {f"{_ERRORS}{name}": value.contiguous() for name, value in found.items()}
         about = {
             "settings": dict(self.settings),
             "num_samples": chosen.num_samples,
@@ -101,7 +111,9 @@ class PruningRecord:
             "training": self.training,
         }
         write_tensors(folder / _FILE, _KIND, tensors, {"record": json.dumps(about)})
-        classes = {"quota": chosen.quota.tolist(), "sizes": chosen.sizes.tolist()}
+        classes: dict[str, Any] = {"quota": chosen.quota.tolist(), "sizes": chosen.sizes.tolist()}
+        if self.label_errors is not None:
+            classes |= {"label_errors": self.label_errors.readable()}
         write_json(folder / "pruning.json", _KIND, {**about, **classes})
 
     @classmethod
@@ -137,4 +149,9 @@ class PruningRecord:
             )
             target = whole_numbers("target", tensors["target"])
             settings, score = dict(about["settings"]), tensors.get("score")
-            return cls(chosen, target, score, history, settings, text_or_none(about, "training"))
+            training = text_or_none(about, "training")
+            found = {
+                n.removeprefix(_ERRORS): t for n, t in tensors.items() if n.startswith(_ERRORS)
+            }
+            errors = LabelErrors(**found) if found else None
+            return cls(chosen, target, score, history, settings, training, errors)

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from lightning_fairprune import label_errors
 from lightning_fairprune._loading.labels import guesses
 from lightning_fairprune._loading.source import TrainSource
 from lightning_fairprune._model.losses import IGNORED
@@ -16,6 +17,7 @@ from lightning_fairprune.callbacks._data import checks
 from lightning_fairprune.callbacks._data.score_pass import FitPass
 from lightning_fairprune.callbacks._data.settings import DataSettings
 from lightning_fairprune.records.dynamics import Dynamics
+from lightning_fairprune.records.label_errors import LabelErrors
 from lightning_fairprune.selection import Selection
 from lightning_fairprune.selection.decision import Decision
 
@@ -55,6 +57,7 @@ class WarmingUp:
             score=None if by_pass else settings.score,
             group_by=settings.group_by,
             by_class=settings.quota is not None,
+            besides=label_errors.SIGNALS if settings.watches_labels else (),
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -65,6 +68,17 @@ class WarmingUp:
     def dynamics(self) -> Dynamics:
         """What the warm-up recorded, or the pass."""
         return self.observed.dynamics if self._passed is None else self._passed
+
+    def label_errors(self) -> LabelErrors | None:
+        """Returns the estimate of wrong labels from the recorded epochs; None if too few, or not what it needs, were recorded."""
+        recorder = self.observed.recorder
+        needed = label_errors.SIGNALS
+        if not set(needed) <= set(recorder.names):
+            return None
+        seen = recorder.dynamics()
+        if seen.num_epochs < label_errors.LEAST_EPOCHS:
+            return None
+        return label_errors.wrong_labels(seen, recorder.num_classes)
 
     def close(self, decision: Decision) -> None:
         """Passes labels (or groups) and scores to the decision, and frees the device memory."""

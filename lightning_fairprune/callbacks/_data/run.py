@@ -22,6 +22,7 @@ from lightning_fairprune.callbacks._data.settings import DataSettings
 from lightning_fairprune.callbacks._run_folder import run_folder
 from lightning_fairprune.callbacks._training import training_of
 from lightning_fairprune.counts import ClassCounts
+from lightning_fairprune.records.label_errors import LabelErrors
 from lightning_fairprune.records.pruning_record import PruningRecord
 from lightning_fairprune.selection import Selection
 from lightning_fairprune.selection.decision import Decision
@@ -49,6 +50,7 @@ class PruningRun:
         self.recalls = RecallWindow(settings.recall_window, settings.shrinkage)
         self.validation = Validation(settings.recall_dataloader, settings.group_by)
         self.phase: WarmingUp | Pruned | None = None  # None until training starts
+        self.label_errors: LabelErrors | None = None
         self.steps_are_planned = False
         # The Trainer's step, -1 in a fit that was resumed later.
         self._swapped_at: int | None = None
@@ -230,6 +232,7 @@ class PruningRun:
         over = over and not self._recalls_are_late(done)
         if over:
             self.phase.close(self.decision)
+            self.label_errors = self.phase.label_errors()
         return Due(over, over)
 
     def _recalls_are_late(self, done: int) -> bool:
@@ -290,6 +293,7 @@ class PruningRun:
             decision.scores,
             tuple(decision.history),
             self.settings.as_text(),
+            label_errors=self.label_errors,
         )
 
     @rank_zero_only
@@ -326,6 +330,7 @@ class PruningRun:
             "snapshot": snapshot,
             "swap_epoch": self.swap_epoch,
             "restart_due": selection is not None and snapshot is not None,
+            "label_errors": None if self.label_errors is None else self.label_errors.tensors(),
         }
 
     def _check_resumed(self, state: Mapping[str, Any]) -> None:
@@ -356,6 +361,8 @@ class PruningRun:
         self.first_epoch, self.first_step = state.get("first_epoch", 0), 0
         self.swap_epoch = state.get("swap_epoch", self.first_epoch + self.warmup)
         self.validation.step = state.get("validated", -1)  # older ones do not know
+        errors = state.get("label_errors")  # older ones have none
+        self.label_errors = None if errors is None else LabelErrors(**errors)
         if state["selection"] is None:
             return
         kept = self.source.kept

@@ -18,6 +18,7 @@ from lightning_fairprune.callbacks._arguments import (
     one_of,
     shrinkage,
 )
+from lightning_fairprune.quotas import Minimax
 from lightning_fairprune.records.settings import called
 from lightning_fairprune.scoring.wanted import kind_of
 from lightning_fairprune.selection import Keep
@@ -101,6 +102,11 @@ class DataSettings:
     def score_pass(self) -> ScorePass | None:
         """The pass that computes the score; None if training records its signals."""
         return self.score_on if isinstance(self.score_on, ScorePass) else None
+
+    @property
+    def watches_labels(self) -> bool:
+        """Whether the warm-up records what wrong labels are estimated from: for quotas that grow while a recall does not."""
+        return isinstance(self.quota, Minimax) and self.group_by is None
 
     def as_text(self) -> dict[str, Any]:
         """Returns what the fit was asked for, as text, numbers of Python and lists of them."""
