@@ -17,6 +17,7 @@ from lightning_fairprune.report._compare import Comparison, compare
 from lightning_fairprune.report._draw import drawings, render
 from lightning_fairprune.report._examples import check_dataset, examples_of, load_dataset
 from lightning_fairprune.report._export import classes_csv, markdown, runs_csv, summary_csv
+from lightning_fairprune.report._labels import labels_of
 from lightning_fairprune.report._page import page
 from lightning_fairprune.report._read import Paths, read
 
@@ -112,13 +113,14 @@ def write(
     with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
         pictures = [render(drawing) for drawing in bar.track(planned)]
     thumbnails = [] if dataset is None else examples_of(comparison, dataset)
+    labels = labels_of(comparison, dataset)
     contents = {f"{picture.drawing.name}.png": picture.file for picture in pictures}
     texts = {
-        "summary.md": markdown(comparison),
+        "summary.md": markdown(comparison, labels),
         "summary.csv": summary_csv(comparison),
         "classes.csv": classes_csv(comparison),
         "runs.csv": runs_csv(comparison),
-        "index.html": page(comparison, pictures, thumbnails),
+        "index.html": page(comparison, pictures, thumbnails, labels),
     }
     contents |= {name: text.encode() for name, text in texts.items()}
     for name, content in contents.items():

@@ -11,6 +11,7 @@ import torch
 
 from lightning_fairprune import recalls
 from lightning_fairprune.report._compare import Comparison, Setting
+from lightning_fairprune.report._labels import LabelsOfRun
 from lightning_fairprune.report._tables import MEASURES, first_classes, rows, settings_table
 from lightning_fairprune.report._words import compared_with, percent, verdict
 
@@ -71,8 +72,8 @@ def classes_csv(comparison: Comparison) -> str:
     return _csv(head, table)
 
 
-def markdown(comparison: Comparison) -> str:
-    """Returns verdict, settings and the classes with the largest losses."""
+def markdown(comparison: Comparison, labels: Sequence[LabelsOfRun] = ()) -> str:
+    """Returns verdict, settings, the classes with the largest losses, and those whose labels look wrong."""
     table = settings_table(comparison)
     cells = [[row, *(f"{c.text} {c.small}".strip() for c in line)] for row, line in table.rows]
     parts = [
@@ -82,6 +83,11 @@ def markdown(comparison: Comparison) -> str:
         _table(table.head, cells),
     ]
     parts += [_classes(comparison, setting) for setting in comparison.settings]
+    for one in labels:
+        found = "".join(f"\n- {_md(f'{k.name}: {k.about}')}" for k in one.classes)
+        parts.append(
+            f"## Labels: {_md(one.setting)}\n\n{_md(one.about)}" + (found and f"\n{found}")
+        )
     if comparison.notes:
         parts.append("\n".join(f"- {_md(note)}" for note in comparison.notes))
     parts.append(

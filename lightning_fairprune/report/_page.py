@@ -9,12 +9,16 @@ from lightning_fairprune.report import _sparsity, _tables, _words
 from lightning_fairprune.report._compare import LABEL_LEVEL, RATE, Comparison
 from lightning_fairprune.report._draw import Picture
 from lightning_fairprune.report._examples import SettingExamples
+from lightning_fairprune.report._labels import LabelsOfRun
 from lightning_fairprune.report._settings import texts_of
 from lightning_fairprune.report._similarity import similarities
 
 
 def page(
-    comparison: Comparison, pictures: Sequence[Picture], thumbnails: Sequence[SettingExamples] = ()
+    comparison: Comparison,
+    pictures: Sequence[Picture],
+    thumbnails: Sequence[SettingExamples] = (),
+    labels: Sequence[LabelsOfRun] = (),
 ) -> str:
     """Returns the page as HTML, rendered from `templates`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -32,6 +36,7 @@ def page(
         comparison=comparison,
         pictures=pictures,
         thumbnails=thumbnails,
+        label_notes=labels,
         sparsity_curves=_sparsity.collected(comparison),
         similarities=similarities(comparison),
         words=_words,

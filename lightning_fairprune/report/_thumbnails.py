@@ -117,6 +117,18 @@ def examples(
     return Examples(tuple(found), stretched=stretched)
 
 
+def pictures(dataset: Any, indices: Sequence[int], size: int = 48) -> list[Example]:
+    """Returns pictures of samples; none if one of them is no image or cannot be read."""
+    found = []
+    with _random_state_kept():
+        for index in indices:
+            picture = _picture(dataset, index, size)
+            if isinstance(picture, str):
+                return []
+            found.append(Example(index, None, picture[0]))
+    return found
+
+
 def _labels(record: PruningRecord, classes: Sequence[int] | None) -> list[int]:
     sizes = record.selection.sizes
     if classes is None:
