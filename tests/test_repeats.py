@@ -36,10 +36,13 @@ KEEPS = get_args(Keep)
             220,
             [120, 80, 20],
         ),  # all of it twice, more than there are samples
-        (quotas.proportional, 3, 11, [6, 4, 1]),
-        (lambda *a, **k: quotas.drop(a[0], [0.9, 0.7, 0.4], *a[1:], **k), 2, 49, [12, 25, 12]),
+        # A class counts as large as it can be drawn, up to the largest: 60, 60 and 30.
+        (quotas.proportional, 3, 11, [5, 4, 2]),
+        (quotas.proportional, 6, 12, [4, 4, 4]),
+        (lambda *a, **k: quotas.drop(a[0], [0.9, 0.7, 0.4], *a[1:], **k), 2, 36, [6, 18, 12]),
+        (lambda *a, **k: quotas.drop(a[0], [0.9, 0.7, 0.4], *a[1:], **k), 6, 30, [3, 9, 18]),
         (lambda *a, **k: quotas.balanced(*a, cap=15, **k), 2, 45, [15, 15, 15]),
-        (lambda *a, **k: quotas.proportional(*a, floor=15, **k), 2, 55, [24, 16, 15]),
+        (lambda *a, **k: quotas.proportional(*a, floor=15, **k), 2, 55, [20, 20, 15]),
     ],
 )
 def test_quotas_by_hand(rule: Any, repeat: int, budget: int, expected: list[int]) -> None:
@@ -72,7 +75,8 @@ def test_quotas_are_exact_capped_and_nested(p: dict[str, Any], name: str) -> Non
 @given(problems())
 def test_quotas_are_those_of_the_list_of_seats(p: dict[str, Any]) -> None:
     sizes, budget, limits = p["sizes"], p["budgets"][0], p["limits"]
-    for rule, weights in ((quotas.balanced, [1.0] * len(sizes)), (quotas.proportional, sizes)):
+    counted = [min(limits["repeat"] * n, max(sizes)) for n in sizes]
+    for rule, weights in ((quotas.balanced, [1.0] * len(sizes)), (quotas.proportional, counted)):
         seats = oracle.seat_list(weights, p["most"], budget, limits["floor"])
         assert rule(sizes, budget, **limits).tolist() == seats
 

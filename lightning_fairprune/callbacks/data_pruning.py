@@ -82,7 +82,8 @@ class DataPruning(OfTraining, CountsValidation):
         floor: samples that every class keeps at least, or all of a smaller class (`repeat` times all of it); an
             argument of `quota`.
         repeat: how often an epoch may draw the same sample: a quota may be up to `repeat` times the size of its
-            class, so that a class with few samples can get its share of an epoch; an argument of `quota`.
+            class, which then counts as that many samples, up to the largest class. So small classes can get their
+            share of an epoch: 10 is good for long tails. An argument of `quota`.
         recall_dataloader: index of the validation loader that the recalls come from.
         group_by: groups instead of classes in quotas and recalls: the key or position of the group
             ids in a batch, or a function from the batch to them, int [B] in [0, G).

@@ -56,10 +56,16 @@ def _filled(badness: Tensor, size: Tensor) -> Tensor:
 def sizes_and_capacity(
     sizes: Tensor | Sequence[int], cap: int | Tensor | Sequence[int] | None, repeat: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Return the class sizes as float64 [K] and min(repeat * sizes, cap) as int64 [K]."""
+    """Return as how large a class counts, float64 [K], and min(repeat * sizes, cap), int64 [K].
+
+    A class counts as large as it can be drawn, but at most as large as the largest.
+    """
     size = class_counts("sizes", sizes)
     most = size * repeats(repeat)
-    return size.double(), most if cap is None else most.minimum(class_counts("cap", cap, len(size)))
+    counted = most.clamp(max=int(size.max())) if len(size) else size
+    if cap is not None:
+        most = most.minimum(class_counts("cap", cap, len(size)))
+    return counted.double(), most
 
 
 def repeats(repeat: int) -> int:

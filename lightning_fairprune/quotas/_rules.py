@@ -38,8 +38,9 @@ def drop(
         floor: samples that each class keeps at least (all that it can have if those are fewer), an int or
             int64 [K].
         cap: samples that each class keeps at most, an int or int64 [K]; None is no limit.
-        repeat: how often an epoch may draw the same sample, >= 1. N_k in the limit of the quota becomes
-            repeat * N_k, so that a small class can get its share; in the weight it stays N_k.
+        repeat: how often an epoch may draw the same sample, >= 1: the limit of a quota is repeat * N_k, and in
+            its weight the class counts as min(repeat * N_k, max N). So 1 is the paper's form, and where repeat
+            is at least the largest size by the smallest all classes count equally, as in `drop_reference`.
 
     Returns:
         int64 [K] on the CPU. A class of recall 1 keeps its floor only, unless all others are full.
@@ -57,8 +58,8 @@ def drop(
         tensor([ 6, 12,  6])
         >>> drop([60, 40, 10], [0.9, 0.7, 0.4], 49)
         tensor([13, 26, 10])
-        >>> drop([60, 40, 10], [0.9, 0.7, 0.4], 49, repeat=2)  # 1 : 2 : 1 again
-        tensor([12, 25, 12])
+        >>> drop([60, 40, 10], [0.9, 0.7, 0.4], 36, repeat=2)  # 60 * 0.1 : 60 * 0.3 : 20 * 0.6
+        tensor([ 6, 18, 12])
         >>> drop([60, 40, 10], [0.9, 0.7, float("nan")], 23)  # as if its recall were 0.8
         tensor([ 7, 14,  2])
     """
@@ -161,6 +162,8 @@ def proportional(
         tensor([6, 4, 1])
         >>> proportional([60, 40, 10], 11, floor=2)
         tensor([5, 4, 2])
+        >>> proportional([60, 40, 10], 12, repeat=6)  # no class counts more than the largest
+        tensor([4, 4, 4])
     """
     size, capacity = sizes_and_capacity(sizes, cap, repeat)
     return apportion(size, capacity, budget, floor=floor)
