@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, WeightedRandomSampler
 
 import lightning_fairprune as lfp
-from lightning_fairprune import quotas
+from lightning_fairprune import figures, quotas
 from lightning_fairprune._loading.kept import kept_in, spread, state_of
 from lightning_fairprune._loading.sampler import EpochSampler
+from lightning_fairprune.cli import main
 from lightning_fairprune.selection.decision import Decision
 
 pytestmark = pytest.mark.filterwarnings(
@@ -232,6 +233,31 @@ def test_two_ranks_share_the_copies(tmp_path: Path) -> None:
         assert len(first["samples"]["2"]) == len(second["samples"]["2"])
         assert sum((both - Counter(first["kept"])).values()) == odd
         assert not Counter(first["kept"]) - both
+
+
+# -------------------------------------------------------------------------- figures and the report
+
+
+def test_figures_and_report_of_quotas_beyond_the_size(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    quota, sizes = torch.tensor([2, 9]), torch.tensor([4, 3])
+    axis = figures.kept_by_class(quota, sizes, repeat=3).axes[0]
+    bars = [[bar.get_width() for bar in group] for group in axis.containers]
+    assert bars == [[2, 3], [2, 0], [0, 6]]  # kept, dropped, drawn again
+    assert axis.get_xlim()[1] > 9
+    with pytest.raises(ValueError, match="between 0 and 2 times the size of the class, got 9 of 3"):
+        figures.kept_by_class(quota, sizes, repeat=2)
+    share, recall = quota / sizes, torch.tensor([0.9, 0.5])
+    figure = figures.density_against_recall(share, recall, repeat=3)
+    assert figure.axes[0].get_ylim()[1] > 3
+    logger = users.pl.loggers.CSVLogger(tmp_path, "run", "0")
+    fit(lfp.RecallMonitor(), trainer={"logger": logger, "max_epochs": 3}, update_every=1)
+    record = lfp.PruningRecord.load(tmp_path / "run" / "0")
+    assert (record.selection.repeat, record.settings["repeat"]) == (4, 4)
+    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page")]) == 0
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "Samples are drawn up to 4 times an epoch." in page
+    assert "draws several times counts as often" in page
 
 
 # -------------------------------------------------------------------------------- a rule of a user

@@ -41,13 +41,13 @@ def drawable(name: object) -> str:
     return printable(shortened(" ".join(start.split()), LONGEST))
 
 
-def fractions(name: str, value: Tensor) -> Tensor:
-    """Returns float64 on the CPU, in [0, 1] or NaN."""
+def fractions(name: str, value: Tensor, most: int = 1) -> Tensor:
+    """Returns float64 on the CPU, in [0, most] or NaN."""
     found = value.detach().cpu().double()
-    wrong = (found < 0) | (found > 1)
+    wrong = (found < 0) | (found > most)
     if bool(wrong.any()):
         raise ValueError(
-            f"`{name}` must be in [0, 1], or NaN for a class without samples, "
+            f"`{name}` must be in [0, {most}], or NaN for a class without samples, "
             f"got {float(found[wrong][0]):g}."
         )
     return found
@@ -121,7 +121,9 @@ def limits(values: Tensor) -> tuple[float, float]:
     """Returns the limits of an axis of fractions: all values with a margin, hardly beyond 0 and 1."""
     low, high = float(values.min()), float(values.max())
     room = max(0.06 * (high - low), 0.01)
-    return max(low - room, min(-0.02, low)), min(high + room, max(1.02, high))
+    # Only classes that are drawn several times lie beyond 1.
+    top = high + room if high > 1 else min(high + room, 1.02)
+    return max(low - room, min(-0.02, low)), top
 
 
 def curve(sheet: Sheet, values: Tensor, label: str, *, compared: bool = False) -> None:

@@ -85,6 +85,7 @@ def quotas_over_time(
     names: Sequence[object] | None = None,
     *,
     narrow: bool = False,
+    repeat: int = 1,
 ) -> Figure:
     """Draws the share of each class that is kept over the estimates of the quotas.
 
@@ -95,9 +96,10 @@ def quotas_over_time(
         sizes: samples of each class, int64 [K]; a class without any is left out.
         names: of the classes; None for their numbers.
         narrow: for a phone.
+        repeat: how often an epoch may draw the same sample.
 
     Raises:
-        ValueError: If a quota is not between 0 and the size or shapes or names do not fit.
+        ValueError: If a quota is not between 0 and `repeat` times the size or shapes or names do not fit.
 
     Example:
         >>> from lightning_fairprune.selection.decision import Estimate
@@ -111,7 +113,7 @@ def quotas_over_time(
     """
     names = named(names, len(sizes))
     estimates = [estimate for estimate in history if estimate.quota is not None]
-    pairs = [kept_of("quota", e.quota, sizes) for e in estimates if e.quota is not None]
+    pairs = [kept_of("quota", e.quota, sizes, repeat) for e in estimates if e.quota is not None]
     classes = (sizes.cpu() > 0).nonzero().squeeze(1)
     with paper(narrow) as sheet:
         if not pairs or not len(classes):

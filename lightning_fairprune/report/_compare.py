@@ -90,6 +90,13 @@ class Setting:
         return (self.kept / self.sizes).nanmean(0)
 
     @property
+    def repeat(self) -> int:
+        """How often an epoch of these runs may draw the same sample."""
+        return max(
+            (r.record.selection.repeat for r in self.runs if r.record is not None), default=1
+        )
+
+    @property
     def weakest(self) -> int:
         """The class with the lowest mean recall."""
         return int(self.mean.nan_to_num(torch.inf).argmin())

@@ -94,7 +94,13 @@ def _of_setting(comparison: Comparison, setting: Setting) -> Iterator[_Part]:
             "density_against_recall",
             f"Share of each class that is kept with {label}, against its recall.",
             f"Recall: {whose}.",
-            partial(figures.density_against_recall, setting.density, recall, names),
+            partial(
+                figures.density_against_recall,
+                setting.density,
+                recall,
+                names,
+                repeat=setting.repeat,
+            ),
         )
         yield from _of_quotas(setting, names)
     if before is not None and bool((~setting.values["alpha"].isnan()).any()):
@@ -112,11 +118,13 @@ def _of_quotas(setting: Setting, names: tuple[str, ...]) -> Iterator[_Part]:
     assert run.record is not None
     seed = "" if run.seed is None else f", seed {run.seed}"
     of = "" if len(setting.runs) == 1 else f"Of the run {run.path.name}{seed}."
+    if setting.repeat > 1:
+        of = f"Samples are drawn up to {setting.repeat} times an epoch. {of}".strip()
     yield (
         "kept_by_class",
         f"Training samples of each class kept and dropped with {setting.label}.",
         of,
-        partial(figures.kept_by_class, kept, sizes, names),
+        partial(figures.kept_by_class, kept, sizes, names, repeat=setting.repeat),
     )
     history = [e for e in run.record.history if e.quota is not None and len(e.quota) == len(sizes)]
     if len(history) > 1:
@@ -124,7 +132,7 @@ def _of_quotas(setting: Setting, names: tuple[str, ...]) -> Iterator[_Part]:
             "quotas_over_time",
             f"Share of each class that is kept over the estimates of the quotas with {setting.label}.",
             of,
-            partial(figures.quotas_over_time, history, sizes, names),
+            partial(figures.quotas_over_time, history, sizes, names, repeat=setting.repeat),
         )
 
 
