@@ -30,10 +30,9 @@ from lightning_fairprune.demo._digits import (
 STEPS = 640
 WARMUP_EPOCHS = 9  # 198 steps
 # A pruned epoch has 6 batches: a validation after every third is cheap and lets the network adapt to
-# new quotas. With 40 validation images a recall of 1 is often chance, and DRoP would keep no image of
-# the class: shrinkage adds 10 images at the mean recall.
+# new quotas.
 VALIDATE_EVERY = 3
-QUOTA = {"update_every": VALIDATE_EVERY, "shrinkage": 10.0}
+QUOTA = {"update_every": VALIDATE_EVERY}
 
 QUIET: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "logger": False}
 QUIET |= dict.fromkeys(
