@@ -84,6 +84,7 @@ WINGS: dict[str, set[str]] = {
         "counts",
         "criteria",
         "figures",
+        "groups",
         "label_errors",
         "masks",
         "quotas",

@@ -7,6 +7,22 @@ from typing import Any
 import lightning.pytorch as pl
 
 
+def loaders_of(trainer: pl.Trainer) -> list[Any]:
+    """Returns the validation loaders of a fit, as the Trainer runs them; none before it has set them up."""
+    loop: Any = trainer.fit_loop.epoch_loop.val_loop
+    return [] if loop._combined_loader is None else list(loop._combined_loader.flattened)
+
+
+def loaded(trainer: pl.Trainer) -> list[Any]:
+    """Returns the validation loaders of a fit; a resumed one may not have set them up yet."""
+    if not loaders_of(trainer):
+        # As the Trainer does at the start of a fit.
+        trainer.validating = True
+        trainer.fit_loop.epoch_loop.val_loop.setup_data()
+        trainer.training = True
+    return loaders_of(trainer)
+
+
 def one_loader_a_batch(trainer: pl.Trainer) -> None:
     """Raises if an evaluation mixes batches of several loaders, whose classes could not be told apart."""
     loop: Any = trainer.fit_loop.epoch_loop.val_loop

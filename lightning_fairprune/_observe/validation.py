@@ -15,8 +15,8 @@ from torch import Tensor
 from lightning_fairprune import recalls
 from lightning_fairprune._lightning.kinds import lightning_class
 from lightning_fairprune._model.losses import IGNORED
-from lightning_fairprune._observe.combined import one_loader_a_batch
-from lightning_fairprune._observe.groups import GroupBy, groups_of
+from lightning_fairprune._observe.combined import loaders_of, one_loader_a_batch
+from lightning_fairprune._observe.groups import GroupBy, PlacedGroups, groups_of
 from lightning_fairprune._observe.observer import StepObserver, capture_of
 from lightning_fairprune._observe.positions import rows_of
 from lightning_fairprune._observe.ranks import gather_over_ranks, max_over_ranks, sum_over_ranks
@@ -74,7 +74,7 @@ class _Running:
         self._observer.abandon()
         self._started = self._is_open = False
         self._loaders: set[int] = set()
-        self._groupings: list[GroupBy] = []
+        self._groupings: list[GroupBy | PlacedGroups] = []
         self._answers = False
         self._tallies: dict[int, Tally] = {}
         self._found: dict[int, tuple[ClassCounts, ...]] | None = None
@@ -102,7 +102,7 @@ class _Running:
                     "the model that is trained. Average from the first validation on, or prune later."
                 )
 
-    def want(self, loaders: range, group_by: GroupBy | None, answers: bool) -> None:
+    def want(self, loaders: range, group_by: GroupBy | PlacedGroups | None, answers: bool) -> None:
         """Adds what a callback wants, before the first batch: loaders, groups, which samples were right."""
         self._loaders.update(loaders)
         self._answers |= answers
@@ -123,13 +123,20 @@ class _Running:
             self._started = self._is_open = True
             self._observer.open(module, batch, batch_idx, (testing, dataloader_idx))
 
-    def close(self, outputs: Any, batch: Any, dataloader_idx: int, step: str) -> None:
+    def close(
+        self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int, step: str
+    ) -> None:
         """Counts after a step; only the first call counts."""
         if not self._is_open:
             return
         self._is_open = False
         logits, target, per_label, _ = self._observer.read(outputs, None, step)
-        groups = [groups_of(batch, group_by) for group_by in self._groupings]
+        groups = [
+            group_by.of(batch_idx, dataloader_idx, target)
+            if isinstance(group_by, PlacedGroups)
+            else groups_of(batch, group_by)
+            for group_by in self._groupings
+        ]
         known = [group for group in groups if group is not None]
         tally = self._tallies.setdefault(dataloader_idx, Tally(len(groups), IGNORED))
         if per_label:
@@ -144,7 +151,10 @@ class _Running:
         return self._observer.name((False, dataloader_idx))
 
     def counts(
-        self, trainer: pl.Trainer, module: pl.LightningModule, group_by: GroupBy | None
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        group_by: GroupBy | PlacedGroups | None,
     ) -> dict[int, tuple[ClassCounts, ...]]:
         """Returns the counts of each loader by class and by group; all ranks must call this."""
         if self._found is None:
@@ -199,7 +209,7 @@ class CountsValidation(pl.Callback):
         step = "test_step" if trainer.testing else "validation_step"
         running = _running.get(trainer)
         if running is not None:
-            running.close(outputs, batch, dataloader_idx, step)
+            running.close(outputs, batch, batch_idx, dataloader_idx, step)
 
 
 class Validation:
@@ -222,7 +232,8 @@ class Validation:
         *,
         answers: bool = False,
     ) -> None:
-        self._loader, self._group_by, self._answers = dataloader_idx, group_by, answers
+        self._loader, self._answers = dataloader_idx, answers
+        self.group_by: GroupBy | PlacedGroups | None = group_by
         self.step = -1  # global step of the last whole validation
         self.wanted = False  # whether the last validation is counted
         self._resumed_in = -1
@@ -241,7 +252,9 @@ class Validation:
             one_loader_a_batch(trainer)
             if trainer not in _running:
                 _running[trainer] = _Running(trainer)
-            _running[trainer].want(self._loaders(trainer), self._group_by, self._answers)
+            if isinstance(self.group_by, PlacedGroups):
+                self.group_by.begin(loaders_of(trainer), trainer.strategy.root_device)
+            _running[trainer].want(self._loaders(trainer), self.group_by, self._answers)
             _running[trainer].tell_average(trainer)
 
     def _loaders(self, trainer: pl.Trainer) -> range:
@@ -261,7 +274,7 @@ class Validation:
         self, trainer: pl.Trainer, module: pl.LightningModule
     ) -> list[tuple[ClassCounts, ...]]:
         """Returns the counts by class and by group of each loader; all ranks must call this."""
-        found = _running[trainer].counts(trainer, module, self._group_by)
+        found = _running[trainer].counts(trainer, module, self.group_by)
         return [found[i] for i in self._loaders(trainer)]
 
     def finish(self, trainer: pl.Trainer, module: pl.LightningModule) -> ClassCounts | None:

@@ -21,6 +21,7 @@ from lightning_fairprune.callbacks._data.run import PruningRun
 from lightning_fairprune.callbacks._data.settings import DataSettings, ScorePass
 from lightning_fairprune.callbacks._run_folder import say_where
 from lightning_fairprune.callbacks._training import OfTraining, forget_training, name_training
+from lightning_fairprune.groups import Discovered
 from lightning_fairprune.records.dynamics import Dynamics
 from lightning_fairprune.records.label_errors import LabelErrors
 from lightning_fairprune.records.pruning_record import PruningRecord
@@ -86,7 +87,8 @@ class DataPruning(OfTraining, CountsValidation):
             share of an epoch: 10 is good for long tails. An argument of `quota`.
         recall_dataloader: index of the validation loader that the recalls come from.
         group_by: groups instead of classes in quotas and recalls: the key or position of the group
-            ids in a batch, or a function from the batch to them, int [B] in [0, G).
+            ids in a batch, or a function from the batch to them, int [B] in [0, G). Where groups have no labels:
+            :class:`~lightning_fairprune.groups.Discovered`, which finds them at the end of the warm-up.
         logits_fn: ``(module, batch) -> (logits, target)``, for all callbacks of the Trainer, where steps do not
             show one prediction (see the guide); costs one forward pass a batch.
         seed: of every draw and of the order of samples.
@@ -134,7 +136,7 @@ class DataPruning(OfTraining, CountsValidation):
         floor: int = 0,
         repeat: int = 1,
         recall_dataloader: int = 0,
-        group_by: GroupBy | None = None,
+        group_by: Discovered | GroupBy | None = None,
         logits_fn: LogitsFn | None = None,
         seed: int = 0,
         score_on: Literal["training", "pass"] | ScorePass = "training",

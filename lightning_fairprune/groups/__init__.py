@@ -6,5 +6,6 @@ Groups that are labelled are a matter of `recalls.groups`.
 from __future__ import annotations
 
 from lightning_fairprune.groups._discover import assign, discover
+from lightning_fairprune.groups._discovered import Discovered
 
-__all__ = ["assign", "discover"]
+__all__ = ["Discovered", "assign", "discover"]

@@ -68,12 +68,7 @@ def discover(
         >>> discover(seen, features, min_size=2)
         tensor([0, 0, 0, 1, 1, 2, 2])
     """
-    for name, value, least in (("most", most, 1), ("min_size", min_size, 2)):
-        if value < least:
-            raise ValueError(f"`{name}` must be at least {least}, got {value}.")
-    for name, share in (("separation", separation), ("gap", gap)):
-        if not 0 <= share <= 1:
-            raise ValueError(f"`{name}` must be in [0, 1], got {share}.")
+    check_options(most, min_size, separation, gap)
     target = dynamics.target if target is None else target
     features = _checked(features, target, dynamics.num_samples)
     right, hard = _correctness(dynamics), el2n(dynamics).double()
@@ -129,6 +124,16 @@ def assign(
         asked = (others_target == target[members[0]]).nonzero().squeeze(1)
         found[asked] = _nearest(features[members], group[members], others[asked])
     return found
+
+
+def check_options(most: int, min_size: int, separation: float, gap: float) -> None:
+    """Raise a ValueError if an option of `discover` is out of range."""
+    for name, value, least in (("most", most, 1), ("min_size", min_size, 2)):
+        if value < least:
+            raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+    for name, share in (("separation", separation), ("gap", gap)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"`{name}` must be in [0, 1], got {share}.")
 
 
 def _checked(features: Tensor, target: Tensor, count: int) -> Tensor:

@@ -45,6 +45,7 @@ class PruningRecord:
         settings: the arguments of the callback as text, numbers and lists of them.
         training: the name of the training; None if unknown.
         label_errors: the estimate of wrong labels; None without one.
+        group_class: class of each group that was discovered, int64 [G]; None without them.
 
     Raises:
         ValueError: If `target` or `score` are not for the samples of `selection`.
@@ -64,6 +65,7 @@ class PruningRecord:
     settings: Mapping[str, Any] = field(default_factory=dict)
     training: str | None = None
     label_errors: LabelErrors | None = None
+    group_class: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name in ("target", "score"):
@@ -82,6 +84,13 @@ class PruningRecord:
         """Samples not in `selection`, int64, sorted."""
         return (~self.selection.mask()).nonzero().squeeze(1)
 
+    @property
+    def by_group(self) -> bool:
+        """Whether quotas were of groups: labelled ones, or discovered ones if any were found."""
+        asked = self.settings.get("group_by")
+        found = self.group_class is not None
+        return found or (asked is not None and not str(asked).startswith("Discovered("))
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes `pruning.safetensors`, the whole record, and `pruning.json`, a readable part; makes the folder."""
         folder = Path(folder)
@@ -91,6 +100,8 @@ class PruningRecord:
         tensors["target"] = self.target.to(torch.int32)
         if self.score is not None:
             tensors["score"] = self.score.to(torch.float32)
+        if self.group_class is not None:
+            tensors["group_class"] = self.group_class
         for i, estimate in enumerate(self.history):
             for name in _ESTIMATED:
                 value = getattr(estimate, name)
@@ -154,4 +165,5 @@ class PruningRecord:
                 n.removeprefix(_ERRORS): t for n, t in tensors.items() if n.startswith(_ERRORS)
             }
             errors = LabelErrors(**found) if found else None
-            return cls(chosen, target, score, history, settings, training, errors)
+            of = tensors.get("group_class")
+            return cls(chosen, target, score, history, settings, training, errors, of)

@@ -47,19 +47,23 @@ class Observer:
                 ) from error
             return {"score": scores_in(values)}
         targets: list[Tensor] = []
-        if self.wanted.kind == "features":
-            with _uncompiled():
-                rows = features_of(
-                    self.model,
-                    batches,
-                    self.wanted.layer,
-                    at="input",
-                    forward=lambda _, batch: targets.append(sample_labels(self._read(batch)[1])),
-                )
-            target = torch.cat(targets).cpu()
-            return {"features": rows.float(), "target": target.masked_fill(target == IGNORED, -1)}
         names = [name for name in self.wanted.names if name != MOVE]
         parts: dict[str, list[Tensor]] = {name: [] for name in names}
+        if self.wanted.kind == "features":
+
+            def forward(_: nn.Module, batch: Any) -> None:
+                logits, target = self._read(batch)
+                targets.append(sample_labels(target))
+                for name in names:
+                    parts[name].append(sample_signals([name], logits, target)[name].float())
+
+            with _uncompiled():
+                rows = features_of(
+                    self.model, batches, self.wanted.layer, at="input", forward=forward
+                )
+            target = torch.cat(targets).cpu()
+            found = {"features": rows.float(), "target": target.masked_fill(target == IGNORED, -1)}
+            return found | {name: torch.cat(part).cpu() for name, part in parts.items()}
         if MOVE in self.wanted.names:
             parts[LOG_P] = []
         with torch.no_grad():

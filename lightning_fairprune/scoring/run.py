@@ -21,9 +21,9 @@ from lightning_fairprune.records.dynamics import Dynamics
 from lightning_fairprune.scoring._look import LOG_P, LogitsFn, Observer, look
 from lightning_fairprune.scoring.file import PassFile
 from lightning_fairprune.scoring.share import Share
-from lightning_fairprune.scoring.wanted import Wanted, scores_in, takes_target
+from lightning_fairprune.scoring.wanted import Wanted, layer_of, scores_in, takes_target
 
-__all__ = ["Passed", "run", "score_pass"]
+__all__ = ["Passed", "features_pass", "run", "score_pass"]
 
 
 def score_pass(
@@ -132,6 +132,25 @@ def run(
                 before = now
             rows.append(row)
     return _combine(wanted, rows)
+
+
+def features_pass(
+    model: nn.Module,
+    loader: DataLoader[Any],
+    layer: str | None = None,
+    *,
+    signals: tuple[str, ...] = (),
+    logits_fn: LogitsFn | None = None,
+) -> dict[str, Tensor]:
+    """Returns `features` [N, D], the input of a layer, `target` [N] and some signals [N] from one pass in eval mode.
+
+    In the order of the data set, on the CPU, and the same in all processes.
+    """
+    share = Share(loader)
+    wanted = Wanted(lambda features: features, "features", signals, layer_of(model, layer), ())
+    observer = Observer(model, wanted, logits_fn or logits_of(model))
+    with undisturbed(model):
+        return share.gathered(look(share, observer, None, lambda done: None), model)
 
 
 def _combine(wanted: Wanted, rows: list[dict[str, Tensor]]) -> Passed:

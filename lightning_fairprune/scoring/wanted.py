@@ -17,7 +17,7 @@ from lightning_fairprune._observe.needs import required_signals
 from lightning_fairprune.records.dynamics import Dynamics
 from lightning_fairprune.records.settings import called
 
-__all__ = ["Kind", "Wanted", "kind_of", "scores_in", "takes_target"]
+__all__ = ["Kind", "Wanted", "kind_of", "layer_of", "scores_in", "takes_target"]
 
 Kind = Literal["dynamics", "model", "features"]
 
@@ -52,7 +52,7 @@ class Wanted(NamedTuple):
         else:
             _check_arguments(score, 2 if kind == "model" else 1)
         if kind == "features":
-            layer = _layer(model, layer)
+            layer = layer_of(model, layer)
         return cls(score, kind, names, layer or "", files)
 
 
@@ -128,7 +128,8 @@ def _parameters(score: Callable[..., Any]) -> list[inspect.Parameter]:
         ]
 
 
-def _layer(model: nn.Module, layer: str | None) -> str:
+def layer_of(model: nn.Module, layer: str | None) -> str:
+    """Returns the name of the layer whose input are the features: the last linear one by default."""
     modules = dict(model.named_modules())
     if layer is None:
         linear = [str(name) for name, module in modules.items() if isinstance(module, nn.Linear)]

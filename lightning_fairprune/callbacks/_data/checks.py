@@ -18,7 +18,8 @@ from lightning_fairprune._loading.labels import class_names
 from lightning_fairprune._loading.position import limited
 from lightning_fairprune._loading.source import TrainSource
 from lightning_fairprune._loading.wrapper import Wrapper
-from lightning_fairprune._observe.combined import one_loader_a_batch
+from lightning_fairprune._observe.combined import loaders_of, one_loader_a_batch
+from lightning_fairprune._observe.groups import batches_in_order
 from lightning_fairprune.callbacks._data.length import resolve_warmup, steps_in
 from lightning_fairprune.callbacks._data.settings import DataSettings
 from lightning_fairprune.records.settings import called
@@ -70,6 +71,9 @@ def validation(settings: DataSettings, trainer: pl.Trainer) -> None:
             f"loader {wanted} (`recall_dataloader`), but {found}: give it samples, name another, or "
             "use quotas.proportional or quotas.balanced."
         )
+    loaders = loaders_of(trainer)
+    if settings.discovered is not None and loaders:
+        batches_in_order(loaders[wanted])
 
 
 def begins_in_epoch(trainer: pl.Trainer, batch_idx: int, *, knows_before: bool) -> None:

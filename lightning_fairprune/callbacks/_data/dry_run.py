@@ -18,6 +18,7 @@ from lightning_fairprune._loading.position import limited
 from lightning_fairprune._observe.moves import MOVE
 from lightning_fairprune._observe.needs import required_signals
 from lightning_fairprune._observe.recorder import EpochRecorder
+from lightning_fairprune.callbacks._data.discovery import SIGNALS
 from lightning_fairprune.callbacks._data.run import PruningRun
 
 _MOST_ROWS = 40
@@ -108,7 +109,9 @@ def _costs(run: PruningRun, trainer: pl.Trainer, sizes: Tensor, budget: int) -> 
     names: Sequence[str] = ()
     if run.settings.score is not None and run.settings.score_pass is None:
         names = required_signals(run.settings.score, num_epochs=warmup)
-    recorder = EpochRecorder(1, names, grouped=run.settings.group_by is not None)
+    if run.settings.discovered is not None:
+        names = tuple(dict.fromkeys((*names, *SIGNALS)))
+    recorder = EpochRecorder(1, names, grouped=run.settings.labelled is not None)
     each = recorder.device_bytes + (4 * len(sizes) if MOVE in names else 0)
     full = limited(source.num_batches(total), trainer)
     short = limited(source.num_batches(budget), trainer)

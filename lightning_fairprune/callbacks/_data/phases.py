@@ -14,6 +14,7 @@ from lightning_fairprune._loading.source import TrainSource
 from lightning_fairprune._model.losses import IGNORED
 from lightning_fairprune._observe.warmup import WarmUp
 from lightning_fairprune.callbacks._data import checks
+from lightning_fairprune.callbacks._data.discovery import SIGNALS, Discovery, Found
 from lightning_fairprune.callbacks._data.score_pass import FitPass
 from lightning_fairprune.callbacks._data.settings import DataSettings
 from lightning_fairprune.records.dynamics import Dynamics
@@ -50,14 +51,17 @@ class WarmingUp:
         by_pass = settings.score_pass is not None
         self._pass = FitPass(settings, trainer, source) if by_pass else None
         self._passed: Dynamics | None = None
+        finds = settings.discovered is not None
+        besides = label_errors.SIGNALS if settings.watches_labels else SIGNALS if finds else ()
+        self._discovery = Discovery(settings, trainer, source) if finds else None
         self.observed = WarmUp(
             trainer,
             source,
             epochs,
             score=None if by_pass else settings.score,
-            group_by=settings.group_by,
+            group_by=settings.labelled,
             by_class=settings.quota is not None,
-            besides=label_errors.SIGNALS if settings.watches_labels else (),
+            besides=besides,
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -80,8 +84,8 @@ class WarmingUp:
             return None
         return label_errors.wrong_labels(seen, recorder.num_classes)
 
-    def close(self, decision: Decision) -> None:
-        """Passes labels (or groups) and scores to the decision, and frees the device memory."""
+    def close(self, decision: Decision) -> Found | None:
+        """Passes labels (or groups) and scores to the decision, and frees the device memory; returns groups it found."""
         recorder, grouped = self.observed.recorder, self.observed.recorder.group
         target = recorder.target if grouped is None else grouped
         ignored = recorder.target == IGNORED
@@ -103,10 +107,16 @@ class WarmingUp:
             target = target.masked_fill(scores.isnan(), -1)
         target = target.masked_fill(ignored, -1)
         checks.unobserved(target[~ignored], budget, decision.repeat)
-        num_classes = recorder.num_classes if grouped is None else 0
+        found = None
+        if self._discovery is not None:
+            found = self._discovery.run(recorder.dynamics(), target)
+        if found is not None:
+            target = found.group
+        num_classes = recorder.num_classes if grouped is None and found is None else 0
         decision.learn(target, scores, num_classes, population=population)
         recorder.release()
         self._source.carry_index = False
+        return found
 
     def _labels(self, target: Tensor) -> Tensor:
         """Adds labels that the data set knows of samples that drop_last or a limit left out."""

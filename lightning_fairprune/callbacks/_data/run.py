@@ -16,6 +16,7 @@ from lightning_fairprune._loading.wrapper import Wrapper
 from lightning_fairprune._observe.ranks import check_same_on_all_ranks
 from lightning_fairprune._observe.validation import RecallWindow, Validation
 from lightning_fairprune.callbacks._data import checks
+from lightning_fairprune.callbacks._data.discovery import Found
 from lightning_fairprune.callbacks._data.length import is_cut, resolve_warmup
 from lightning_fairprune.callbacks._data.phases import Due, Pruned, WarmingUp
 from lightning_fairprune.callbacks._data.settings import DataSettings
@@ -48,7 +49,8 @@ class PruningRun:
         )
         self.warmup = resolve_warmup(settings.warmup_epochs, trainer)
         self.recalls = RecallWindow(settings.recall_window, settings.shrinkage)
-        self.validation = Validation(settings.recall_dataloader, settings.group_by)
+        self.validation = Validation(settings.recall_dataloader, settings.labelled)
+        self.found: Found | None = None  # groups that were discovered
         self.phase: WarmingUp | Pruned | None = None  # None until training starts
         self.label_errors: LabelErrors | None = None
         self.steps_are_planned = False
@@ -187,6 +189,7 @@ class PruningRun:
                 "Checkpoints at the end of an epoch resume exactly."
             )
         before, warming_up = self.decision.state_dict(), self.warming_up
+        recalls = self.recalls
         if warming_up is not None and warming_up.snapshot is not None:
             warming_up.snapshot.check(self.trainer.lightning_module)
         try:
@@ -196,6 +199,9 @@ class PruningRun:
         except BaseException:
             # A checkpoint on the exception must not hold half a decision.
             self.decision.load_state_dict(before)
+            if warming_up is not None:
+                self.recalls, self.found = recalls, None
+                self.validation.group_by = self.settings.labelled
             raise
         self._epochs_done = epoch + 1
         if warming_up is not None and self.selection is not None:
@@ -211,7 +217,7 @@ class PruningRun:
 
     def add_recalls(self, counts: ClassCounts) -> None:
         """Adds the counts of a validation; raises if training predicts other classes."""
-        if self.warming_up is not None and self.settings.group_by is None:
+        if self.warming_up is not None and self.settings.labelled is None:
             observed = self.warming_up.observed
             trained, validated = observed.recorder.num_classes, counts.num_classes
             if trained > 1 and validated and trained != validated:
@@ -231,9 +237,19 @@ class PruningRun:
         over = done >= self.warmup and not is_cut(self.trainer, epoch)
         over = over and not self._recalls_are_late(done)
         if over:
-            self.phase.close(self.decision)
+            found = self.phase.close(self.decision)
             self.label_errors = self.phase.label_errors()
+            if found is not None:
+                # The recalls of the classes say nothing of the groups.
+                self.recalls = RecallWindow(self.settings.recall_window, self.settings.shrinkage)
+                if found.counts is not None:
+                    self.recalls.add(found.counts)
+                self._use(found)
         return Due(over, over)
+
+    def _use(self, found: Found) -> None:
+        self.found = found
+        self.validation.group_by = found.placed(self.settings.recall_dataloader)
 
     def _recalls_are_late(self, done: int) -> bool:
         late = self.decision.needs_recall and not len(self.recalls)
@@ -294,6 +310,7 @@ class PruningRun:
             tuple(decision.history),
             self.settings.as_text(),
             label_errors=self.label_errors,
+            group_class=None if self.found is None else self.found.classes,
         )
 
     @rank_zero_only
@@ -322,6 +339,7 @@ class PruningRun:
             "recalls": self.recalls.state_dict(),
             "decision": self.decision.state_dict(),
             "selection": selection,
+            "groups": None if self.found is None else self.found.state_dict(),
             "begun": phase is not None or self._restored is not None,
             "warmup": self.warmup,
             "first_epoch": self.first_epoch,
@@ -357,6 +375,8 @@ class PruningRun:
             self.source.load_state_dict(state["source"])
         self.recalls.load_state_dict(state["recalls"])
         self.decision.load_state_dict(state["decision"])
+        if state.get("groups") is not None and self.decision.target is not None:
+            self._use(Found.from_state_dict(state["groups"], self.decision.target))
         self._epochs_done = state["epochs_done"]
         self.first_epoch, self.first_step = state.get("first_epoch", 0), 0
         self.swap_epoch = state.get("swap_epoch", self.first_epoch + self.warmup)

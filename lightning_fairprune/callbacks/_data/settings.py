@@ -18,6 +18,7 @@ from lightning_fairprune.callbacks._arguments import (
     one_of,
     shrinkage,
 )
+from lightning_fairprune.groups import Discovered
 from lightning_fairprune.quotas import Minimax
 from lightning_fairprune.records.settings import called
 from lightning_fairprune.scoring.wanted import kind_of
@@ -77,7 +78,7 @@ class DataSettings:
     floor: int
     repeat: int
     recall_dataloader: int
-    group_by: GroupBy | None
+    group_by: Discovered | GroupBy | None
     logits_fn: LogitsFn | None
     seed: int
     dry_run: bool | list[float]
@@ -107,6 +108,16 @@ class DataSettings:
     def watches_labels(self) -> bool:
         """Whether the warm-up records what wrong labels are estimated from: for quotas that grow while a recall does not."""
         return isinstance(self.quota, Minimax) and self.group_by is None
+
+    @property
+    def discovered(self) -> Discovered | None:
+        """The groups to discover; None if there are none, or labelled ones."""
+        return self.group_by if isinstance(self.group_by, Discovered) else None
+
+    @property
+    def labelled(self) -> GroupBy | None:
+        """Where a batch has its groups; None without them."""
+        return None if isinstance(self.group_by, Discovered) else self.group_by
 
     def as_text(self) -> dict[str, Any]:
         """Returns what the fit was asked for, as text, numbers of Python and lists of them."""
@@ -178,6 +189,10 @@ class DataSettings:
 
     def _check_quota(self) -> None:
         if self.quota is None:
+            if self.discovered is not None:
+                raise ValueError(
+                    "`group_by` discovers groups for the quotas, but there is no `quota`: give one, or leave it out."
+                )
             return
         parameters = inspect.signature(self.quota).parameters
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
