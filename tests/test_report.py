@@ -21,6 +21,7 @@ from lightning_fairprune.history import Evaluation, RecallHistory
 from lightning_fairprune.records.pruning_record import PruningRecord
 from lightning_fairprune.report import _build, _draw, _settings, _words, main, report
 from lightning_fairprune.report._compare import Comparison, compare
+from lightning_fairprune.report._examples import examples_of
 from lightning_fairprune.report._read import natural, read
 from lightning_fairprune.selection.decision import Estimate
 
@@ -527,6 +528,26 @@ def test_groups_are_no_classes(tmp_path: Path) -> None:
     assert found.settings[0].sizes.isnan().all()
     assert any("pruned by groups" in note for note in found.notes)
     assert not any("kept" in drawing.name for drawing in _draw.drawings(found))
+
+
+def test_discovered_groups_are_shown_with_recall_and_thumbnails(tmp_path: Path) -> None:
+    settings = {"group_by": "Discovered()"}
+    run = make(tmp_path / "r", FULL[0], settings=settings)
+    n = PruningRecord.load(run).selection.num_samples
+    group, of = torch.arange(n) % 3, torch.tensor([0, 1, 1])
+    kept = select(group, torch.tensor([5, 4, 3]))
+    last = Estimate(1, torch.tensor([0.9, 0.8, 0.25]), kept.quota)
+    record = PruningRecord(kept, group, None, (last,), settings, group_class=of)
+    record.save(run / "fairprune")
+    found = compare(read([run]))
+    first, second = (
+        f"{found.class_names[1]}, group {i} of 2: {k} of {int(kept.sizes[i])} samples kept, recall {r} %"
+        for i, k, r in ((1, 4, "80"), (2, 3, "25"))
+    )
+    assert any(note.endswith(f"discovered: {first}; {second}.") for note in found.notes)
+    (shown,) = examples_of(found, torch.rand(n, 8, 8))
+    assert [name for name, _ in shown.classes] == [first, second]
+    assert [kind for kind, _ in shown.classes[1][1]] == ["random, kept", "random, dropped"]
 
 
 def test_groups_are_reported_by_their_names(tmp_path: Path) -> None:

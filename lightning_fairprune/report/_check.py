@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.records.pruning_record import PruningRecord
 from lightning_fairprune.records.recall_history import is_of_groups, printable
+from lightning_fairprune.report._groups import discovered
 from lightning_fairprune.report._read import Run
 
 
@@ -72,8 +73,7 @@ def same_support(run: Run, reference: ClassCounts, what: str, data: str) -> None
 
 def quotas_fit(record: PruningRecord, data: str, num_classes: int) -> bool:
     """Whether the quotas are of the evaluated classes, or of the evaluated groups."""
-    grouped = record.settings.get("group_by") is not None
-    return grouped == is_of_groups(data) and len(record.selection.sizes) <= num_classes
+    return record.by_group == is_of_groups(data) and len(record.selection.sizes) <= num_classes
 
 
 def oddities(label: str, runs: Sequence[Run], data: str, num_classes: int) -> list[str]:
@@ -97,6 +97,10 @@ def oddities(label: str, runs: Sequence[Run], data: str, num_classes: int) -> li
     if any(r.record is not None and not quotas_fit(r.record, data, num_classes) for r in runs):
         kind, other = ("groups", "class") if not is_of_groups(data) else ("classes", "group")
         notes.append(f"{label} was pruned by {kind}; what was kept of each {other} is not known.")
+    for run in runs:
+        hidden = {} if run.record is None else discovered(run.record, run.history.class_names)
+        if hidden:
+            notes.append(f"Groups that {_name(run)} discovered: {'; '.join(hidden.values())}.")
     return notes
 
 

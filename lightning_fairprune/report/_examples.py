@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset
 
 from lightning_fairprune.report import _check
 from lightning_fairprune.report._compare import Comparison, Setting
+from lightning_fairprune.report._groups import discovered
 from lightning_fairprune.report._read import Run
 from lightning_fairprune.report._thumbnails import ClassExamples, Example, examples
 
@@ -82,7 +83,12 @@ def _of_run(comparison: Comparison, setting: Setting, run: Run, dataset: Any) ->
     assert run.record is not None
     names, have = comparison.class_names, len(run.record.selection.sizes)
     classes = None
-    if _check.quotas_fit(run.record, comparison.data, len(names)):
+    hidden = discovered(run.record, run.history.class_names)
+    if hidden:
+        # Those of the classes that are split: the others are whole classes.
+        classes = list(hidden)[:MOST_CLASSES]
+        names = tuple(hidden.get(k, str(k)) for k in range(have))
+    elif _check.quotas_fit(run.record, comparison.data, len(names)):
         classes = [k for k in setting.order.tolist() if k < have][:MOST_CLASSES]
     else:
         names = tuple(str(k) for k in range(have))
@@ -90,7 +96,9 @@ def _of_run(comparison: Comparison, setting: Setting, run: Run, dataset: Any) ->
     if found.reason:
         return SettingExamples(setting.label, found.reason)
     about = f"Of the run {run.path.name}."
-    if len(found.classes) < have:
+    if hidden:
+        about += " The groups that were discovered, the best learnt of a class first."
+    elif len(found.classes) < have:
         about += f" The {len(found.classes)} classes that come first above."
     if found.stretched:
         about += " Colours are stretched, not true."
