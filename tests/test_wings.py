@@ -110,7 +110,6 @@ WINGS: dict[str, set[str]] = {
         "report",
         "scoring",
         "selection",
-        "signals",
         "statistics",
     },
     "cli": {"_loading", "callbacks", "demo", "experiments", "report", "table"},
