@@ -40,7 +40,6 @@ Parts = dict[str, TensorDataset]
 SETS = ("grounds", "birds", "plain")
 PAIR = (0, 2)  # airplane, bird
 DISC = 22  # pixels across
-T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t by the number of seeds
 QUIET = {
     "accelerator": "cpu",
     "logger": False,
@@ -189,10 +188,8 @@ def train(name: str, parts: Parts, method: str, rule: str, seed: int) -> dict[st
 def interval(values: list[float]) -> str:
     """Returns the mean and half of its 95 % interval, in points."""
     mean = 100 * statistics.fmean(values)
-    if len(values) < 2:
-        return f"{mean:.1f}"
-    reach = 100 * T_975[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:.1f} ±{reach:.1f}"
+    reach = 100 * float(lfp.statistics.half_widths(torch.tensor(values)[:, None], 0.95))
+    return f"{mean:.1f}" if reach != reach else f"{mean:.1f} ±{reach:.1f}"
 
 
 def main() -> None:
