@@ -22,12 +22,14 @@ from lightning_fairprune.callbacks import (
     ClassWeighting,
     DataPruning,
     RecallMonitor,
+    RecallOffsets,
     ScorePass,
     WeightPruning,
     planned_stepping_batches,
 )
 from lightning_fairprune.counts import ClassCounts
 from lightning_fairprune.records.dynamics import Dynamics
+from lightning_fairprune.records.offsets_record import OffsetsRecord
 from lightning_fairprune.records.pruning_record import PruningRecord
 from lightning_fairprune.records.recall_history import RecallHistory
 from lightning_fairprune.records.sparsity_record import SparsityRecord
@@ -42,9 +44,11 @@ __all__ = [
     "DataPruning",
     "Dynamics",
     "FairPruneDataModule",
+    "OffsetsRecord",
     "PruningRecord",
     "RecallHistory",
     "RecallMonitor",
+    "RecallOffsets",
     "ScorePass",
     "Selection",
     "SparsityRecord",

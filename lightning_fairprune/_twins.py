@@ -13,7 +13,7 @@ import pytorch_lightning
 
 from lightning_fairprune import callbacks
 
-__all__ = ["ClassWeighting", "DataPruning", "RecallMonitor", "WeightPruning"]
+__all__ = ["ClassWeighting", "DataPruning", "RecallMonitor", "RecallOffsets", "WeightPruning"]
 
 
 class DataPruning(callbacks.DataPruning, pytorch_lightning.Callback):
@@ -31,6 +31,10 @@ class WeightPruning(callbacks.WeightPruning, pytorch_lightning.Callback):
 
 class RecallMonitor(callbacks.RecallMonitor, pytorch_lightning.Callback):
     """:class:`lightning_fairprune.RecallMonitor`, also a Callback of ``pytorch_lightning``."""
+
+
+class RecallOffsets(callbacks.RecallOffsets, pytorch_lightning.Callback):
+    """:class:`lightning_fairprune.RecallOffsets`, also a Callback of ``pytorch_lightning``."""
 
 
 class ClassWeighting(callbacks.ClassWeighting, pytorch_lightning.Callback):

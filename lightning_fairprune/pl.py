@@ -13,7 +13,13 @@ from __future__ import annotations
 import pytorch_lightning
 
 from lightning_fairprune._loading.wrapper import Wrapper, wrong_kind
-from lightning_fairprune._twins import ClassWeighting, DataPruning, RecallMonitor, WeightPruning
+from lightning_fairprune._twins import (
+    ClassWeighting,
+    DataPruning,
+    RecallMonitor,
+    RecallOffsets,
+    WeightPruning,
+)
 from lightning_fairprune.selection import Selection
 
 __all__ = [
@@ -21,6 +27,7 @@ __all__ = [
     "DataPruning",
     "FairPruneDataModule",
     "RecallMonitor",
+    "RecallOffsets",
     "WeightPruning",
 ]
 

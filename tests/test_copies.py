@@ -36,6 +36,7 @@ MAKES: dict[str, Callable[[], pl.Callback]] = {
     "weights": lambda: lfp.WeightPruning(sparsity=0.5, start=1, end=2),
     "monitor": lambda: lfp.RecallMonitor(reference="fit_start"),
     "weighting": lfp.ClassWeighting,
+    "offsets": lfp.RecallOffsets,
 }
 
 
@@ -48,7 +49,7 @@ def fit(callback: pl.Callback, **options: Any) -> users.Model:
 
 RESULTS = (
     *("selection", "quota", "dynamics", "record", "pruned", "masks"),
-    *("history", "counts", "weight"),
+    *("history", "counts", "weight", "offsets"),
 )
 
 

@@ -37,6 +37,7 @@ MAKES: dict[str, Any] = {
     "weights": lambda: lfp.WeightPruning(sparsity=0.8, start=1, end=3),
     "monitor": lambda: lfp.RecallMonitor(reference="fit_start", figures=False),
     "weighting": lfp.ClassWeighting,
+    "offsets": lfp.RecallOffsets,
 }
 ALONE = [(name,) for name in MAKES]
 SETS = [*ALONE, tuple(MAKES)]
@@ -210,6 +211,8 @@ trainer:
   - class_path: lightning_fairprune.RecallMonitor
     init_args: {reference: fit_start, figures: false}
   - class_path: lightning_fairprune.ClassWeighting
+  - class_path: lightning_fairprune.RecallOffsets
+    init_args: {max_average_loss: 0.02}
   - class_path: lightning.pytorch.callbacks.ModelCheckpoint
     init_args: {filename: "{epoch}", save_top_k: -1}
   logger:

@@ -165,6 +165,7 @@ def test_the_other_callbacks(twins: bool) -> None:
             source.RecallMonitor(reference="before_pruning"),
             source.WeightPruning(sparsity=0.5, start=2, criterion=lfp.criteria.gradient),
             source.ClassWeighting(),
+            source.RecallOffsets(),
             source.DataPruning(0.5, 1),
         ]
 
@@ -262,6 +263,7 @@ trainer:
     - class_path: lightning_fairprune.pl.WeightPruning
       init_args: {sparsity: 0.5}
     - class_path: lightning_fairprune.pl.ClassWeighting
+    - class_path: lightning_fairprune.pl.RecallOffsets
 model:
   lr: 0.05
 data:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 import lightning.pytorch as pl
@@ -21,6 +21,8 @@ from lightning_fairprune._observe.observer import StepObserver, capture_of
 from lightning_fairprune._observe.positions import rows_of
 from lightning_fairprune._observe.ranks import gather_over_ranks, max_over_ranks, sum_over_ranks
 from lightning_fairprune.counts import ClassCounts, Tally, counts_of
+
+MOST_KEPT = 1 << 28  # 1 GiB in single precision
 
 
 class RecallWindow:
@@ -62,6 +64,14 @@ class RecallWindow:
         self._counts = [ClassCounts(tp, support) for tp, support in state["counts"]]
 
 
+class Kept(NamedTuple):
+    """What this rank has kept of a validation: logits [n, C], target int64 [n], and groups [n] if there are any."""
+
+    logits: Tensor
+    target: Tensor
+    group: Tensor | None
+
+
 class _Running:
     """The running validation (or test) of a Trainer, for all callbacks."""
 
@@ -78,6 +88,8 @@ class _Running:
         self._answers = False
         self._tallies: dict[int, Tally] = {}
         self._found: dict[int, tuple[ClassCounts, ...]] | None = None
+        # Logits, labels and groups of the loaders whose logits a callback wants.
+        self._kept: dict[int, list[tuple[Tensor, ...]]] = {}
         self.batches: Counter[int] = Counter()
         self.where: tuple[torch.device, torch.dtype] | None = None
 
@@ -102,10 +114,19 @@ class _Running:
                     "the model that is trained. Average from the first validation on, or prune later."
                 )
 
-    def want(self, loaders: range, group_by: GroupBy | PlacedGroups | None, answers: bool) -> None:
-        """Adds what a callback wants, before the first batch: loaders, groups, which samples were right."""
+    def want(
+        self,
+        loaders: range,
+        group_by: GroupBy | PlacedGroups | None,
+        *,
+        answers: bool,
+        logits: bool,
+    ) -> None:
+        """Adds what a callback wants, before the first batch: loaders, groups, which samples were right, logits."""
         self._loaders.update(loaders)
         self._answers |= answers
+        if logits:
+            self._kept |= {i: self._kept.get(i, []) for i in loaders}
         if group_by is not None and group_by not in self._groupings:
             self._groupings.append(group_by)
 
@@ -142,9 +163,37 @@ class _Running:
         if per_label:
             tally.update_labels(logits, target, *known)
         else:
-            tally.update(*rows_of(logits, target, *known))
+            rows = rows_of(logits, target, *known)
+            tally.update(*rows)
+            if dataloader_idx in self._kept:
+                self._keep(self._kept[dataloader_idx], rows)
+        if per_label and dataloader_idx in self._kept:
+            raise ValueError(
+                "offsets are of one class a sample, but these samples have any number of labels, each with a threshold "
+                "of its own: leave RecallOffsets out."
+            )
         self.batches[dataloader_idx] += 1
         self.where = logits.device, logits.dtype
+
+    @staticmethod
+    def _keep(kept: list[tuple[Tensor, ...]], rows: tuple[Tensor, ...]) -> None:
+        # Copies: a compiled step may use the same memory again for the next batch.
+        kept.append(tuple(row.clone() for row in rows))
+        if sum(logits.numel() for logits, *_ in kept) > MOST_KEPT:
+            raise ValueError(
+                f"the logits of a validation are kept in memory, at most {MOST_KEPT:,} numbers on a rank, and this "
+                "validation has more: give `recall_dataloader` a smaller loader, or set limit_val_batches."
+            )
+
+    def kept(self, dataloader_idx: int, group_by: GroupBy | PlacedGroups | None) -> Kept | None:
+        """Returns the logits of a loader with a class each, and forgets them; None on a rank without a batch."""
+        rows = self._kept.pop(dataloader_idx, [])
+        if not rows:
+            return None
+        logits, target, *groups = map(torch.cat, zip(*rows, strict=True))
+        group = None if group_by is None else groups[self._groupings.index(group_by)]
+        known = target != IGNORED
+        return Kept(logits[known], target[known].long(), None if group is None else group[known])
 
     def name(self, dataloader_idx: int) -> str:
         """What the validation steps on a loader predict, in words."""
@@ -223,6 +272,7 @@ class Validation:
         dataloader_idx: the loader to count; None for all.
         group_by: groups to count besides the classes.
         answers: whether the counts shall say which samples were right.
+        logits: whether to keep the logits of each validation until its end.
     """
 
     def __init__(
@@ -231,8 +281,9 @@ class Validation:
         group_by: GroupBy | None = None,
         *,
         answers: bool = False,
+        logits: bool = False,
     ) -> None:
-        self._loader, self._answers = dataloader_idx, answers
+        self._loader, self._answers, self._logits = dataloader_idx, answers, logits
         self.group_by: GroupBy | PlacedGroups | None = group_by
         self.step = -1  # global step of the last whole validation
         self.wanted = False  # whether the last validation is counted
@@ -254,7 +305,8 @@ class Validation:
                 _running[trainer] = _Running(trainer)
             if isinstance(self.group_by, PlacedGroups):
                 self.group_by.begin(loaders_of(trainer), trainer.strategy.root_device)
-            _running[trainer].want(self._loaders(trainer), self.group_by, self._answers)
+            wants = {"answers": self._answers, "logits": self._logits}
+            _running[trainer].want(self._loaders(trainer), self.group_by, **wants)
             _running[trainer].tell_average(trainer)
 
     def _loaders(self, trainer: pl.Trainer) -> range:
@@ -276,6 +328,10 @@ class Validation:
         """Returns the counts by class and by group of each loader; all ranks must call this."""
         found = _running[trainer].counts(trainer, module, self.group_by)
         return [found[i] for i in self._loaders(trainer)]
+
+    def kept(self, trainer: pl.Trainer) -> Kept | None:
+        """Returns the logits that this rank has kept of the one loader; None without a batch."""
+        return _running[trainer].kept(self._loader or 0, self.group_by)
 
     def finish(self, trainer: pl.Trainer, module: pl.LightningModule) -> ClassCounts | None:
         """Returns the counts of the one loader, by group if there are groups, after a validation in a fit.

@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from lightning_fairprune.callbacks._run_folder import run_folder
+from lightning_fairprune.records.offsets_record import OffsetsRecord
 from lightning_fairprune.records.pruning_record import PruningRecord
 from lightning_fairprune.records.recall_history import RecallHistory
 from lightning_fairprune.records.sparsity_record import SparsityRecord
@@ -21,6 +22,7 @@ _RECORDS: dict[str, Any] = {
     "recalls.safetensors": RecallHistory,
     "pruning.safetensors": PruningRecord,
     "sparsity.json": SparsityRecord,
+    "offsets.json": OffsetsRecord,
 }
 _KEY = "lightning_fairprune.training"  # in checkpoints
 _NAMES: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # of a Trainer's fit

@@ -119,7 +119,7 @@ class Counting:
 
     def slots(self, preds: Tensor, target: Tensor, attribute: Tensor | None = None) -> Tensor:
         """Returns which element of the count each sample adds 1 to, int64 [N], after a check of dtypes and shapes."""
-        self._check(preds, target, attribute)
+        self.check(preds, target, attribute)
         label, end = target.long(), 2 * self.size + len(FAULTS)
         group = None
         if attribute is not None and self.num_attributes is not None:
@@ -153,7 +153,8 @@ class Counting:
             raise ValueError(f"{unknown} samples have `preds` outside [0, {self.num_classes}).")
         return ClassCounts(*self.parts(count))
 
-    def _check(self, preds: Tensor, target: Tensor, attribute: Tensor | None) -> None:
+    def check(self, preds: Tensor, target: Tensor, attribute: Tensor | None = None) -> None:
+        """Raises for predictions, labels or attributes of the wrong dtype or shape."""
         for name, value in (("preds", preds), ("target", target)):
             if not isinstance(value, Tensor):
                 raise TypeError(f"`{name}` must be a tensor, got {type(value).__name__}.")

@@ -1,6 +1,6 @@
 """Metrics of class recalls for torchmetrics: everything follows from two counts per class.
 
-All keep the same state, so that a :class:`torchmetrics.MetricCollection` updates it once for all of them. A class
+All but `MaximinRecall`, which keeps logits, have the same state, so that a :class:`torchmetrics.MetricCollection` updates it once for all of them. A class
 without support has recall NaN and is left out of worst, gap, deviation and mean; without any class with support these are
 NaN. Results are float32 on the device of the metric; `set_dtype(torch.float64)` gives them in full. `exemplars` compares
 the predictions of single samples.
@@ -27,6 +27,7 @@ from lightning_fairprune.metrics._compared import (
     RecallDistortion,
     RecallRetention,
 )
+from lightning_fairprune.metrics._maximin import MaximinRecall
 from lightning_fairprune.metrics.exemplars import (
     Churn,
     churn,
@@ -42,6 +43,7 @@ __all__ = [
     "ClassRecall",
     "IntensificationRatio",
     "MaxDisparity",
+    "MaximinRecall",
     "RecallBalance",
     "RecallCVaR",
     "RecallDistortion",

@@ -10,6 +10,8 @@ from torch import Tensor
 from lightning_fairprune.offsets._samples import Reduce
 from lightning_fairprune.offsets._search import check, check_loss, chosen, followed, samples_of
 
+_FOLDS = 5
+
 
 def cross_fitted(
     logits: Tensor,
@@ -18,7 +20,7 @@ def cross_fitted(
     max_average_loss: float = 0.01,
     weights: Tensor | Sequence[float] | None = None,
     groups: Tensor | None = None,
-    folds: int = 5,
+    folds: int = _FOLDS,
     seed: int = 0,
 ) -> Tensor:
     """Return predictions in which no sample had a part in its offsets, for honest recalls on validation data.
@@ -60,7 +62,7 @@ def predicted(
     max_average_loss: float,
     weights: Tensor | Sequence[float] | None = None,
     groups: Tensor | None = None,
-    folds: int = 5,
+    folds: int = _FOLDS,
     seed: int = 0,
     reduce: Reduce = torch.clone,
     num_groups: int | None = None,
@@ -71,6 +73,9 @@ def predicted(
     for i in range(folds):
         held = fold == i
         rest = ~held
+        if not int(reduce(rest.sum())):  # so few samples that each is alone
+            found[held] = logits[held].argmax(1)
+            continue
         of_group = None if groups is None else groups.to(logits.device)[rest]
         part = target.to(logits.device)[rest]
         given = logits[rest], part, weights, of_group, reduce, num_groups

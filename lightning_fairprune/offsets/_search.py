@@ -145,6 +145,8 @@ def samples_of(
 ) -> tuple[Samples, Tensor]:
     """Returns the samples after a check, and the parts of the classes in the average, float64 [K] that sum to 1."""
     check(logits, target, groups)
+    if logits.device.type == "mps":  # which has no double precision
+        logits = logits.cpu()
     if groups is not None and num_groups is None:
         num_groups = int(groups.max()) + 1
     at = None if groups is None else groups.long().to(logits.device)
