@@ -59,6 +59,8 @@ def names(folder: Path) -> dict[str, Any]:
         "train_set": blobs,
         "sizes": torch.bincount(blobs.y),
         "recall": [0.9, 0.8, 0.7, 0.6],
+        "logits": torch.randn(200, 4),
+        "target": blobs.y,
     }
 
 

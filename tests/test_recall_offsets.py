@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from users import NUM_CLASSES, Blobs, Data, Model
 import lightning_fairprune as lfp
 from lightning_fairprune import OffsetsRecord, RecallOffsets, offsets
 from lightning_fairprune.counts import ClassCounts
+from lightning_fairprune.history import Evaluation, RecallHistory
+from lightning_fairprune.report import report
 
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
 VAL = Blobs(60, seed=1)  # what Data validates on
@@ -224,6 +227,43 @@ def test_a_damaged_record(old: str, new: str, tmp_path: Path) -> None:
 def test_a_missing_record(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="train with RecallOffsets"):
         OffsetsRecord.load(tmp_path)
+
+
+def run_with(folder: Path, plain: list[int], fitted: list[int], seed: int = 0) -> None:
+    support = torch.tensor([100, 100])
+    one, other = (ClassCounts(torch.tensor(tp), support) for tp in (plain, fitted))
+    last = Evaluation("val", 3, 90, False, one)
+    RecallHistory((last,), ("cat", "dog"), seed=seed).save(folder / "fairprune")
+    OffsetsRecord(torch.tensor([-0.5, 0.5]), "val", 3, 90, 0.01, one, other).save(
+        folder / "fairprune"
+    )
+
+
+def test_the_section_of_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_fairprune.report._build.drawings", lambda comparison: [])
+    run_with(tmp_path / "a/0", [90, 50], [88, 70])
+    run_with(tmp_path / "a/1", [90, 52], [86, 72], seed=1)
+    report(f"<i>a={tmp_path / 'a'}", out=tmp_path / "out")
+    page = (tmp_path / "out/index.html").read_text()
+    section = page.split(">Threshold or representation</h2>")[1].split("</section>")[0]
+    text = " ".join(re.sub(r"<[^>]+>", " ", section).split())
+    assert "<i>a" not in section
+    # Worst 51 to 71, average 70.5 to 79: 20 and 8 remain.
+    for number in ("51.0", "71.0", "70.5", "79.0", "20.0", "8.0"):
+        assert f" {number} " in text
+    assert "moves the worst class by +20.0 points and the average by +8.5" in text
+    assert "of 19.5 points between them 8.0 remain" in text
+    assert "Threshold or representation" in (tmp_path / "out/summary.md").read_text()
+
+
+def test_a_run_of_before_has_no_such_section(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_fairprune.report._build.drawings", lambda comparison: [])
+    run_with(tmp_path / "a", [90, 50], [88, 70])
+    (tmp_path / "a/fairprune/offsets.json").unlink()
+    report(tmp_path / "a", out=tmp_path / "out")
+    assert "Threshold or representation" not in (tmp_path / "out/index.html").read_text()
 
 
 # Two ranks, each with a half of the validation: as one.

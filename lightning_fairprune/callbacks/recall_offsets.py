@@ -211,12 +211,8 @@ def _fitted(
         return ClassCounts(found[0], found[1])
 
     plain, fitted = logits.argmax(1) == target, pred == target
-    of_groups: dict[str, ClassCounts] = {}
-    if group is not None:
-        of_groups = {
-            "plain_groups": counts(plain, group, num_groups),
-            "fitted_groups": counts(fitted, group, num_groups),
-        }
+    plain_groups = None if group is None else counts(plain, group, num_groups)
+    fitted_groups = None if group is None else counts(fitted, group, num_groups)
     several = len(trainer.num_val_batches) > 1 and settings.recall_dataloader
     return OffsetsRecord(
         best.cpu(),
@@ -226,7 +222,8 @@ def _fitted(
         float(loss),
         counts(plain, target, num_classes),
         counts(fitted, target, num_classes),
-        **of_groups,
+        plain_groups,
+        fitted_groups,
     )
 
 

@@ -71,7 +71,7 @@ def _only(module: nn.Module, num_classes: int) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        why = f"there are {', '.join(map(repr, found))}: name the one of the predictions, `layer={found[0]!r}`"
+        why = f"there are {', '.join(map(repr, found))}: name the one that gives the predictions with `layer=`"
     elif any(isinstance(part, jit.ScriptModule) for part in module.modules()):
         why = "the module is scripted: do it before torch.jit.script"
     else:

@@ -12,7 +12,14 @@ import torch
 from lightning_fairprune import recalls
 from lightning_fairprune.report._compare import Comparison, Setting
 from lightning_fairprune.report._labels import LabelsOfRun
-from lightning_fairprune.report._tables import MEASURES, first_classes, rows, settings_table
+from lightning_fairprune.report._offsets import gains
+from lightning_fairprune.report._tables import (
+    MEASURES,
+    first_classes,
+    offsets_table,
+    rows,
+    settings_table,
+)
 from lightning_fairprune.report._words import compared_with, percent, verdict
 
 MOST_CLASSES = 10  # of a setting in the Markdown file
@@ -87,6 +94,13 @@ def markdown(comparison: Comparison, labels: Sequence[LabelsOfRun] = ()) -> str:
         found = "".join(f"\n- {_md(f'{k.name}: {k.about}')}" for k in one.classes)
         parts.append(
             f"## Labels: {_md(one.setting)}\n\n{_md(one.about)}" + (found and f"\n{found}")
+        )
+    if gained := gains(comparison):
+        table = offsets_table(comparison, gained)
+        lines = [[row, *(f"{c.text} {c.small}".strip() for c in line)] for row, line in table.rows]
+        sentences = "\n".join(f"- {_md(one.sentence)}" for one in gained)
+        parts.append(
+            f"## Threshold or representation\n\n{_table(table.head, lines)}\n\n{sentences}"
         )
     if comparison.notes:
         parts.append("\n".join(f"- {_md(note)}" for note in comparison.notes))

@@ -10,6 +10,7 @@ from lightning_fairprune.report._compare import LABEL_LEVEL, RATE, Comparison
 from lightning_fairprune.report._draw import Picture
 from lightning_fairprune.report._examples import SettingExamples
 from lightning_fairprune.report._labels import LabelsOfRun
+from lightning_fairprune.report._offsets import gains
 from lightning_fairprune.report._settings import texts_of
 from lightning_fairprune.report._similarity import similarities
 
@@ -39,6 +40,7 @@ def page(
         label_notes=labels,
         sparsity_curves=_sparsity.collected(comparison),
         similarities=similarities(comparison),
+        offsets=gains(comparison),
         words=_words,
         tables=_tables,
         texts_of=texts_of,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lightning_fairprune import representation
 from lightning_fairprune._files import RUN_FOLDER, run_file
+from lightning_fairprune.records.offsets_record import OffsetsRecord
 from lightning_fairprune.records.pruning_record import PruningRecord
 from lightning_fairprune.records.recall_history import FILES, RecallHistory, printable
 from lightning_fairprune.records.sparsity_record import SparsityRecord
@@ -33,6 +34,7 @@ class Run:
         found_in: the folder that the user gave, if it contains several runs.
         similarity: of each layer to that of the dense network, if they were compared.
         sparsity: of weight pruning; None without it.
+        offsets: of the logits, and what they are worth; None without them.
     """
 
     path: Path
@@ -43,6 +45,7 @@ class Run:
     found_in: Path | None = None
     similarity: representation.Similarity | None = None
     sparsity: SparsityRecord | None = None
+    offsets: OffsetsRecord | None = None
 
     @property
     def seed(self) -> int | None:
@@ -56,6 +59,7 @@ class Run:
             "recalls": self.history,
             "data pruning": self.record,
             "weight pruning": self.sparsity,
+            "offsets": self.offsets,
         }
         found: dict[str, str] = {}
         for what, record in named.items():
@@ -122,11 +126,12 @@ def _read(folder: Path, name: str | None, found_in: Path | None) -> Run:
     }
     pruned = run_file(folder, ["pruning.safetensors"])
     record = PruningRecord.load(folder) if pruned else None
-    similarity, sparsity = None, None
+    similarity, sparsity, offsets = None, None, None
     with contextlib.suppress(FileNotFoundError):
         similarity = representation.load(folder)
     with contextlib.suppress(FileNotFoundError):
         sparsity = SparsityRecord.load(folder)
-    return Run(
-        folder, RecallHistory.load(folder), record, name, texts, found_in, similarity, sparsity
-    )
+    with contextlib.suppress(FileNotFoundError):
+        offsets = OffsetsRecord.load(folder)
+    history = RecallHistory.load(folder)
+    return Run(folder, history, record, name, texts, found_in, similarity, sparsity, offsets)

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_fairprune import recalls
 from lightning_fairprune.figures.words import in_percent
 from lightning_fairprune.report._compare import Comparison, Setting, measures
+from lightning_fairprune.report._offsets import OffsetsGain
 from lightning_fairprune.report._settings import configuration, differences, shown
 from lightning_fairprune.report._similarity import LayerSimilarity
 from lightning_fairprune.report._sparsity import SparsityCurve
@@ -182,6 +183,12 @@ def similarity_table(comparison: Comparison, found: LayerSimilarity) -> Table:
     columns = [_means(ratio, runs, comparison.level) for runs in found.values.values()]
     lines = list(zip(found.layers, zip(*columns, strict=True), strict=True))
     return Table(f"{found.measure} of each layer", ["layer", *found.values], lines)
+
+
+def offsets_table(comparison: Comparison, found: Sequence[OffsetsGain]) -> Table:
+    lines = [(one.label, _means(points, one.values, comparison.level)) for one in found]
+    head = ["setting", "worst", "worst with offsets", "average", "average with offsets"]
+    return Table("Recalls with and without offsets", [*head, "threshold", "representation"], lines)
 
 
 def difference_table(comparison: Comparison) -> Table:
