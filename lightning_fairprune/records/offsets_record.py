@@ -183,4 +183,5 @@ def _numbers(counts: ClassCounts) -> dict[str, Any]:
 def _counts(numbers: Mapping[str, Any] | None) -> Any:
     if numbers is None:
         return None
-    return ClassCounts(*(torch.tensor(numbers[k], dtype=torch.int64) for k in ("tp", "support")))
+    tp, support = (torch.tensor(numbers[k], dtype=torch.int64) for k in ("tp", "support"))
+    return ClassCounts(tp, support)
