@@ -549,7 +549,7 @@ def test_groups_without_training_or_validation_samples(rule: Callable[..., Tenso
 def test_a_group_missing_in_validation_is_as_hard_as_the_mean_of_those_that_can_be_kept() -> None:
     expected = drop(HALF_KNOWN, [0.9, 0.7, 0.0, 0.0, 0.5], 110)  # not (.9 + 0 + .5) / 3
     assert torch.equal(drop(HALF_KNOWN, HALF_RECALL, 110), expected)
-    rule = Minimax(step=5.0, worst=0.01)  # no bound
+    rule = Minimax(step=5.0, leak=0.0, worst=FREE)
     rule(HALF_KNOWN, HALF_RECALL, 110)
     assert rule.log_weight.tolist() == pytest.approx([-1.0, 0, 0, 0, 1.0])
 

@@ -63,6 +63,7 @@ WINGS: dict[str, set[str]] = {
         "recalls",
         "records",
         "representation",
+        "selection",
         "statistics",
     },
     "scoring": {

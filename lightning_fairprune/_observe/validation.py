@@ -43,6 +43,11 @@ class RecallWindow:
         """Adds the counts of a validation."""
         self._counts = [*self._counts, counts][-self.length :]
 
+    def support(self) -> Tensor:
+        """Returns the samples of one validation behind each recall, int64 [K]."""
+        most = max(counts.num_classes for counts in self._counts)
+        return torch.stack([counts.padded(most).support for counts in self._counts]).amax(0)
+
     def recall(self) -> Tensor:
         """Returns the pooled recalls, float64 [K]; NaN for a class without a sample."""
         most = max(counts.num_classes for counts in self._counts)
@@ -51,7 +56,7 @@ class RecallWindow:
         pooled = ClassCounts.pooled(counts)
         if self.shrinkage != "auto":
             return pooled.shrunk_recall(self.shrinkage)
-        support = torch.stack([c.support for c in counts]).amax(0)
+        support = self.support()
         fitted = recalls.empirical_bayes(pooled.recall.nan_to_num() * support, support)
         return torch.where(support > 0, fitted, torch.nan)
 

@@ -85,6 +85,8 @@ class DataPruning(OfTraining, CountsValidation):
         repeat: how often an epoch may draw the same sample: a quota may be up to `repeat` times the size of its
             class, which then counts as that many samples, up to the largest class. So small classes can get their
             share of an epoch: 10 is good for long tails. An argument of `quota`.
+        guard: whether a class with a low recall that does not answer to more samples is held at its proportional
+            share, named in a warning and marked in `history`; for rules that take ``recall`` and ``cap``.
         recall_dataloader: index of the validation loader that the recalls come from.
         group_by: groups instead of classes in quotas and recalls: the key or position of the group
             ids in a batch, or a function from the batch to them, int [B] in [0, G). Where groups have no labels:
@@ -103,7 +105,7 @@ class DataPruning(OfTraining, CountsValidation):
         selection: the samples in use, a :class:`~lightning_fairprune.Selection`; None in warm-up.
         quota: samples kept per class, int64 [K]; None in warm-up or without quotas.
         dynamics: what the warm-up recorded, or the pass; None in a fit that was resumed after it.
-        history: ``(epoch, recall, quota)`` of every estimate of the quotas.
+        history: ``(epoch, recall, quota, held)`` of every estimate of the quotas.
         record: selection and history with labels, scores and settings, a
             :class:`~lightning_fairprune.PruningRecord`, also saved in the folder of the logger as
             ``fairprune/pruning.safetensors`` and ``pruning.json``.
@@ -135,6 +137,7 @@ class DataPruning(OfTraining, CountsValidation):
         shrinkage: float | Literal["auto"] = "auto",
         floor: int = 0,
         repeat: int = 1,
+        guard: bool = True,
         recall_dataloader: int = 0,
         group_by: Discovered | GroupBy | None = None,
         logits_fn: LogitsFn | None = None,

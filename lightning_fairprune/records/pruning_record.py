@@ -24,13 +24,13 @@ from lightning_fairprune._files import (
     write_tensors,
 )
 from lightning_fairprune.records.label_errors import LabelErrors
-from lightning_fairprune.selection import Selection
+from lightning_fairprune.selection import Selection, stalls
 from lightning_fairprune.selection.decision import Estimate
 
 _KIND = "PruningRecord"
 _FILE = "pruning.safetensors"
 _ERRORS = "label_errors/"
-_ESTIMATED = ("recall", "quota")
+_ESTIMATED = ("recall", "quota", "held")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,6 +91,11 @@ class PruningRecord:
         found = self.group_class is not None
         return found or (asked is not None and not str(asked).startswith("Discovered("))
 
+    @property
+    def frozen(self) -> list[int]:
+        """Classes (or groups) that more data did not help, so that they were held at their proportional share."""
+        return stalls.frozen(self.history)
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes `pruning.safetensors`, the whole record, and `pruning.json`, a readable part; makes the folder."""
         folder = Path(folder)
@@ -120,6 +125,7 @@ class PruningRecord:
             "distinct": chosen.distinct,
             "epochs": [estimate.epoch for estimate in self.history],
             "training": self.training,
+            "frozen": self.frozen,
         }
         write_tensors(folder / _FILE, _KIND, tensors, {"record": json.dumps(about)})
         classes: dict[str, Any] = {"quota": chosen.quota.tolist(), "sizes": chosen.sizes.tolist()}

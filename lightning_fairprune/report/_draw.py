@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_fairprune import figures
 from lightning_fairprune.report._compare import Comparison, Setting
 from lightning_fairprune.report._words import points
+from lightning_fairprune.selection import stalls
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -128,10 +129,14 @@ def _of_quotas(setting: Setting, names: tuple[str, ...]) -> Iterator[_Part]:
     )
     history = [e for e in run.record.history if e.quota is not None and len(e.quota) == len(sizes)]
     if len(history) > 1:
+        frozen, said = run.record.frozen, ""
+        if frozen:
+            kind = "groups" if run.record.by_group else "classes"
+            said = stalls.in_words(frozen, names, kind)
         yield (
             "quotas_over_time",
             f"Share of each class that is kept over the estimates of the quotas with {setting.label}.",
-            of,
+            " ".join(part for part in (of, said[:1].upper() + said[1:]) if part),
             partial(figures.quotas_over_time, history, sizes, names, repeat=setting.repeat),
         )
 

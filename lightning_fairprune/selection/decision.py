@@ -10,16 +10,22 @@ import torch
 from torch import Tensor
 
 from lightning_fairprune.quotas import class_difficulty, separability
+from lightning_fairprune.selection import stalls
 from lightning_fairprune.selection._record import Selection
 from lightning_fairprune.selection._select import Keep, select
 
 
 class Estimate(NamedTuple):
-    """Quotas, the recalls that they follow from, and the epoch after which they were estimated."""
+    """Quotas, the recalls that they follow from, and the epoch after which they were estimated.
+
+    `held` says which classes the guard holds at their proportional share, uint8 [K]: 1 on trial, 2 frozen;
+    3 has answered and is free, as 0 is.
+    """
 
     epoch: int
     recall: Tensor | None
     quota: Tensor | None
+    held: Tensor | None = None
 
 
 class Decision:
@@ -35,6 +41,8 @@ class Decision:
         cutoff: fraction of each class, the hardest, that is never kept, see :func:`~lightning_fairprune.select`.
         pool: fraction of each class, drawn anew for each subset, to choose from.
         repeat: how often an epoch may draw the same sample, passed to `quota_fn` unless 1.
+        guard: whether a class that does not answer to more samples is held at its proportional share, see
+            :mod:`~lightning_fairprune.selection.stalls`; only if `quota_fn` takes ``recall`` and ``cap``.
 
     Example:
         >>> from lightning_fairprune import quotas
@@ -56,12 +64,14 @@ class Decision:
         cutoff: float = 0.0,
         pool: float = 1.0,
         repeat: int = 1,
+        guard: bool = False,
     ) -> None:
         self.density, self.quota_fn, self.keep, self.seed = density, quota_fn, keep, seed
         self.floor, self.repeat = floor, repeat
         self.limits: dict[str, Any] = {"cutoff": cutoff, "pool": pool, "repeat": repeat}
         self.needs_recall = needs_recall(quota_fn)
         self.needs_difficulty = needs_difficulty(quota_fn)
+        self.guards = guard and self.needs_recall and _has(quota_fn, "cap")
         self.quota: Tensor | None = None
         self.history: list[Estimate] = []
         self.draws = 0
@@ -91,8 +101,13 @@ class Decision:
         self.target, self.scores, self._num_classes = target, scores, num_classes
         self._population = len(target) if population is None else population
 
-    def estimate(self, epoch: int, recall: Tensor | None = None) -> Tensor | None:
-        """Sets and returns the quotas, int64 [K], from recalls, float [K]; NaN for unknown ones."""
+    def estimate(
+        self, epoch: int, recall: Tensor | None = None, support: Tensor | None = None
+    ) -> Tensor | None:
+        """Sets and returns the quotas, int64 [K], from recalls, float [K]; NaN for unknown ones.
+
+        `support` are the samples of one validation behind each recall, int64 [K]; the guard needs them.
+        """
         if self.quota_fn is None:
             return None
         target, budget = self._learned(), self.budget(self._population)
@@ -107,22 +122,50 @@ class Decision:
         if self.needs_difficulty:
             assert self.scores is not None
             difficulty = class_difficulty(self.scores, target, num_classes=num_classes)
-        self.quota = self.quotas(sizes, recall, budget, difficulty)
-        self.history.append(Estimate(epoch, recall, self.quota))
+        held = None
+        if self.guards and recall is not None and support is not None:
+            support = torch.cat([support, support.new_zeros(num_classes - len(support))])
+            held = stalls.held(self.history, recall, support, stalls.counted(sizes, self.repeat))
+        self.quota = self.quotas(sizes, recall, budget, difficulty, held)
+        self.history.append(Estimate(epoch, recall, self.quota, held))
         return self.quota
 
     def quotas(
-        self, sizes: Tensor, recall: Tensor | None, budget: int, difficulty: Tensor | None = None
+        self,
+        sizes: Tensor,
+        recall: Tensor | None,
+        budget: int,
+        difficulty: Tensor | None = None,
+        held: Tensor | None = None,
     ) -> Tensor:
-        """Returns the quotas of the rule and checks them; without difficulties it gets equal ones."""
+        """Returns the quotas of the rule and checks them; without difficulties it gets equal ones.
+
+        Classes that are `held` get their proportional share at most.
+        """
         assert self.quota_fn is not None
         options = options_of(self.floor, self.repeat)
         if self.needs_difficulty:
             options["difficulty"] = torch.ones(len(sizes)) if difficulty is None else difficulty
+        if held is not None and bool((held > 0).any()):
+            options["cap"] = self._caps(held, sizes, budget)
         given = (sizes, recall) if self.needs_recall else (sizes,)
         quota: Tensor = self.quota_fn(*given, budget=budget, **options)
         _check(quota, sizes, budget)
         return quota
+
+    def _caps(self, held: Tensor, sizes: Tensor, budget: int) -> Tensor:
+        """Returns the caps of the held classes, within those that the rule has, and not below its floor."""
+        caps = stalls.caps(held, sizes, budget, self.repeat).clamp(min=self.floor)
+        assert self.quota_fn is not None
+        own = (
+            inspect.signature(self.quota_fn).parameters["cap"].default
+        )  # None, or what a partial gives
+        return caps if own is None else caps.minimum(torch.as_tensor(own))
+
+    @property
+    def frozen(self) -> list[int]:
+        """The classes that more data does not help, as the guard found."""
+        return stalls.frozen(self.history)
 
     def draw(self) -> Selection:
         """Returns the next subset with the current quotas."""
@@ -188,7 +231,11 @@ def options_of(floor: int, repeat: int) -> dict[str, Any]:
 
 def needs_recall(quota_fn: Callable[..., Any] | None) -> bool:
     """Whether a quota function takes recalls."""
-    return quota_fn is not None and "recall" in inspect.signature(quota_fn).parameters
+    return _has(quota_fn, "recall")
+
+
+def _has(quota_fn: Callable[..., Any] | None, name: str) -> bool:
+    return quota_fn is not None and name in inspect.signature(quota_fn).parameters
 
 
 def needs_difficulty(quota_fn: Callable[..., Any] | None) -> bool:

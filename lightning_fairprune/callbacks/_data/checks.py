@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -23,8 +24,9 @@ from lightning_fairprune._observe.groups import batches_in_order
 from lightning_fairprune.callbacks._data.length import resolve_warmup, steps_in
 from lightning_fairprune.callbacks._data.settings import DataSettings
 from lightning_fairprune.records.settings import called
-from lightning_fairprune.selection import Selection
+from lightning_fairprune.selection import Selection, stalls
 from lightning_fairprune.selection.decision import (
+    Decision,
     emptied,
     emptied_in_words,
     needs_difficulty,
@@ -297,6 +299,18 @@ def without_samples(
         kind = "groups" if grouped else "classes"
         rank_zero_warn(emptied_in_words(new, names, count, kind, remedy))
     return set(empty)
+
+
+def frozen(
+    settings: DataSettings, decision: Decision, known: Sequence[int], dataset: object
+) -> None:
+    """Warns of classes that more data does not help, unless they are `known`."""
+    new = [k for k in decision.frozen if k not in known]
+    if new:
+        grouped, recall = settings.group_by is not None, decision.history[-1].recall
+        assert recall is not None
+        names = None if grouped else class_names(dataset, len(recall))
+        rank_zero_warn(stalls.in_words(new, names, "groups" if grouped else "classes"))
 
 
 def trained_on_kept(trainer: pl.Trainer, warmup: int, swapped_at: int | None) -> None:

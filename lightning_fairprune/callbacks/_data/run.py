@@ -46,6 +46,7 @@ class PruningRun:
             cutoff=settings.cutoff,
             pool=settings.pool,
             repeat=settings.repeat,
+            guard=settings.guard,
         )
         self.warmup = resolve_warmup(settings.warmup_epochs, trainer)
         self.recalls = RecallWindow(settings.recall_window, settings.shrinkage)
@@ -262,8 +263,12 @@ class PruningRun:
 
     def _decide(self, epoch: int, *, estimate: bool) -> None:
         if estimate:
-            recall = self.recalls.recall() if self.decision.needs_recall else None
-            self.decision.estimate(epoch, recall)
+            recall = support = None
+            if self.decision.needs_recall:
+                recall, support = self.recalls.recall(), self.recalls.support()
+            known = self.decision.frozen
+            self.decision.estimate(epoch, recall, support)
+            checks.frozen(self.settings, self.decision, known, self.source.dataset)
         before, drawn = self.selection, self.decision.draw()
         check_same_on_all_ranks(self.trainer, drawn.indices)
         self._without_samples = checks.without_samples(

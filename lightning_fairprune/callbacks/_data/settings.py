@@ -77,6 +77,7 @@ class DataSettings:
     shrinkage: float | Literal["auto"]
     floor: int
     repeat: int
+    guard: bool
     recall_dataloader: int
     group_by: Discovered | GroupBy | None
     logits_fn: LogitsFn | None
@@ -139,6 +140,8 @@ class DataSettings:
         check_same("DataPruning", comparable, before)
 
     def _check(self) -> None:
+        if not isinstance(self.guard, bool):
+            raise TypeError(f"`guard` must be True or False, got {self.guard!r}.")
         function("score", self.score, "scores.el2n")
         function("quota", self.quota, "quotas.drop")
         for name in ("density", "warmup_epochs", "cutoff", "pool"):
