@@ -49,7 +49,7 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "03_cli"
 
 MINIMAX = {
     "class_path": "lightning_fairprune.quotas.Minimax",
-    "init_args": {"step": 1.0, "leak": 0.2},
+    "init_args": {"step": 1.0, "leak": 0.2, "worst": 0.5},
 }
 
 
