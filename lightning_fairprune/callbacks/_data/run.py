@@ -263,11 +263,9 @@ class PruningRun:
 
     def _decide(self, epoch: int, *, estimate: bool) -> None:
         if estimate:
-            recall = support = None
-            if self.decision.needs_recall:
-                recall, support = self.recalls.recall(), self.recalls.support()
-            known = self.decision.frozen
-            self.decision.estimate(epoch, recall, support)
+            known, seen = self.decision.frozen, self.recalls
+            given = (seen.recall(), seen.support()) if self.decision.needs_recall else ()
+            self.decision.estimate(epoch, *given)
             checks.frozen(self.settings, self.decision, known, self.source.dataset)
         before, drawn = self.selection, self.decision.draw()
         check_same_on_all_ranks(self.trainer, drawn.indices)
