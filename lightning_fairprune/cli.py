@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 __all__ = ["main"]
 
-# The order of --help. All but the last four are LightningCLI's.
+# The order of --help. All but the last five are LightningCLI's.
 COMMANDS = {
     "fit": "train a LightningModule, with DataPruning among trainer.callbacks",
     "validate": "run one validation",
@@ -18,6 +18,7 @@ COMMANDS = {
     "predict": "run inference",
     "select": "choose the rows of a table to train on, by class, by SQL on Parquet or CSV files",
     "report": "compare trained models class by class: a page, figures and tables",
+    "check": "say whether runs with quotas did better than others on the same samples",
     "experiment": "train a grid of methods, densities and seeds, resumably, and compare their classes",
     "demo": "compare five ways to choose training data, on images that come with scikit-learn",
 }
@@ -46,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from lightning_fairprune import experiments
 
         return experiments.main(arguments[1:])
+    if arguments[:1] == ["check"]:
+        from lightning_fairprune import report
+
+        return report.check_main(arguments[1:])
     if arguments[:1] == ["report"]:
         from lightning_fairprune import report
 

@@ -25,6 +25,7 @@ from lightning_fairprune.statistics import (
     loss_bounds,
     loss_bounds_from_counts,
     loss_test,
+    worst_recall_interval,
 )
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "coverage.py"
@@ -61,6 +62,23 @@ class TestClopperPearson:
         low, high = clopper_pearson([0], [0])
         assert low.isnan().all()
         assert high.isnan().all()
+
+
+def test_the_worst_recall_lies_in_its_interval() -> None:
+    """Ten classes, of which one or all are worst."""
+    generator = torch.Generator().manual_seed(2)
+    n = torch.full((10,), 200)
+    for recall in ([0.5] + [0.8] * 9, [0.7] * 10):
+        share = torch.tensor(recall, dtype=torch.float64)
+        found = [
+            worst_recall_interval(torch.binomial(n.double(), share, generator=generator), n)
+            for _ in range(400)
+        ]
+        held = sum(low <= min(recall) <= high for low, high in found) / len(found)
+        assert held > 0.93
+    assert worst_recall_interval([45, 0], [50, 0]) == pytest.approx(
+        [end.item() for end in clopper_pearson([45], [50])]
+    )
 
 
 class TestPairedBound:
@@ -249,6 +267,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "below 0": (lambda: loss_bounds([-1], [0], [9]), "`lost` must be whole numbers"),
     "too many": (lambda: loss_bounds([5], [5], [9]), r"`lost \+ gained` must be at most"),
     "shapes": (lambda: loss_bounds([5], [5, 1], [9]), r"must have one shape, got \[1\] and \[2\]"),
+    "no sample": (lambda: worst_recall_interval([0], [0]), "must hold a sample"),
     "axes": (lambda: loss_bounds([[1]], [[1]], [[9]]), r"must be \[K\]"),
     "nothing": (lambda: loss_bounds([0], [0], [0]), "must hold a sample"),
     "nothing in common": (

@@ -269,7 +269,7 @@ def test_headings_are_in_order_and_links_lead_somewhere(written: tuple[Compariso
     assert all(after - before <= 1 for before, after in pairwise(levels))
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
-    assert len(set(ids)) == len(ids) == 9
+    assert len(set(ids)) == len(ids) == 10
     assert links == [f"#{name}" for name in ids]
 
 

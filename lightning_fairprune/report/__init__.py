@@ -10,5 +10,16 @@ As a library:
 from lightning_fairprune.report._build import report
 from lightning_fairprune.report._command import main
 from lightning_fairprune.report._compare import Comparison, ReferenceModels, Setting
+from lightning_fairprune.report._gate import Check, Difference, check, check_main
 
-__all__ = ["Comparison", "ReferenceModels", "Setting", "main", "report"]
+__all__ = [
+    "Check",
+    "Comparison",
+    "Difference",
+    "ReferenceModels",
+    "Setting",
+    "check",
+    "check_main",
+    "main",
+    "report",
+]

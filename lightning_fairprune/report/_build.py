@@ -45,7 +45,7 @@ def report(
         out: folder for the files, which is made if needed; files in it are replaced.
         data: the evaluation to compare, such as ``"test"`` or ``"val/1"``; None for the test, the
             validation, or the first that all runs have.
-        level: of the t intervals over runs, in (0, 1).
+        level: of the t intervals over runs and of the bounds on losses, in (0, 1).
         dataset: the training set, to show samples that were kept and dropped: a map-style dataset or
             ``"package.module:name"``.
         console: for the progress bar; None shows none.

@@ -10,11 +10,12 @@ from pathlib import Path
 from rich.console import Console
 
 from lightning_fairprune.report._build import OUT, prepare, require_extras, write
+from lightning_fairprune.report._json import json_text
 from lightning_fairprune.report._terminal import tables
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the report, prints its tables and the path of the page.
+    """Writes the report, prints its tables and the path of the page, or with ``--json`` its numbers.
 
     Args:
         argv: arguments after ``fairprune report``; those of the process by default.
@@ -40,11 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     except OSError as error:
         parser.error(f"{error.filename or given.out}: {error.strerror or error}.")
-    console.print(tables(comparison))
+    if given.json:
+        print(json_text(comparison))
+    else:
+        console.print(tables(comparison))
     try:
-        files = write(comparison, dataset, given.out, console)
+        files = write(comparison, dataset, given.out, None if given.json else console)
     except OSError as error:
         parser.error(f"--out {given.out} cannot be written to: {error.strerror or error}.")
+    if given.json:
+        return 0
     last = f"\nWritten: {files[0]} and {len(files) - 1} files beside it"
     console.print(last, highlight=False, soft_wrap=True, markup=False)
     return 0
@@ -73,7 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--data", help="evaluation to compare: test, val, val/1 (test, else val, if all have it)")
     add("--out", type=Path, default=Path(OUT), help="folder for the files (%(default)s)")
-    add("--level", type=float, default=0.95, help="level of the t intervals (%(default)s)")
+    add("--level", type=float, default=0.95, help="level of intervals and bounds (%(default)s)")
+    add("--json", action="store_true", help="print the numbers as JSON instead of tables")
     add(
         "--dataset",
         metavar="MODULE:NAME",

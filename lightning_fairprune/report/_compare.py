@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_fairprune import recalls
 from lightning_fairprune.records.recall_history import GROUPS, is_of_groups, printable
 from lightning_fairprune.report import _check
+from lightning_fairprune.report._certificate import MOST, Certificate, certificates
 from lightning_fairprune.report._read import Run
 from lightning_fairprune.report._settings import configuration, differences, grouped
 from lightning_fairprune.statistics import (
@@ -120,6 +121,7 @@ class Comparison:
         reference: the reference models.
         level: of the intervals.
         notes: sentences for the reader.
+        certificates: of the first pairs of a run and a reference.
     """
 
     data: str
@@ -129,6 +131,7 @@ class Comparison:
     reference: ReferenceModels | None
     level: float
     notes: tuple[str, ...] = ()
+    certificates: tuple[Certificate, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -173,17 +176,27 @@ def compare(
     if len(compared) < len(runs):
         notes.append("Runs of the reference are not shown among the settings.")
     base = _reference(reference, compared, data)
-    settings = []
+    settings: list[Setting] = []
+    certified: list[Certificate] = []
     for given, members in grouped(compared).items():
         label = printable(given)
         settings.append(_setting(label, members, base, data, level))
+        others = _partners(members, () if base is None else base.runs)[0]
+        certified += certificates(label, members, others, data, level, MOST - len(certified))
         notes += _check.oddities(label, members, data, num_classes)
         differing = differences([configuration(run) for run in members])
         if differing:
             notes.append(f"The runs of {label} differ in {', '.join(differing)}.")
     names = None if names is None else tuple(map(printable, names))
     return Comparison(
-        data, _curves(compared, data), names, tuple(settings), base, level, tuple(notes)
+        data,
+        _curves(compared, data),
+        names,
+        tuple(settings),
+        base,
+        level,
+        tuple(notes),
+        tuple(certified),
     )
 
 
@@ -254,20 +267,22 @@ def _before(
                 _check.same_support(run, counts, "the reference that it has kept", data)
         kept = [counts.recall for counts in saved if counts is not None]
         return (torch.stack(kept), "saved") if len(kept) == len(runs) else (None, None)
-    partners = [
-        [i for i, r in enumerate(reference.runs) if run.seed is not None and r.seed == run.seed]
-        for run in runs
-    ]
-    paired = all(partners)
-    if not paired:
-        partners = [list(range(len(reference.runs)))] * len(runs)
-    for run, indices in zip(runs, partners, strict=True):
-        for i in indices:
-            other = reference.runs[i]
+    partners, paired = _partners(runs, reference.runs)
+    for run, others in zip(runs, partners, strict=True):
+        for other in others:
             counts = other.history.last(data).counts
             _check.same_support(run, counts, f"the reference {str(other.path)!r}", data)
-    before = torch.stack([reference.recall[indices].nanmean(0) for indices in partners])
+    before = torch.stack([_stacked(others, data).nanmean(0) for others in partners])
     return before, "seed" if paired else "mean"
+
+
+def _partners(runs: Sequence[Run], references: Sequence[Run]) -> tuple[list[Sequence[Run]], bool]:
+    """Returns the references of each run, and whether they are those of equal seed, else all."""
+    partners: list[Sequence[Run]] = [
+        [r for r in references if run.seed is not None and r.seed == run.seed] for run in runs
+    ]
+    paired = all(partners)
+    return partners if paired else [references] * len(runs), paired
 
 
 def _kept(runs: Sequence[Run], data: str, num_classes: int) -> tuple[Tensor, Tensor]:

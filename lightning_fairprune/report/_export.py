@@ -20,7 +20,7 @@ from lightning_fairprune.report._tables import (
     rows,
     settings_table,
 )
-from lightning_fairprune.report._words import compared_with, percent, verdict
+from lightning_fairprune.report._words import certified, compared_with, percent, verdict
 
 MOST_CLASSES = 10  # of a setting in the Markdown file
 # Names of classes that start so are marked as text, as a spreadsheet would evaluate them.
@@ -87,6 +87,11 @@ def markdown(comparison: Comparison, labels: Sequence[LabelsOfRun] = ()) -> str:
         f"# Recall on `{_md(comparison.data)}`",
         "\n".join(f"- {_md(sentence)}" for sentence in verdict(comparison)),
         _md(compared_with(comparison)),
+        *(
+            ["\n".join(f"- {_md(s)}" for s in certified(comparison))]
+            if comparison.certificates
+            else []
+        ),
         _table(table.head, cells),
     ]
     parts += [_classes(comparison, setting) for setting in comparison.settings]

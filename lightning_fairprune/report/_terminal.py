@@ -10,9 +10,9 @@ from rich.text import Text
 from lightning_fairprune.records.recall_history import shortened
 from lightning_fairprune.report._compare import Comparison
 from lightning_fairprune.report._tables import first_classes, settings_table
-from lightning_fairprune.report._words import NOTHING, compared_with, verdict
+from lightning_fairprune.report._words import NOTHING, certified, compared_with, verdict
 
-MOST_ROWS, MOST_CLASSES = 20, 5
+MOST_ROWS, MOST_CLASSES, MOST_CERTIFICATES = 20, 5, 5
 SHOWN = ("average", "worst", "gap", "std", "alpha", "density")
 
 
@@ -20,7 +20,9 @@ def tables(comparison: Comparison) -> RenderableType:
     """Returns verdict, table of settings and table of the classes with the largest losses."""
     parts: list[RenderableType] = [
         *(Text(sentence, style="bold") for sentence in verdict(comparison)),
-        Text(compared_with(comparison) + "\n", style="dim"),
+        Text(compared_with(comparison), style="dim"),
+        *map(Text, certified(comparison, MOST_CERTIFICATES)),
+        Text(),
         _settings(comparison),
         Text(),
         _classes(comparison),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from lightning_fairprune import recalls
 from lightning_fairprune.figures.words import listed
+from lightning_fairprune.report._certificate import MOST, Certificate
 from lightning_fairprune.report._compare import RATE, Comparison, Setting
 
 NOTHING = "–"
@@ -83,6 +86,36 @@ def compared_with(comparison: Comparison) -> str:
     return (
         f"Runs of {seeded} are compared with the reference run of equal seed, others with {mean}."
     )
+
+
+def certified(comparison: Comparison, most: int = MOST) -> list[str]:
+    """Returns what each of the first `most` certificates says, in a sentence."""
+    found = comparison.certificates
+    if len(found) == 1:
+        return [_certified(found[0])]
+    of_one = {c.setting for c in found if sum(c.setting == o.setting for o in found) == 1}
+    sentences = []
+    for one in found[:most]:
+        whose = "" if one.setting in of_one else f", {one.run.path.as_posix()}"
+        against = "" if one.reference is None else f" against {one.reference.path.as_posix()}"
+        text = _certified(one)
+        sentences.append(f"{one.setting}{whose}{against}: {text[0].lower()}{text[1:]}")
+    rest = len(found) - len(sentences)
+    if rest:
+        sentences.append(f"{rest} more {'pairs' if rest > 1 else 'pair'} on the page.")
+    return sentences
+
+
+def _certified(one: Certificate) -> str:
+    bound, (few, many) = one.bounds.worst, one.samples
+    # Rounded up: what is said must hold.
+    lost = math.ceil(round(1000 * bound, 6)) / 1000
+    samples = f"{few:,}" if few == many else f"{few:,} to {many:,}"
+    how = "" if one.bounds.paired else "; which of them changed is not known"
+    says = f"no class lost more than {points(lost)} points against"
+    if lost < 0:
+        says = f"every class gained at least {points(-lost)} points over"
+    return f"With {percent(one.bounds.level)} confidence {says} the reference ({samples} samples a class{how})."
 
 
 def marks(setting: Setting) -> dict[int, str]:

@@ -13,6 +13,7 @@ from lightning_fairprune.statistics._bounds import (
     loss_bounds,
     loss_bounds_from_counts,
     loss_test,
+    worst_recall_interval,
 )
 from lightning_fairprune.statistics._classes import ClassChange, class_change_test
 from lightning_fairprune.statistics._intensification import (
@@ -59,4 +60,5 @@ __all__ = [
     "loss_test",
     "paired_test",
     "summarise",
+    "worst_recall_interval",
 ]
