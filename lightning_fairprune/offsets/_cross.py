@@ -27,7 +27,8 @@ def cross_fitted(
 
     The samples are split into folds at random, each class in equal parts; the predictions of a fold are those under the
     offsets that `fit` finds on the others. Recalls of the samples that `fit` saw are too high, most of all with few
-    samples a class.
+    samples a class. The worst of these recalls may still be above that of new samples: on CIFAR-10 with 500 images a class
+    it was by .01 to .03. Report final numbers on test data.
 
     Args:
         logits: Of validation samples, as in `fit`, [N, K].
@@ -51,6 +52,8 @@ def cross_fitted(
     """
     check_loss(max_average_loss)
     check(logits, target, groups)
+    if not len(target):
+        raise ValueError("`target` must hold at least one sample, got none.")
     if not 2 <= folds <= max(2, len(target)):
         raise ValueError(f"`folds` must be between 2 and the {len(target)} samples, got {folds}.")
     return predicted(logits, target, max_average_loss, weights, groups, folds, seed)
