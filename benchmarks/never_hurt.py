@@ -45,14 +45,19 @@ DROP: Mapping[str, Mapping[str, Any]] = {
     "DRoP, shrinkage 10": {"shrinkage": 10.0},
     "DRoP, default": {},
 }
+OTHERS: Mapping[str, Mapping[str, Any]] = {
+    "Minimax, default": {"quota": quotas.Minimax()},
+    "DRoP, guard": {"guard": True},
+    "Minimax, guard": {"quota": quotas.Minimax(), "guard": True},
+}
 TASKS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "easy": {"proportional": PROPORTIONAL, **DROP},
     "easy, restart": {
         name: {"after": "restart", **given}
         for name, given in {"proportional": PROPORTIONAL, **DROP}.items()
     },
-    "long tail": {"proportional": PROPORTIONAL, **DROP},
-    "noisy labels": {"no quotas": {"quota": None}, **DROP},
+    "long tail": {"proportional": PROPORTIONAL, **DROP, **OTHERS},
+    "noisy labels": {"no quotas": {"quota": None}, **DROP, **OTHERS},
 }
 
 
@@ -158,6 +163,7 @@ def run(task: str, method: str, seed: int) -> dict[str, Any]:
         "support": counts.support.tolist(),
         "recalls": [None if e.recall is None else e.recall.tolist() for e in prune.history],
         "quotas": quota,
+        "frozen": [] if prune.record is None else prune.record.frozen,
         "samples_seen": length.steps * length.batch,
         "seconds": round(seconds, 1),
     }

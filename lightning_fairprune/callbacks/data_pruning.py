@@ -137,7 +137,7 @@ class DataPruning(OfTraining, CountsValidation):
         shrinkage: float | Literal["auto"] = "auto",
         floor: int = 0,
         repeat: int = 1,
-        guard: bool = True,
+        guard: bool = False,
         recall_dataloader: int = 0,
         group_by: Discovered | GroupBy | None = None,
         logits_fn: LogitsFn | None = None,
