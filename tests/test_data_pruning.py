@@ -57,7 +57,7 @@ def test_quotas_follow_the_pooled_recalls(window: int) -> None:
     callback = fit(others=(recalls,), recall_window=window, shrinkage=0.0, update_every=1)
     sizes = torch.bincount(Blobs().y)
     assert [estimate.epoch for estimate in callback.history] == [1, 2, 3]
-    for epoch, recall, quota in callback.history:
+    for epoch, recall, quota, _ in callback.history:
         pooled = ClassCounts.pooled(recalls.counts[: epoch + 1][-window:])
         torch.testing.assert_close(recall, pooled.recall)
         assert quota.tolist() == lfp.quotas.drop(sizes, pooled.recall, 41).tolist()

@@ -259,7 +259,7 @@ def test_state_is_small_and_plain() -> None:
     assert state["rows"]["p_true"][0].dtype == torch.float16
 
 
-@pytest.mark.parametrize(("names", "most"), [((), 5), (("el2n",), 7), (ALL, 20)])
+@pytest.mark.parametrize(("names", "most"), [((), 5), (("el2n",), 7), (ALL, 24)])
 def test_state_inside_an_epoch_is_as_narrow_as_the_buffers(
     names: tuple[str, ...], most: int
 ) -> None:
@@ -288,8 +288,8 @@ def test_state_of_other_data_or_another_score_is_refused() -> None:
         EpochRecorder(N, ("el2n",)).load_state_dict(state)
 
 
-def test_at_most_24_bytes_a_sample_on_the_device() -> None:
-    assert EpochRecorder(1000, ALL, grouped=True).device_bytes <= 24 * 1000
+def test_at_most_28_bytes_a_sample_on_the_device() -> None:
+    assert EpochRecorder(1000, ALL, grouped=True).device_bytes <= 28 * 1000
     assert EpochRecorder(1000).device_bytes <= 5 * 1000
     recorder = EpochRecorder(1000, ALL)
     before = recorder.device_bytes
@@ -318,7 +318,7 @@ def recorded(
     return recorder
 
 
-@pytest.mark.parametrize("name", sorted(set(ALL) - {"correct"}))
+@pytest.mark.parametrize("name", sorted(set(ALL) - {"correct", "rival"}))
 def test_value_that_is_not_finite_names_sample_and_epoch(name: str) -> None:
     def spoil(logits: Tensor, target: Tensor) -> None:
         logits[[7, 31]] = torch.nan

@@ -20,6 +20,7 @@ from lightning_fairprune.callbacks._data.discovery import Found
 from lightning_fairprune.callbacks._data.length import is_cut, resolve_warmup
 from lightning_fairprune.callbacks._data.phases import Due, Pruned, WarmingUp
 from lightning_fairprune.callbacks._data.settings import DataSettings
+from lightning_fairprune.callbacks._data.words import kept_in_words
 from lightning_fairprune.callbacks._run_folder import run_folder
 from lightning_fairprune.callbacks._training import training_of
 from lightning_fairprune.counts import ClassCounts
@@ -284,18 +285,8 @@ class PruningRun:
             checks.weights(self.source.sampler.weights, drawn, self.source.classes)
 
     def _report(self, epoch: int, selection: Selection) -> None:
-        kept, distinct = selection.quota, selection.distinct
-        repeats = (
-            f", {distinct} distinct, drawn up to {selection.repeat} times"
-            if distinct < len(selection)
-            else ""
-        )
-        few, many = int(kept.argmin()), int(kept.argmax())
         rank_zero_info(
-            f"DataPruning: after epoch {epoch} training continues with {len(selection)} of "
-            f"{selection.num_samples} samples{repeats}; class {few} keeps fewest ({int(kept[few])} of "
-            f"{int(selection.sizes[few])}), class {many} most ({int(kept[many])} of "
-            f"{int(selection.sizes[many])})."
+            f"DataPruning: after epoch {epoch} training continues with {kept_in_words(selection)}"
         )
         if self.decision.scores is not None:
             rank_zero_info(f"DataPruning: {self.decision.by_score_alone()}.")
