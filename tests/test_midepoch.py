@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import scenario
+import torch
 import users
 from lightning.pytorch.callbacks import Callback
 from test_swap import launch
@@ -194,3 +195,22 @@ def test_another_number_of_ranks(before: int, after: int, tmp_path: Path) -> Non
 def of_epoch_1(record: dict[str, Any]) -> list[int]:
     """The samples that a rank was given; those of other processes have text for keys."""
     return {int(epoch): samples for epoch, samples in record["samples"].items()}[1]
+
+
+@pytest.mark.parametrize("at", [(1, 3), (3, 1)], ids=["warm-up", "pruned"])
+def test_a_checkpoint_that_counts_batches_alone_resumes_in_the_same_order(
+    at: tuple[int, int], tmp_path: Path
+) -> None:
+    path, (epoch, batch) = tmp_path / "old.ckpt", at
+    _, whole, _ = fit(By(path, *at))
+    state = torch.load(path, weights_only=True)
+    found = next(v for k, v in state["callbacks"].items() if "DataPruning" in k)["source"]
+    del found["samples_seen"], found["resumed"]  # written before positions were in samples
+    torch.save(state, path)
+    _, rest, said = fit(resume=path)
+    assert not said
+    assert rest.samples == {
+        e: seen[10 * (batch + 1) :] if e == epoch else seen
+        for e, seen in whole.samples.items()
+        if e >= epoch
+    }

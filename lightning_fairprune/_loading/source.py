@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -103,6 +104,10 @@ class TrainSource:
             and self._base.epoch < trainer.current_epoch
         ):
             self._base, self._order = Position(trainer.current_epoch), None
+        if self._base.samples < 0:
+            batches: Any = one if one.batch_size is not None else one.batch_sampler
+            done = self._base.batches * int(batches.batch_size) * shard.get("num_replicas", 1)
+            self._base = replace(self._base, samples=done)
         kept = self._shown_kept
         self._built = kept, self._base.epoch, self._base.samples
         self._loader = rebuild(
@@ -311,8 +316,9 @@ class TrainSource:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self.kept = kept_in(state)
+        # Older ones count batches alone: `train_dataloader` knows how many samples they are.
         self._base = Position(state["epoch"], state.get("samples_seen", -1), state["batches_seen"])
-        found = state.get("resumed")  # older ones count batches alone
+        found = state.get("resumed")
         self._resumed = found if found is not None and found["done"] else None
         self._order = None if found is None or found["order"] is None else tuple(found["order"])
         self._fingerprint = state["fingerprint"]
