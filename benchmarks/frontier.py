@@ -27,6 +27,7 @@ from _frontier import BATCH_SIZE, SAMPLES, SETTINGS, WARMUP, Data, recall_of
 from torch import Tensor
 
 import lightning_fairprune as lfp
+from lightning_fairprune import statistics
 from lightning_fairprune.experiments.models import Classifier, ResNet9, SmallCNN
 
 NETWORKS = {"resnet9": ResNet9, "small": SmallCNN}
@@ -170,13 +171,10 @@ def pairs(line: dict[str, Any]) -> list[tuple[float, float]]:
 
 def interval(values: list[float]) -> str:
     """Returns mean and half the width of the 95 % t interval over seeds, in points."""
-    from scipy import stats
-
-    mean = sum(values) / len(values)
+    mean = 100 * sum(values) / len(values)
     if len(values) < 2:
-        return f"{100 * mean:+.1f}"
-    spread = torch.tensor(values, dtype=torch.float64).std() / len(values) ** 0.5
-    return f"{100 * mean:+.1f} ± {100 * float(stats.t.ppf(0.975, len(values) - 1) * spread):.1f}"
+        return f"{mean:+.1f}"
+    return f"{mean:+.1f} ± {100 * float(statistics.half_widths(values)):.1f}"
 
 
 def table(lines: list[dict[str, Any]], kind: str, network: str) -> str:

@@ -121,6 +121,19 @@ def run_file(path: Path, names: Sequence[str]) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
+def file_of_run(path: Path, name: str, callback: str) -> Path:
+    """Returns `path`, or the file `name` in the folder of a run; raises if there is none."""
+    if path.is_dir():
+        if file := run_file(path, [name]):
+            return file
+        raise FileNotFoundError(
+            f"There is no {name} in {str(path)!r}: train with {callback} and a logger."
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {str(path)!r}.")
+    return path
+
+
 def write_json(path: Path, kind: str, content: Mapping[str, Any]) -> None:
     """Writes `json_text` to a file, whole or not at all."""
     text = json_text(kind, content)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lightning_fairprune._files import (
+    file_of_run,
     read_json,
-    run_file,
     text_or_none,
     understanding,
     whole_number,
@@ -141,7 +141,7 @@ class OffsetsRecord:
             FileNotFoundError: If there is no such file.
             ValueError: If the file is damaged, of another kind or version, or contradicts itself.
         """
-        file = _find(Path(path))
+        file = file_of_run(Path(path), FILE, "RecallOffsets")
         content = read_json(file, _KIND)
         with understanding(file):
             counts = {name: _counts(content[name]) for name in _COUNTS}
@@ -162,18 +162,6 @@ class OffsetsRecord:
 
 
 _COUNTS = ("plain", "fitted", "plain_groups", "fitted_groups")
-
-
-def _find(path: Path) -> Path:
-    if path.is_dir():
-        if file := run_file(path, [FILE]):
-            return file
-        raise FileNotFoundError(
-            f"There is no {FILE} in {str(path)!r}: train with RecallOffsets and a logger."
-        )
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {str(path)!r}.")
-    return path
 
 
 def _numbers(counts: ClassCounts) -> dict[str, Any]:

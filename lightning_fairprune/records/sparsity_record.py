@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_fairprune._files import (
+    file_of_run,
     read_json,
-    run_file,
     text_or_none,
     understanding,
     whole_number,
@@ -118,23 +118,11 @@ class SparsityRecord:
             FileNotFoundError: If there is no such file.
             ValueError: If the file is damaged, of another kind or version, or contradicts itself.
         """
-        file = _find(Path(path))
+        file = file_of_run(Path(path), _FILE, "WeightPruning")
         content = read_json(file, _KIND)
         with understanding(file):
             steps = tuple(_step(entry) for entry in content["steps"])
             return cls(dict(content["settings"]), steps, text_or_none(content, "training"))
-
-
-def _find(path: Path) -> Path:
-    if path.is_dir():
-        if file := run_file(path, [_FILE]):
-            return file
-        raise FileNotFoundError(
-            f"There is no {_FILE} in {str(path)!r}: train with WeightPruning and a logger."
-        )
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {str(path)!r}.")
-    return path
 
 
 def _readable(step: PruneStep) -> dict[str, Any]:
